@@ -1,0 +1,228 @@
+"""The command line: `hlb train`, `hlb eval`, `hlb recipes`, `hlb env`. Without a command it trains."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import typing
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from . import STARTED, __version__, checkpoint, cost, environment
+from .data import FOLDER, cache_dir, load
+from .display import duration
+from .errors import UserError
+from .evaluate import evaluate
+from .execution import COMPILE, Execution, apply, available, resolve
+from .experiment import train
+from .files import atomic, check_writable
+from .ledger import DEFAULT as LEDGER
+from .recipes import DTYPES, RECIPES, recipe
+from .train import Clock
+
+HELP = """\
+usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
+
+Trains a network on CIFAR-10 and reports accuracy and time. Alone: recipe record94.
+
+  --recipe NAME       {recipes}
+  --set FIELD=VALUE   change recipe fields; may be repeated (`hlb recipes NAME`)
+  --data WHAT         auto, cifar10, synthetic, or a folder in torchvision's layout
+  --device, --dtype   auto; {devices} / {dtypes}
+  --epochs N  --runs N  --seed N      of the recipe; runs use seeds N, N + 1, ...
+  --eval-every N      validate every N epochs, outside the clock; 0 never
+  --compile on|off    torch.compile (auto: on for a GPU)
+  --channels-last on|off  --threads N  --deterministic  --kernels reference
+  --json FILE|-  --ledger FILE  --save MODEL  --quiet
+
+  hlb                                        the main job
+  hlb --recipe seed --runs 5 --json out.json
+  hlb --recipe seed --set base_depth=128 epochs=80      hlb-CIFAR10's long run
+  hlb --recipe smoke --data synthetic        seconds, and needs no data
+  hlb --save model.pt && hlb eval model.pt --views flip
+  hlb recipes seed
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; `hlb --help` shows what there is")
+
+    def format_help(self) -> str:
+        return HELP.format(recipes=", ".join(RECIPES), devices="cpu, cuda, mps", dtypes=", ".join(DTYPES))
+
+
+def whole(text: str) -> int:
+    """An option's whole number; argparse names the option when it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a whole number") from None
+
+
+def parser() -> Parser:
+    """The parser of all commands."""
+    top = Parser(prog="hlb", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"hlb {__version__}")
+    commands = top.add_subparsers(dest="command", parser_class=Parser)
+
+    shared = Parser(add_help=False, allow_abbrev=False)
+    shared.add_argument("--data", default="auto")
+    shared.add_argument("--device", default="auto")
+    shared.add_argument("--dtype", choices=("auto", *DTYPES))
+    shared.add_argument("--threads", type=whole, default=0)
+    shared.add_argument("--channels-last", choices=("on", "off"), default="on")
+    shared.add_argument("--quiet", action="store_true")
+    shared.add_argument("--json", metavar="FILE|-")
+
+    run = commands.add_parser("train", parents=[shared], allow_abbrev=False)
+    run.add_argument("--recipe")
+    run.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
+    run.add_argument("--epochs")
+    run.add_argument("--compile", choices=COMPILE, default="auto")
+    run.add_argument("--kernels", default="reference")
+    run.add_argument("--seed", type=whole, default=0)
+    run.add_argument("--runs", type=whole, default=1)
+    run.add_argument("--eval-every", type=whole, default=1)
+    run.add_argument("--deterministic", action="store_true")
+    run.add_argument("--ledger", default=str(LEDGER))
+    run.add_argument("--save")
+    run.set_defaults(run=_train)
+
+    test = commands.add_parser("eval", parents=[shared], allow_abbrev=False)
+    test.add_argument("model")
+    test.add_argument("--views")
+    test.set_defaults(run=_eval)
+
+    show = commands.add_parser("recipes", allow_abbrev=False)
+    show.add_argument("name", nargs="?")
+    show.add_argument("--json", action="store_true")
+    show.set_defaults(run=_recipes)
+
+    commands.add_parser("env", allow_abbrev=False).set_defaults(run=_env)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit status: 0, 1 (every run failed), 2 (a mistake), 130 (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["train", *arguments]
+    try:
+        options = parser().parse_args(arguments)
+        return options.run(options)
+    except UserError as error:
+        print(f"hlb: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hlb: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left
+        return 141
+
+
+def _execution(options: argparse.Namespace, **more) -> Execution:
+    return Execution(device=options.device, threads=options.threads, channels_last=options.channels_last == "on", **more)
+
+
+def _write_json(target: str, content: dict) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        with atomic(target) as temporary:
+            temporary.write_text(text)
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.json not in (None, "-"):
+        check_writable(options.json, "--json")
+    settings = list(options.set)
+    settings += [f"{field}={value}" for field, value in (("dtype", options.dtype), ("epochs", options.epochs)) if value]
+    console = Console(stderr=options.json == "-")
+    result = train(options.recipe, settings=settings, data=options.data, seed=options.seed, runs=options.runs,
+                   eval_every=options.eval_every, ledger=options.ledger, save=options.save, quiet=options.quiet,
+                   execution=_execution(options, compile=options.compile, kernels=options.kernels,
+                                        deterministic=options.deterministic), console=console, started=STARTED)
+    if options.json:
+        _write_json(options.json, result.json())
+    if result.interrupted:
+        return 130
+    return 0 if any(run.status == "ok" for run in result.runs) else 1
+
+
+def _eval(options: argparse.Namespace) -> int:
+    if options.json not in (None, "-"):
+        check_writable(options.json, "--json")
+    network, made_by, about = checkpoint.load(options.model)
+    settings = {"dtype": options.dtype} if options.dtype else {}
+    settings |= {"views": options.views} if options.views else {}
+    resolved, execution = resolve(recipe(made_by, settings), _execution(options))
+    apply(resolved, execution)
+    network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)
+    dataset = load(about["dataset"] if options.data == "auto" else options.data)
+    images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
+    with Clock(execution.device) as clock:
+        accuracy, loss = evaluate(network, images, labels, resolved.views, mean=dataset.mean, std=dataset.std)
+    content = {"model": options.model, "recipe": made_by.name, "dataset": dataset.name, "device": execution.device,
+               "dtype": resolved.dtype, "views": resolved.views, "accuracy": float(accuracy), "loss": float(loss),
+               "eval_seconds": clock.seconds, "examples": len(labels)}
+    if options.json:
+        _write_json(options.json, content)
+    if not options.quiet and options.json != "-":
+        print(f"{options.model}: recipe {made_by.name}, {dataset.name}, views {resolved.views}, {resolved.dtype}: "
+              f"accuracy {content['accuracy']:.4f}, loss {content['loss']:.4f}, {duration(clock.seconds)}")
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    names = [options.name] if options.name else list(RECIPES)
+    reports = {name: cost.report(recipe(name)) for name in names}
+    if options.json:
+        print(json.dumps(reports))
+        return 0
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("recipe", "trainable", "frozen", "GFLOP/image", "fwd + bwd", "TFLOP/run", "steps", "epochs", "batch", "views"):
+        table.add_column(name, justify="left" if name in ("recipe", "views") else "right")
+    for name, r in reports.items():
+        table.add_row(name, f"{r['parameters']['trainable']:,}", f"{r['parameters']['frozen']:,}",
+                      f"{r['gflop_per_image']['forward']:.3f}", f"{r['gflop_per_image']['train']:.3f}",
+                      f"{r['tflop_per_run']:.1f}", str(r["steps"]), f"{r['epochs']:g}", str(r["batch_size"]), r["views"])
+    console.print(table)
+    if options.name:
+        chosen, report = recipe(options.name), reports[options.name]
+        per_epoch = report["steps_per_epoch"]
+        console.print("learning-rate multiplier at the start of each epoch and at the last step:")
+        console.print("  " + " ".join(f"{m:.3f}" for m in [*report["lr_multiplier"][::per_epoch], report["lr_multiplier"][-1]]))
+        console.print("fields, for --set:")
+        for field, value in vars(chosen).items():
+            if field != "name":
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
+                console.print(f"  {field}={text}")
+    return 0
+
+
+def _env(options: argparse.Namespace) -> int:
+    resolved, execution = resolve(recipe("record94"), Execution())
+    cache = cache_dir()
+    commit, dirty = environment.commit()
+    found = "as tensors" if (cache / "cifar10.pt").exists() else "as batches" if (cache / FOLDER).is_dir() else "not there"
+    lines = {**environment.versions(), "commit": f"{commit}{' with changes' if dirty else ''}",
+             "devices": ", ".join(d for d in ("cuda", "mps", "cpu") if available(d)),
+             "default device": f"{execution.device}: {environment.device_name(execution.device)}",
+             "default dtype": resolved.dtype, "default compile": execution.compile, "threads": execution.threads,
+             "cache folder": cache, "CIFAR-10 there": found, **(environment.gpu_state(execution.device) or {})}
+    for name, value in lines.items():
+        print(f"{name:>15}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

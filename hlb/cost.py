@@ -1,0 +1,81 @@
+"""What a recipe costs, counted: parameters, FLOPs, steps. A multiply-add is two FLOPs; only convolutions and linear
+layers are counted, over all the outputs that a plain convolution computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import kernels
+
+from . import schedule
+from .networks import CLASSES, GROUPS, Network
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer: FLOPs of a forward pass over one image, and whether x and weight need gradients."""
+
+    name: str
+    flops: int
+    output: tuple[int, ...]
+    weight_grad: bool = True
+    input_grad: bool = True
+
+
+def layers(recipe) -> list[Layer]:
+    """The layers of a recipe's network in order, for 32x32 images. The merged stem counts as one 2x2 convolution."""
+    side, stem = 31, recipe.width(recipe.stem_width) if recipe.stem_width else 24
+    # The stem's filters are frozen or made by its projection, whose gradient costs as much as a weight gradient.
+    out = [Layer("stem", 2 * 12 * stem * side**2, (side, side, stem), weight_grad=bool(recipe.stem_width),
+                 input_grad=False)]
+    channels = stem
+    trains_below = bool(recipe.stem_width)  # else the first convolution's input needs a gradient only for the stem's bias
+    for g, (kind, multiple) in enumerate(zip(recipe.groups, recipe.group_widths)):
+        width = recipe.width(multiple)
+        for i, block in enumerate(GROUPS[kind]):
+            out.append(Layer(f"group{g + 1}.conv{i + 1}", 2 * 9 * channels * width * side**2, (side, side, width),
+                             input_grad=trains_below or bool(g or i)))
+            channels, side = width, side // 2 if block.pool else side
+            if i == 0 and any(b.gate for b in GROUPS[kind]):
+                out.append(Layer(f"group{g + 1}.se", 4 * width * max(1, width // 16), (width,)))
+    out.append(Layer("head", 2 * channels * CLASSES, (CLASSES,)))
+    return out
+
+
+def flops_per_image(recipe, stem_bias: bool = False) -> tuple[int, int]:
+    """(forward, forward + backward) FLOPs of one image; `stem_bias` while the stem's bias trains."""
+    forward = backward = 0
+    for layer in layers(recipe):
+        forward += layer.flops
+        needs_input = layer.input_grad or (stem_bias and layer.name == "group1.conv1")
+        backward += layer.flops * (layer.weight_grad + needs_input)
+    return forward, forward + backward
+
+
+def parameters(recipe) -> dict[str, int]:
+    """Numbers of trainable and frozen parameters: the latter are whitening filters and batch-norm weights."""
+    with torch.device("meta"):
+        network = Network(recipe, kernels.backend("reference"))
+    counts = {"trainable": 0, "frozen": 0}
+    for p in network.parameters():
+        counts["trainable" if p.requires_grad else "frozen"] += p.numel()
+    return counts
+
+
+def report(recipe, examples: int = 50000) -> dict:
+    """The entry of `hlb recipes --json` for a recipe: parameters, GFLOP per image, TFLOP per run, steps, schedule."""
+    per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
+    count = min(recipe.train_examples or examples, examples)
+    images = [recipe.batch_size if recipe.drop_last else min(recipe.batch_size, count - (s % per_epoch) * recipe.batch_size)
+              for s in range(steps)]
+    bias_steps = schedule.stem_steps(recipe, steps, per_epoch)
+    forward, train = flops_per_image(recipe)
+    _, train_bias = flops_per_image(recipe, stem_bias=True)
+    total = sum(images[:bias_steps]) * train_bias + sum(images[bias_steps:]) * train
+    return {"parameters": parameters(recipe), "gflop_per_image": {"forward": forward / 1e9, "train": train / 1e9},
+            "tflop_per_run": total / 1e12, "steps": steps, "steps_per_epoch": per_epoch, "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size, "views": recipe.views, "target": recipe.target,
+            "lr_multiplier": [float(m) for m in schedule.multipliers(recipe, steps, per_epoch)]}

@@ -1,0 +1,113 @@
+"""How a recipe is executed: device, kernel backend, compilation, layout, threads, determinism.
+
+`resolve` turns every `auto` into a value, once, before anything is built; records hold the resolved values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import torch
+
+import kernels
+
+from .errors import UserError
+from .recipes import Recipe
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+COMPILE = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how to run; nothing here changes a result by more than rounding."""
+
+    device: str = "auto"
+    kernels: str = "reference"
+    compile: str = "auto"
+    channels_last: bool = True
+    threads: int = 0  # CPU threads; 0 is PyTorch's own choice
+    deterministic: bool = False
+
+
+def available(device: str) -> bool:
+    """Whether torch can use the device: cpu, cuda (or cuda:N), mps."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return torch.cuda.is_available() and (not index or index.isdigit() and int(index) < torch.cuda.device_count())
+    return device == "cpu" or device == "mps" and torch.backends.mps.is_available()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware (AVX512-BF16, AMX-BF16, Arm BF16)."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            words = set(next((line for line in f if line.startswith(("flags", "Features"))), "").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
+    """Both with every `auto` replaced. UserError for a device that is not there or a dtype it cannot run."""
+    device = execution.device
+    if device == "auto":
+        device = next(d for d in ("cuda", "mps", "cpu") if available(d))
+    if device.partition(":")[0] not in DEVICES[1:]:
+        raise UserError(f"--device: got {device!r}, accepted are {', '.join(DEVICES)}")
+    if not available(device):
+        raise UserError(f"--device {device}: torch {torch.__version__} finds no such device here; leave --device out, "
+                        "or take --device cpu")
+    kind = device.partition(":")[0]
+    if execution.kernels not in kernels.BACKENDS:
+        raise UserError(f"--kernels: got {execution.kernels!r}, accepted are {', '.join(kernels.BACKENDS)}")
+    if execution.compile not in COMPILE:
+        raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
+    if execution.threads < 0:
+        raise UserError(f"--threads: got {execution.threads}, accepted is 1 or more (0 is PyTorch's choice)")
+    compile = execution.compile if execution.compile != "auto" else "on" if kind == "cuda" else "off"
+    threads = execution.threads or torch.get_num_threads()
+
+    dtype = recipe.dtype
+    if dtype == "auto":
+        dtype = {"cuda": "float16", "mps": "float32", "cpu": "bfloat16" if cpu_has_bfloat16() else "float32"}[kind]
+    if dtype == "tf32" and kind != "cuda":
+        raise UserError(f"--dtype tf32: only a CUDA device has it, this is {device}; take --dtype float32")
+    if dtype == "float64" and kind == "mps":
+        raise UserError("--dtype float64: mps has no float64; take --dtype float32")
+    master = recipe.master_weights
+    if master == "auto":
+        master = "on" if dtype == "bfloat16" else "off"
+    return (dataclasses.replace(recipe, dtype=dtype, master_weights=master),
+            dataclasses.replace(execution, device=device, compile=compile, threads=threads))
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of weights and images: tf32 is float32 whose products are rounded."""
+    return torch.float32 if name == "tf32" else getattr(torch, name)
+
+
+def apply(recipe: Recipe, execution: Execution) -> None:
+    """Sets torch's process-wide switches for a resolved recipe and execution."""
+    torch.set_num_threads(execution.threads)
+    tf32 = recipe.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    # Inductor's own Triton template for convolutions is wrong with 8 warps in torch 2.11.
+    os.environ.setdefault("TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS", "ATEN")
+    if execution.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # warn_only: max_pool2d's backward is listed as nondeterministic; with windows that do not overlap it is not.
+    torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not execution.deterministic
+
+
+def synchronize(device: str | torch.device) -> None:
+    """Waits until the device has done what was asked of it; nothing to wait for on a CPU."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,203 @@
+"""The network: a frozen whitening stem, groups of blocks, a max-pooled linear head.
+
+    images [n, 3, 32, 32] -> stem [31 x 31] -> group [15 x 15] -> group [7 x 7] -> group [3 x 3] -> logits [n, 10]
+
+A group is a row of `GROUPS`; its first block pools. Modules hold parameters and say how they are initialised; the
+arithmetic is in the ops they call, so a network reads as its table. Parameters of convolutions and linear layers are in
+the training dtype; batch-norm parameters, biases and running statistics in float32 in every dtype (biases and
+batch-norm parameters in float64 for float64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = 10
+FILTER_INITS = ("default", "dirac")
+HEAD_INITS = ("default", "unit_std")
+
+Draw = Callable[[Tensor, float], None]  # fills a tensor with uniform values in [-bound, bound)
+
+
+class Block(NamedTuple):
+    """conv -> [pool] -> [x gate] -> BN -> activation [+ residual]."""
+
+    pool: bool = False
+    gate: bool = False  # by squeeze-and-excite of the group's first block's output
+    residual: bool = False  # adds the group's first block's output, after the activation
+
+
+GROUPS: dict[str, tuple[Block, ...]] = {
+    "short": (Block(pool=True),),
+    "pair": (Block(pool=True), Block()),
+    "residual": (Block(pool=True), Block(), Block(residual=True)),
+    "se_residual": (Block(pool=True), Block(), Block(gate=True, residual=True)),
+}
+
+
+class Norm(nn.Module):
+    """Batch-norm parameters: a frozen weight of 1 and a trained bias, [c]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def reset(self, draw: Draw) -> None:
+        self.weight.data.fill_(1)
+        self.bias.data.zero_()
+
+
+class Conv(nn.Module):
+    """3x3 filters [out, in, 3, 3]: uniform in 1 / sqrt(fan in), with `dirac` the first `in` of them the identity."""
+
+    def __init__(self, inputs: int, outputs: int, init: str):
+        super().__init__()
+        self.filters = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
+        self.norm = Norm(outputs)
+        self.init = init
+
+    def reset(self, draw: Draw) -> None:
+        outputs, inputs = self.filters.shape[:2]
+        draw(self.filters.data, (9 * inputs) ** -0.5)
+        if self.init == "dirac":
+            identity = torch.eye(min(inputs, outputs), inputs, device=self.filters.device)
+            self.filters.data[:inputs].zero_()
+            self.filters.data[:inputs, :, 1, 1] = identity.to(self.filters.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Two linear layers, c -> c / 16 -> c, that make a gate per image and channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(1, channels // 16)
+        self.weight1 = nn.Parameter(torch.empty(hidden, channels))
+        self.bias1 = nn.Parameter(torch.empty(hidden))
+        self.weight2 = nn.Parameter(torch.empty(channels, hidden))
+        self.bias2 = nn.Parameter(torch.empty(channels))
+
+    def reset(self, draw: Draw) -> None:
+        for weight, bias in ((self.weight1, self.bias1), (self.weight2, self.bias2)):
+            draw(weight.data, weight.shape[1] ** -0.5)
+            draw(bias.data, weight.shape[1] ** -0.5)
+
+
+class Group(nn.Module):
+    """The blocks of one row of `GROUPS`, the first of which changes the width and halves the map."""
+
+    def __init__(self, kind: str, inputs: int, outputs: int, filter_init: str):
+        super().__init__()
+        self.blocks = GROUPS[kind]
+        self.convs = nn.ModuleList(Conv(inputs if i == 0 else outputs, outputs, filter_init)
+                                   for i in range(len(self.blocks)))
+        self.se = SqueezeExcite(outputs) if any(block.gate for block in self.blocks) else None
+
+
+class Stem(nn.Module):
+    """Whitening filters [12 or 24, 3, 2, 2], frozen, then a 1x1 projection with batch norm, or a bias."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.whiten = nn.Parameter(torch.zeros(12 if width else 24, 3, 2, 2), requires_grad=False)
+        self.project = nn.Parameter(torch.empty(width, 12, 1, 1)) if width else None
+        self.norm = Norm(width) if width else None
+        self.bias = None if width else nn.Parameter(torch.empty(24))
+
+    def reset(self, draw: Draw) -> None:
+        draw((self.bias if self.project is None else self.project).data, 12**-0.5)
+
+
+class Head(nn.Module):
+    """weight [classes, c]: uniform in 1 / sqrt(c), with `unit_std` rescaled to a standard deviation of 1."""
+
+    def __init__(self, inputs: int, init: str):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(CLASSES, inputs))
+        self.init = init
+
+    def reset(self, draw: Draw) -> None:
+        draw(self.weight.data, self.weight.shape[1] ** -0.5)
+        if self.init == "unit_std":
+            self.weight.data.div_(self.weight.data.float().std())
+
+
+class Network(nn.Module):
+    """The network of a recipe, calling the ops of one backend.
+
+    `forward` takes images [n, 3, h, w] and returns (logits float32 [n, 10], batch statistics [2, channels]). In
+    training the caller passes the latter to `update_running_stats(network.running, ...)`, once a step for all layers.
+    """
+
+    def __init__(self, recipe, ops: SimpleNamespace, channels_last: bool = True):
+        super().__init__()
+        self.recipe, self.ops, self.channels_last = recipe, ops, channels_last
+        stem_width = recipe.width(recipe.stem_width) if recipe.stem_width else 0
+        widths = [stem_width or 24, *(recipe.width(multiple) for multiple in recipe.group_widths)]
+        self.stem = Stem(stem_width)
+        self.groups = nn.ModuleList(Group(kind, *pair, recipe.filter_init)
+                                    for kind, pair in zip(recipe.groups, zip(widths, widths[1:])))
+        self.head = Head(widths[-1], recipe.head_init)
+        norms = sum(module.bias.numel() for module in self.modules() if isinstance(module, Norm))
+        self.register_buffer("running", torch.stack((torch.zeros(norms), torch.ones(norms))))
+
+    def forward(self, x: Tensor, train_stem: bool = True) -> tuple[Tensor, Tensor]:
+        ops, recipe, stats, seen = self.ops, self.recipe, [], 0
+
+        def normalised(op, x, *weights, norm: Norm, **options):
+            nonlocal seen
+            running = self.running[:, seen:seen + norm.bias.numel()]
+            seen += norm.bias.numel()
+            y, batch, mean = op(x, *weights, norm.weight, norm.bias, running, training=self.training,
+                                eps=recipe.bn_eps, activation=recipe.activation, **options)
+            stats.append(batch)
+            return y, mean
+
+        stem = self.stem
+        if stem.project is not None:
+            x, _ = normalised(ops.norm_act, ops.stem(x, stem.whiten, project=stem.project), norm=stem.norm)
+        else:
+            x = nn.functional.gelu(ops.stem(x, stem.whiten, bias=stem.bias if train_stem else stem.bias.detach()))
+        for group in self.groups:
+            for i, (block, conv) in enumerate(zip(group.blocks, group.convs)):
+                x, mean = normalised(ops.conv_bn_act, x, conv.filters, norm=conv.norm, pool=block.pool,
+                                     gate=gate if block.gate else None, residual=first if block.residual else None,
+                                     spatial_mean=i == 0 and group.se is not None)
+                if i == 0:
+                    first = x
+                    gate = ops.se_gate(mean, *group.se.parameters()) if group.se is not None else None
+        return ops.pool_head(x, self.head.weight, recipe.logit_scale), torch.cat(stats, dim=1)
+
+    def layout(self, images: Tensor) -> Tensor:
+        """A batch [n, h, w, 3] as the network takes it: [n, 3, h, w], channels-last (a view) or contiguous."""
+        x = images.permute(0, 3, 1, 2)
+        return x if self.channels_last else x.contiguous()
+
+    def cast(self, dtype: torch.dtype) -> Network:
+        """Weights to `dtype`; batch-norm parameters and biases stay float32 (float64 for float64), as `running` does."""
+        wide = torch.promote_types(dtype, torch.float32)
+        for name, p in self.named_parameters():
+            p.data = p.data.to(wide if "bias" in name or "norm" in name else dtype)
+        return self
+
+    @torch.no_grad()
+    def reset(self, seed: Tensor) -> None:
+        """Initial weights and running statistics, drawn by Philox from `seed` (int64 scalar tensor), in place."""
+        index = 0
+
+        def draw(tensor: Tensor, bound: float) -> None:
+            nonlocal index
+            uniform = self.ops.uniform(seed, index, tensor.numel()).view(tensor.shape)
+            tensor.copy_((2 * uniform - 1) * bound)
+            index += 1
+
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset"):
+                module.reset(draw)
+        self.running[0].zero_()
+        self.running[1].fill_(1)

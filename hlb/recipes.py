@@ -1,0 +1,233 @@
+"""Recipes: what is trained and how, as data. How it is executed stands in execution.py.
+
+`RECIPES` holds the named ones; `recipe(name, settings)` gives one with fields replaced, as `--set` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from dataclasses import dataclass
+
+from kernels.augment import FLIPS
+from kernels.norm_act import ACTIVATIONS
+from kernels.views import VIEWS
+
+from .errors import UserError
+from .networks import FILTER_INITS, GROUPS, HEAD_INITS
+from .schedule import SCHEDULES
+
+DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
+CHOICES = {
+    "dtype": ("auto", *DTYPES), "master_weights": ("auto", "on", "off"), "groups": tuple(GROUPS),
+    "activation": tuple(ACTIVATIONS), "filter_init": FILTER_INITS, "head_init": HEAD_INITS, "flip": FLIPS,
+    "schedule": tuple(SCHEDULES), "optimizer": ("sgd", "muon"), "averaging": ("none", "ema", "lookahead"),
+    "views": tuple(VIEWS), "val_views": tuple(VIEWS),
+}
+# field -> (smallest accepted, largest accepted)
+RANGES = {
+    "base_depth": (1, 4096), "group_widths": (1 / 64, 64), "stem_width": (0, 64), "whiten_images": (1, math.inf),
+    "whiten_eps": (1e-12, 1), "whiten_bias_epochs": (0, math.inf), "logit_scale": (1e-6, 1e3),
+    "bn_momentum": (0, 1), "bn_eps": (0, 1), "train_examples": (0, math.inf), "batch_size": (1, math.inf),
+    "pad": (0, 31), "cutout": (0, 32), "epochs": (1e-3, 10000), "warmup": (0, 1), "final_lr": (0, 1),
+    "label_smoothing": (0, 1), "lr": (1e-12, 1e6), "linear_lr": (1e-12, 1e6), "bias_lr": (1e-12, 1e6),
+    "momentum": (0, 1), "muon_momentum": (0, 1), "muon_steps": (1, 100), "weight_decay": (0, 1e3),
+    "averaging_epochs": (0, math.inf), "averaging_every": (1, math.inf), "averaging_decay": (0, 1),
+    "eval_batch_size": (1, math.inf), "target": (0, 1),
+}
+
+
+def _items(value: object) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train a network. Raises UserError for a value that a field does not accept."""
+
+    name: str
+
+    # Precision. master_weights: float32 copies that the optimizer updates; auto is on for bfloat16 only.
+    dtype: str = "auto"
+    master_weights: str = "auto"
+
+    # Network (networks.py). Widths are multiples of base_depth; stem_width 0 is a stem without projection.
+    base_depth: int = 64
+    stem_width: float = 0.0
+    group_widths: tuple[float, ...] = (1.0, 4.0, 4.0)
+    groups: tuple[str, ...] = ("pair", "pair", "pair")
+    activation: str = "gelu"
+    filter_init: str = "dirac"
+    head_init: str = "unit_std"
+    logit_scale: float = 1 / 256
+    bn_momentum: float = 0.4  # PyTorch's convention: the weight of the new value
+    bn_eps: float = 1e-12
+
+    # Whitening (whitening.py): training images used, the ridge, and how long the stem's bias trains.
+    whiten_images: int = 5000
+    whiten_eps: float = 5e-4
+    whiten_centered: bool = False
+    whiten_bias_epochs: float = 3.0
+
+    # Data. train_examples 0 is all of them; the remainder of an epoch is dropped, or is a shorter last batch.
+    train_examples: int = 0
+    batch_size: int = 2000
+    drop_last: bool = True
+    pad: int = 2
+    flip: str = "alternating"
+    cutout: int = 0
+
+    # Schedule (schedule.py). warmup is a fraction of all steps, final_lr a multiple of the peak.
+    epochs: float = 8.0
+    schedule: str = "linear"
+    warmup: float = 0.0
+    final_lr: float = 0.0
+
+    # Loss and optimizer (optimizer.py). Learning rates are for the summed loss. Weight decay is per step at the
+    # peak rate: every SGD group's coupled decay is weight_decay / its peak rate.
+    label_smoothing: float = 0.2
+    optimizer: str = "muon"  # of the 3x3 filters; everything else is SGD
+    lr: float = 0.24  # 3x3 filters
+    linear_lr: float = 0.67  # head, squeeze-and-excite and projection weights
+    bias_lr: float = 0.053
+    momentum: float = 0.85
+    muon_momentum: float = 0.6
+    muon_steps: int = 3
+    weight_decay: float = 2e-6 * 2000
+
+    # Weight averaging (averaging.py), over the last averaging_epochs, every so many steps; decay is per step.
+    averaging: str = "none"
+    averaging_epochs: float = 0.0
+    averaging_every: int = 1
+    averaging_decay: float = 0.0
+
+    # Evaluation: test-time views of the final accuracy and of per-epoch validation; the accuracy aimed at.
+    views: str = "flip+shift"
+    val_views: str = "none"
+    eval_batch_size: int = 2000
+    target: float = 0.94
+
+    def __post_init__(self):
+        for name in CHOICES:
+            for value in _items(getattr(self, name)):
+                if value not in CHOICES[name]:
+                    raise UserError(f"{name}: got {value!r}, accepted are {', '.join(CHOICES[name])}")
+        for name, (low, high) in RANGES.items():
+            for value in _items(getattr(self, name)):
+                if not low <= value <= high:
+                    raise UserError(f"{name}: got {value:g}, accepted is {low:g} to {high:g}")
+        if len(self.groups) != len(self.group_widths) or not self.groups:
+            raise UserError(f"group_widths: got {len(self.group_widths)} widths for {len(self.groups)} groups, "
+                            "one each is needed")
+        if len(self.groups) > 4:
+            raise UserError(f"groups: got {len(self.groups)}, accepted is 1 to 4: each halves the 31x31 map")
+        if self.bn_momentum == 0:
+            raise UserError("bn_momentum: got 0, which never updates the running statistics; take a value up to 1")
+        if self.averaging == "ema" and not self.averaging_epochs > 0:
+            raise UserError("averaging_epochs: got 0, averaging=ema needs the last epochs it averages over")
+
+    def width(self, multiple: float) -> int:
+        """Channels of a layer whose width is `multiple` times the base depth; at least 1."""
+        return max(1, round(self.base_depth * multiple))
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Training steps in an epoch over `examples` images (or over train_examples of them)."""
+        count = min(examples, self.train_examples) if self.train_examples else examples
+        if count < self.batch_size and self.drop_last:
+            raise UserError(f"batch_size: got {self.batch_size} with {count} training images; a batch that is never "
+                            "full is dropped: lower batch_size or set drop_last=false")
+        return count // self.batch_size if self.drop_last else math.ceil(count / self.batch_size)
+
+    def steps(self, examples: int) -> int:
+        """Training steps of the whole run."""
+        return max(1, math.ceil(self.epochs * self.steps_per_epoch(examples)))
+
+
+SEED = Recipe(
+    # hlb-CIFAR10 of January 2023: 94.0 % after 10 epochs, the mean of both views and of the weights' EMA.
+    name="seed",
+    stem_width=0.5, group_widths=(2.0, 4.0, 8.0), groups=("se_residual", "short", "se_residual"),
+    filter_init="default", head_init="default", logit_scale=0.1, bn_momentum=0.8,
+    whiten_images=50000, whiten_eps=1e-2, whiten_centered=True, whiten_bias_epochs=0.0,
+    batch_size=512, pad=3, flip="random",
+    epochs=10.0, schedule="one_cycle", warmup=0.2, final_lr=0.135,
+    optimizer="sgd", lr=1.15 * 1.35 / 512, linear_lr=1.15 * 1.35 / 512, bias_lr=32 * 1.15 * 1.35 / 512,
+    weight_decay=0.85 * 4.8e-4 * 1.15 * 1.35,
+    averaging="ema", averaging_epochs=2.0, averaging_every=2, averaging_decay=0.986,
+    views="flip", val_views="flip", eval_batch_size=1000,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (
+    SEED,
+    Recipe(name="record94"),  # the defaults above: airbench94_muon
+    Recipe(name="smoke", base_depth=16, train_examples=10000, batch_size=500, epochs=4.0, whiten_images=1000,
+           whiten_bias_epochs=1.0, logit_scale=1 / 64, weight_decay=2e-6 * 500, views="flip", eval_batch_size=1000,
+           target=0.0),
+)}
+
+
+def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> Recipe:
+    """A recipe, by name or itself, with fields replaced: `recipe("seed", ["epochs=80", "base_depth=128"])`, or a dict.
+
+    Strings are read by the field's type. Raises UserError for an unknown recipe or field (with the nearest name) and
+    for a value that does not fit.
+    """
+    if not isinstance(base, Recipe):
+        base = RECIPES.get(base) or _unknown("recipe", base, RECIPES)
+    if not isinstance(settings, dict):
+        settings = dict(_split(setting) for setting in settings)
+    types = typing.get_type_hints(Recipe)
+    types.pop("name")
+    values = {}
+    for field, value in settings.items():
+        if field not in types:
+            _unknown("field", field, types)
+        values[field] = _read(field, value, types[field])
+    return dataclasses.replace(base, **values)
+
+
+def from_fields(fields: dict[str, object]) -> Recipe:
+    """The recipe that `dataclasses.asdict` wrote, as ledgers and checkpoints hold it."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+        raise UserError("recipe: not the fields of a recipe")
+    name = fields["name"]
+    plain = {field: value for field, value in fields.items() if field != "name"}
+    return dataclasses.replace(recipe("record94", plain), name=name)
+
+
+def _split(setting: str) -> tuple[str, str]:
+    field, equals, value = setting.partition("=")
+    if not equals:
+        raise UserError(f"--set: got {setting!r}, accepted is field=value")
+    return field.strip(), value.strip()
+
+
+def _unknown(what: str, name: str, known) -> typing.NoReturn:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"`hlb recipes` shows them: {', '.join(known)}"
+    raise UserError(f"no {what} {name!r}; {hint}")
+
+
+def _read(field: str, value: object, kind: type) -> object:
+    """A field's value from a string or a Python value, or a UserError that says what the field takes."""
+    if typing.get_origin(kind) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)):
+            raise UserError(f"{field}: got {value!r}, accepted is a list such as {field}=1,2,3")
+        return tuple(_read(field, part, typing.get_args(kind)[0]) for part in parts)
+    if kind is bool and isinstance(value, str):
+        words = {"true": True, "on": True, "1": True, "yes": True, "false": False, "off": False, "0": False, "no": False}
+        value = words.get(value.lower(), value)
+    elif kind in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number) and (kind is float or number.is_integer()):
+            value = kind(number)
+    if type(value) is not kind:
+        name = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
+        raise UserError(f"{field}: got {value!r}, accepted is {name}")
+    return value
