@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def _provenance(recipe: Recipe, execution: Execution, dataset: Dataset, trainer:
     commit, dirty = environment.commit()
     return {"recipe": recipe.name, "recipe_fields": dataclasses.asdict(recipe), "execution": dataclasses.asdict(execution),
             "dataset": dataset.name, "device": execution.device, "device_name": device_name,
-            "versions": environment.versions(), "commit": commit, "dirty": dirty, "command": " ".join(sys.argv),
+            "versions": environment.versions(), "commit": commit, "dirty": dirty, "command": shlex.join(["hlb", *sys.argv[1:]]),
             "build_seconds": trainer.build_seconds, "compile_seconds": trainer.compile_seconds,
             "first_step_seconds": trainer.first_step_seconds}
 
