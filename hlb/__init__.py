@@ -1,8 +1,8 @@
 """hlb: trains a network on CIFAR-10 to 94 % in as little time as possible, and measures that honestly.
 
-    import hlb
-    result = hlb.train("record94", runs=3)
-    result.accuracy["mean"], result.network
+import hlb
+result = hlb.train("record94", runs=3)
+result.accuracy["mean"], result.network
 """
 
 import time
@@ -14,7 +14,18 @@ from .data import Dataset  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .execution import Execution  # noqa: E402
 from .experiment import Result, train  # noqa: E402
-from .recipes import RECIPES, Recipe, recipe  # noqa: E402
+from .recipes import RECIPES, Recipe  # noqa: E402
+from .settings import recipe  # noqa: E402
 
-__all__ = ["RECIPES", "Dataset", "Execution", "Recipe", "Result", "UserError", "load_checkpoint", "recipe", "train"]
+__all__ = [
+    "RECIPES",
+    "Dataset",
+    "Execution",
+    "Recipe",
+    "Result",
+    "UserError",
+    "load_checkpoint",
+    "recipe",
+    "train",
+]
 __version__ = "0.1.0"

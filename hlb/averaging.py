@@ -1,7 +1,7 @@
 """Weight averaging: an exponential moving average beside the run, or lookahead, which the run follows.
 
-Both average everything that makes the network: the trained values (master weights where there are) and the running
-statistics. `Averaging` is told of every step and acts on the recipe's steps.
+Both average everything that makes the network: the trained values (master weights where there are) and the
+running statistics. `Averaging` is told of every step and acts on the recipe's steps.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from . import schedule
 
 
 class Averaging:
-    """`ema`: slow <- decay * slow + (1 - decay) * fast on every n-th step of the last epochs, starting as a copy; the
-    final accuracy is that of the slow weights. `lookahead` (Zhang et al., arXiv 1907.08610): the same from the first
-    step on with a growing decay, and fast <- slow each time; after the last step fast <- slow. `none`: nothing.
+    """`ema`: slow <- decay * slow + (1 - decay) * fast on every n-th step of the last epochs, starting as a
+    copy; the final accuracy is that of the slow weights. `lookahead` (Zhang et al., arXiv 1907.08610): the
+    same from the first step on with a growing decay, and fast <- slow each time; after the last step fast
+    <- slow. `none`: nothing.
     """
 
     def __init__(self, network, optimizer, steps: int, per_epoch: int):
@@ -62,7 +63,9 @@ class Averaging:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the network holds the averaged weights (where there is an average); afterwards its own again."""
+        """Inside, the network holds the averaged weights (where there is an average); afterwards its own
+        again.
+        """
         if not self.active:
             yield
             return
@@ -74,9 +77,10 @@ class Averaging:
             self._load(own)
 
     def adopt(self) -> None:
-        """The network takes the averaged weights for good."""
-        self._load(self.slow)
-        self.slow = None
+        """The network takes the averaged weights for good, where there is an average."""
+        if self.active:
+            self._load(self.slow)
+            self.slow = None
 
     @torch.no_grad()
     def _load(self, values: list[Tensor]) -> None:

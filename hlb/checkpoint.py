@@ -13,7 +13,8 @@ from .errors import UserError
 from .execution import torch_dtype
 from .files import atomic
 from .networks import Network
-from .recipes import Recipe, from_fields
+from .recipes import Recipe
+from .settings import from_fields
 
 FORMAT = "hlb-checkpoint-1"
 
@@ -21,18 +22,30 @@ FORMAT = "hlb-checkpoint-1"
 def save(path: Path | str, trainer, run) -> None:
     """Writes the trainer's network as `run` left it (the averaged weights where the recipe averages)."""
     with trainer.averaging.averaged(), atomic(path) as temporary:
-        torch.save({"format": FORMAT, "recipe": dataclasses.asdict(trainer.recipe), "dataset": trainer.dataset.name,
-                    "seed": run.seed, "accuracy": run.accuracy, "views": run.views,
-                    "weights": {name: tensor.detach().cpu().clone() for name, tensor in
-                                trainer.network.state_dict().items()}}, temporary)
+        torch.save(
+            {
+                "format": FORMAT,
+                "recipe": dataclasses.asdict(trainer.recipe),
+                "dataset": trainer.dataset.name,
+                "seed": run.seed,
+                "accuracy": run.accuracy,
+                "views": run.views,
+                "weights": {
+                    name: tensor.detach().cpu().clone()
+                    for name, tensor in trainer.network.state_dict().items()
+                },
+            },
+            temporary,
+        )
 
 
-def load(path: Path | str, device: str = "cpu", dtype: str | None = None,
-         channels_last: bool = True) -> tuple[Network, Recipe, dict]:
+def load(
+    path: Path | str, device: str = "cpu", dtype: str | None = None, channels_last: bool = True
+) -> tuple[Network, Recipe, dict]:
     """The network on `device` in evaluation mode, its recipe, and the checkpoint's other entries.
 
-    `dtype` replaces the recipe's. Raises UserError for a file that is missing, damaged or not a checkpoint of this
-    program.
+    `dtype` replaces the recipe's. Raises UserError for a file that is missing, damaged or not a checkpoint
+    of this program.
     """
     foreign = f"{path} is not a checkpoint of this program, or is damaged; give a file that --save wrote"
     if not Path(path).is_file():

@@ -20,28 +20,31 @@ from .execution import COMPILE, Execution, apply, available, resolve
 from .experiment import train
 from .files import atomic, check_writable
 from .ledger import DEFAULT as LEDGER
-from .recipes import DTYPES, RECIPES, recipe
+from .ledger import finite
+from .recipes import DTYPES, RECIPES
+from .settings import recipe
 from .train import Clock
 
 HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
 
-Trains a network on CIFAR-10 and reports accuracy and time. Alone: recipe record94.
+Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
 
   --recipe NAME       {recipes}
-  --set FIELD=VALUE   change recipe fields; may be repeated (`hlb recipes NAME`)
-  --data WHAT         auto, cifar10, synthetic, or a folder in torchvision's layout
-  --device, --dtype   auto; {devices} / {dtypes}
-  --epochs N  --runs N  --seed N      of the recipe; runs use seeds N, N + 1, ...
-  --eval-every N      validate every N epochs, outside the clock; 0 never
+  --set FIELD=VALUE   change fields of the recipe (`hlb recipes NAME` shows them)
+  --data WHAT         auto, cifar10, synthetic, or a folder (torchvision's layout)
+  --device NAME       auto, {devices}
+  --dtype NAME        auto, {dtypes}
+  --epochs N  --runs N  --seed N      run i trains from seed N + i
+  --eval-every N      validate every N epochs, off the clock; 0 is never
   --compile on|off    torch.compile (auto: on for a GPU)
   --channels-last on|off  --threads N  --deterministic  --kernels reference
   --json FILE|-  --ledger FILE  --save MODEL  --quiet
 
-  hlb                                        the main job
+  hlb                                              the main job
   hlb --recipe seed --runs 5 --json out.json
-  hlb --recipe seed --set base_depth=128 epochs=80      hlb-CIFAR10's long run
-  hlb --recipe smoke --data synthetic        seconds, and needs no data
+  hlb --recipe seed --set base_depth=128 epochs=80     hlb-CIFAR10's long run
+  hlb --recipe smoke --data synthetic              seconds, and needs no data
   hlb --save model.pt && hlb eval model.pt --views flip
   hlb recipes seed
 """
@@ -109,7 +112,9 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command line; returns the exit status: 0, 1 (every run failed), 2 (a mistake), 130 (interrupted)."""
+    """Runs a command line; returns the exit status: 0, 1 (every run failed), 2 (a mistake), 130
+    (interrupted).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["train", *arguments]
@@ -128,11 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _execution(options: argparse.Namespace, **more) -> Execution:
-    return Execution(device=options.device, threads=options.threads, channels_last=options.channels_last == "on", **more)
+    return Execution(
+        device=options.device, threads=options.threads, channels_last=options.channels_last == "on", **more
+    )
 
 
 def _write_json(target: str, content: dict) -> None:
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:
@@ -144,12 +151,26 @@ def _train(options: argparse.Namespace) -> int:
     if options.json not in (None, "-"):
         check_writable(options.json, "--json")
     settings = list(options.set)
-    settings += [f"{field}={value}" for field, value in (("dtype", options.dtype), ("epochs", options.epochs)) if value]
-    console = Console(stderr=options.json == "-")
-    result = train(options.recipe, settings=settings, data=options.data, seed=options.seed, runs=options.runs,
-                   eval_every=options.eval_every, ledger=options.ledger, save=options.save, quiet=options.quiet,
-                   execution=_execution(options, compile=options.compile, kernels=options.kernels,
-                                        deterministic=options.deterministic), console=console, started=STARTED)
+    settings += [
+        f"{field}={value}" for field, value in (("dtype", options.dtype), ("epochs", options.epochs)) if value
+    ]
+    console = Console(stderr=options.json == "-", quiet=options.quiet)
+    result = train(
+        options.recipe,
+        settings=settings,
+        data=options.data,
+        seed=options.seed,
+        runs=options.runs,
+        eval_every=options.eval_every,
+        ledger=options.ledger,
+        save=options.save,
+        quiet=options.quiet,
+        execution=_execution(
+            options, compile=options.compile, kernels=options.kernels, deterministic=options.deterministic
+        ),
+        console=console,
+        started=STARTED,
+    )
     if options.json:
         _write_json(options.json, result.json())
     if result.interrupted:
@@ -170,14 +191,26 @@ def _eval(options: argparse.Namespace) -> int:
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
     with Clock(execution.device) as clock:
         accuracy, loss = evaluate(network, images, labels, resolved.views, mean=dataset.mean, std=dataset.std)
-    content = {"model": options.model, "recipe": made_by.name, "dataset": dataset.name, "device": execution.device,
-               "dtype": resolved.dtype, "views": resolved.views, "accuracy": float(accuracy), "loss": float(loss),
-               "eval_seconds": clock.seconds, "examples": len(labels)}
+    content = {
+        "model": options.model,
+        "recipe": made_by.name,
+        "dataset": dataset.name,
+        "device": execution.device,
+        "dtype": resolved.dtype,
+        "views": resolved.views,
+        "accuracy": float(accuracy),
+        "loss": float(loss),
+        "eval_seconds": clock.seconds,
+        "examples": len(labels),
+    }
     if options.json:
         _write_json(options.json, content)
     if not options.quiet and options.json != "-":
-        print(f"{options.model}: recipe {made_by.name}, {dataset.name}, views {resolved.views}, {resolved.dtype}: "
-              f"accuracy {content['accuracy']:.4f}, loss {content['loss']:.4f}, {duration(clock.seconds)}")
+        print(
+            f"{options.model}: recipe {made_by.name}, {dataset.name}, views {resolved.views}, "
+            f"{resolved.dtype}: accuracy {content['accuracy']:.4f}, loss {content['loss']:.4f}, "
+            f"{duration(clock.seconds)}"
+        )
     return 0
 
 
@@ -189,22 +222,53 @@ def _recipes(options: argparse.Namespace) -> int:
         return 0
     console = Console(highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("recipe", "trainable", "frozen", "GFLOP/image", "fwd + bwd", "TFLOP/run", "steps", "epochs", "batch", "views"):
+    for name in (
+        "recipe",
+        "trainable",
+        "frozen",
+        "GFLOP/image",
+        "fwd + bwd",
+        "TFLOP/run",
+        "steps",
+        "epochs",
+        "batch",
+        "views",
+    ):
         table.add_column(name, justify="left" if name in ("recipe", "views") else "right")
     for name, r in reports.items():
-        table.add_row(name, f"{r['parameters']['trainable']:,}", f"{r['parameters']['frozen']:,}",
-                      f"{r['gflop_per_image']['forward']:.3f}", f"{r['gflop_per_image']['train']:.3f}",
-                      f"{r['tflop_per_run']:.1f}", str(r["steps"]), f"{r['epochs']:g}", str(r["batch_size"]), r["views"])
+        table.add_row(
+            name,
+            f"{r['parameters']['trainable']:,}",
+            f"{r['parameters']['frozen']:,}",
+            f"{r['gflop_per_image']['forward']:.3f}",
+            f"{r['gflop_per_image']['train']:.3f}",
+            f"{r['tflop_per_run']:.1f}",
+            str(r["steps"]),
+            f"{r['epochs']:g}",
+            str(r["batch_size"]),
+            r["views"],
+        )
     console.print(table)
     if options.name:
         chosen, report = recipe(options.name), reports[options.name]
         per_epoch = report["steps_per_epoch"]
         console.print("learning-rate multiplier at the start of each epoch and at the last step:")
-        console.print("  " + " ".join(f"{m:.3f}" for m in [*report["lr_multiplier"][::per_epoch], report["lr_multiplier"][-1]]))
+        console.print(
+            "  "
+            + " ".join(
+                f"{m:.3f}" for m in [*report["lr_multiplier"][::per_epoch], report["lr_multiplier"][-1]]
+            )
+        )
         console.print("fields, for --set:")
         for field, value in vars(chosen).items():
             if field != "name":
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
+                text = (
+                    ",".join(map(str, value))
+                    if isinstance(value, tuple)
+                    else f"{value:g}"
+                    if isinstance(value, float)
+                    else value
+                )
                 console.print(f"  {field}={text}")
     return 0
 
@@ -213,12 +277,25 @@ def _env(options: argparse.Namespace) -> int:
     resolved, execution = resolve(recipe("record94"), Execution())
     cache = cache_dir()
     commit, dirty = environment.commit()
-    found = "as tensors" if (cache / "cifar10.pt").exists() else "as batches" if (cache / FOLDER).is_dir() else "not there"
-    lines = {**environment.versions(), "commit": f"{commit}{' with changes' if dirty else ''}",
-             "devices": ", ".join(d for d in ("cuda", "mps", "cpu") if available(d)),
-             "default device": f"{execution.device}: {environment.device_name(execution.device)}",
-             "default dtype": resolved.dtype, "default compile": execution.compile, "threads": execution.threads,
-             "cache folder": cache, "CIFAR-10 there": found, **(environment.gpu_state(execution.device) or {})}
+    found = (
+        "as tensors"
+        if (cache / "cifar10.pt").exists()
+        else "as batches"
+        if (cache / FOLDER).is_dir()
+        else "not there"
+    )
+    lines = {
+        **environment.versions(),
+        "commit": f"{commit}{' with changes' if dirty else ''}",
+        "devices": ", ".join(d for d in ("cuda", "mps", "cpu") if available(d)),
+        "default device": f"{execution.device}: {environment.device_name(execution.device)}",
+        "default dtype": resolved.dtype,
+        "default compile": execution.compile,
+        "threads": execution.threads,
+        "cache folder": cache,
+        "CIFAR-10 there": found,
+        **(environment.gpu_state(execution.device) or {}),
+    }
     for name, value in lines.items():
         print(f"{name:>15}  {value}")
     return 0

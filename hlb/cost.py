@@ -1,5 +1,5 @@
-"""What a recipe costs, counted: parameters, FLOPs, steps. A multiply-add is two FLOPs; only convolutions and linear
-layers are counted, over all the outputs that a plain convolution computes.
+"""What a recipe costs, counted: parameters, FLOPs, steps. A multiply-add is two FLOPs; only convolutions
+and linear layers are counted, over all the outputs that a plain convolution computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from .networks import CLASSES, GROUPS, Network
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or linear layer: FLOPs of a forward pass over one image, and whether x and weight need gradients."""
+    """One convolution or linear layer: FLOPs of a forward pass over one image, and whether x and weight
+    need gradients.
+    """
 
     name: str
     flops: int
@@ -26,18 +28,35 @@ class Layer:
 
 
 def layers(recipe) -> list[Layer]:
-    """The layers of a recipe's network in order, for 32x32 images. The merged stem counts as one 2x2 convolution."""
+    """The layers of a recipe's network in order, for 32x32 images. The merged stem counts as one 2x2
+    convolution.
+    """
     side, stem = 31, recipe.width(recipe.stem_width) if recipe.stem_width else 24
-    # The stem's filters are frozen or made by its projection, whose gradient costs as much as a weight gradient.
-    out = [Layer("stem", 2 * 12 * stem * side**2, (side, side, stem), weight_grad=bool(recipe.stem_width),
-                 input_grad=False)]
+    # The projection's gradient costs as much as a weight gradient; a stem without one is frozen.
+    out = [
+        Layer(
+            "stem",
+            2 * 12 * stem * side**2,
+            (side, side, stem),
+            weight_grad=bool(recipe.stem_width),
+            input_grad=False,
+        )
+    ]
     channels = stem
-    trains_below = bool(recipe.stem_width)  # else the first convolution's input needs a gradient only for the stem's bias
+    trains_below = bool(
+        recipe.stem_width
+    )  # else the first convolution's input needs a gradient only for the stem's bias
     for g, (kind, multiple) in enumerate(zip(recipe.groups, recipe.group_widths)):
         width = recipe.width(multiple)
         for i, block in enumerate(GROUPS[kind]):
-            out.append(Layer(f"group{g + 1}.conv{i + 1}", 2 * 9 * channels * width * side**2, (side, side, width),
-                             input_grad=trains_below or bool(g or i)))
+            out.append(
+                Layer(
+                    f"group{g + 1}.conv{i + 1}",
+                    2 * 9 * channels * width * side**2,
+                    (side, side, width),
+                    input_grad=trains_below or bool(g or i),
+                )
+            )
             channels, side = width, side // 2 if block.pool else side
             if i == 0 and any(b.gate for b in GROUPS[kind]):
                 out.append(Layer(f"group{g + 1}.se", 4 * width * max(1, width // 16), (width,)))
@@ -66,16 +85,30 @@ def parameters(recipe) -> dict[str, int]:
 
 
 def report(recipe, examples: int = 50000) -> dict:
-    """The entry of `hlb recipes --json` for a recipe: parameters, GFLOP per image, TFLOP per run, steps, schedule."""
+    """The entry of `hlb recipes --json` for a recipe: parameters, GFLOP per image, TFLOP per run, steps,
+    schedule.
+    """
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     count = min(recipe.train_examples or examples, examples)
-    images = [recipe.batch_size if recipe.drop_last else min(recipe.batch_size, count - (s % per_epoch) * recipe.batch_size)
-              for s in range(steps)]
+    images = [
+        recipe.batch_size
+        if recipe.drop_last
+        else min(recipe.batch_size, count - (s % per_epoch) * recipe.batch_size)
+        for s in range(steps)
+    ]
     bias_steps = schedule.stem_steps(recipe, steps, per_epoch)
     forward, train = flops_per_image(recipe)
     _, train_bias = flops_per_image(recipe, stem_bias=True)
     total = sum(images[:bias_steps]) * train_bias + sum(images[bias_steps:]) * train
-    return {"parameters": parameters(recipe), "gflop_per_image": {"forward": forward / 1e9, "train": train / 1e9},
-            "tflop_per_run": total / 1e12, "steps": steps, "steps_per_epoch": per_epoch, "epochs": recipe.epochs,
-            "batch_size": recipe.batch_size, "views": recipe.views, "target": recipe.target,
-            "lr_multiplier": [float(m) for m in schedule.multipliers(recipe, steps, per_epoch)]}
+    return {
+        "parameters": parameters(recipe),
+        "gflop_per_image": {"forward": forward / 1e9, "train": train / 1e9},
+        "tflop_per_run": total / 1e12,
+        "steps": steps,
+        "steps_per_epoch": per_epoch,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "views": recipe.views,
+        "target": recipe.target,
+        "lr_multiplier": [float(m) for m in schedule.multipliers(recipe, steps, per_epoch)],
+    }

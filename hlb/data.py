@@ -1,8 +1,9 @@
 """Data sets: CIFAR-10 from torchvision's layout, and the built-in synthetic one, as uint8 NHWC tensors.
 
-`load` resolves what `--data` says: `auto`, `cifar10`, `synthetic`, or a folder in torchvision's layout (one that holds
-`cifar-10-batches-py/`). Files are checked by MD5 before they are read. What was read once is cached as one file of
-tensors that loads in well under a second. Nothing that this module did not write is ever overwritten or deleted.
+`load` resolves what `--data` says: `auto`, `cifar10`, `synthetic`, or a folder in torchvision's layout (one
+that holds `cifar-10-batches-py/`). Files are checked by MD5 before they are read. What was read once is
+cached as one file of tensors that loads in well under a second. Nothing that this module did not write is
+ever overwritten or deleted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class DownloadError(UserError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled set: `tensors` are training images uint8 [N, 32, 32, 3] and labels int64 [N], then the test ones.
+    """A labelled set: `tensors` are training images uint8 [N, 32, 32, 3] and labels int64 [N], then the
+    test ones.
 
     `mean` and `std` are the per-channel values that images are normalised with, in [0, 1].
     """
@@ -76,9 +78,11 @@ def load(data: str = "auto") -> Dataset:
         return cifar10()
     root = Path(data).expanduser()
     if not root.is_dir():
-        raise UserError(f"--data: no folder {data!r}; accepted are auto, cifar10, synthetic, or a folder that holds "
-                        f"{FOLDER}/")
-    return cifar10(root)
+        raise UserError(
+            f"--data: no folder {data!r}; accepted are auto, cifar10, synthetic, or a folder that holds "
+            f"{FOLDER}/"
+        )
+    return cifar10(root.parent if root.name == FOLDER else root)
 
 
 def cifar10(root: Path | None = None) -> Dataset:
@@ -107,11 +111,13 @@ def cifar10(root: Path | None = None) -> Dataset:
 def torchvision_cifar10() -> type:
     """torchvision's CIFAR10 class, also where torchvision's C++ operators do not fit this torch.
 
-    There, `import torchvision` stops at a fake implementation for its own operator `nms`, which was never defined.
-    Defining its schema is enough for the data sets, which use no operator.
+    There, `import torchvision` stops at a fake implementation for its own operator `nms`, which was never
+    defined. Defining its schema is enough for the data sets, which use no operator.
     """
     try:
         from torchvision.datasets import CIFAR10
+    except ImportError as error:
+        raise UserError(f"torchvision cannot be imported ({error}); pip install torchvision") from None
     except RuntimeError:
         global _schema
         _schema = torch.library.Library("torchvision", "FRAGMENT")
@@ -123,22 +129,30 @@ def torchvision_cifar10() -> type:
 
 
 def verify(root: Path) -> None:
-    """Checks each file of CIFAR-10 below `root` by its MD5. UserError names the first that is missing or differs."""
+    """Checks each file of CIFAR-10 below `root` by its MD5. UserError names the first that is missing or
+    differs.
+    """
     CIFAR10 = torchvision_cifar10()
     folder = root / FOLDER
     if not folder.is_dir():
         raise UserError(f"no {FOLDER}/ in {root}; give --data the folder that holds it, or leave --data out")
-    for name, md5 in CIFAR10.train_list + CIFAR10.test_list + [(CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
+    for name, md5 in (
+        CIFAR10.train_list + CIFAR10.test_list + [(CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    ):
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing; restore it, or move {folder} away to have CIFAR-10 downloaded")
+            raise UserError(
+                f"{path} is missing; restore it, or move {folder} away to have CIFAR-10 downloaded"
+            )
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise UserError(f"{path} is not CIFAR-10's file ({len(content):,} bytes, MD5 differs): truncated, corrupted or "
-                            f"foreign; restore it, or move {folder} away to have CIFAR-10 downloaded")
+            raise UserError(
+                f"{path} ({len(content):,} bytes, MD5 differs) is not CIFAR-10's: truncated, corrupted or "
+                f"foreign; restore it, or move {folder} away to have CIFAR-10 downloaded"
+            )
 
 
 def read(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -166,18 +180,29 @@ def download(root: Path, url: str | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=".download-", dir=root)
     except OSError as error:
-        raise UserError(f"cannot write to the cache folder {root} ({error.strerror}); set HLB_CACHE to one that can") from None
+        raise UserError(
+            f"cannot write to the cache folder {root} ({error.strerror}); set HLB_CACHE to one that can"
+        ) from None
     source = type("Source", (CIFAR10,), {"url": url})
     try:
         with _stall_timeout(STALL_SECONDS), contextlib.redirect_stdout(sys.stderr):
             source(temporary, download=True)
         os.rename(Path(temporary) / FOLDER, root / FOLDER)
     except TimeoutError:
-        raise DownloadError(f"CIFAR-10 could not be downloaded: {url} sent nothing for {STALL_SECONDS} s; {help}") from None
-    except Exception as error:  # torchvision passes on whatever urllib, http, tarfile or its own MD5 check raise
+        raise DownloadError(
+            f"CIFAR-10 could not be downloaded: {url} sent nothing for {STALL_SECONDS} s; {help}"
+        ) from None
+    except (
+        Exception
+    ) as error:  # torchvision passes on whatever urllib, http, tarfile or its own MD5 check raise
         cause = getattr(error, "reason", None) or error
-        what = (f"{url} sent nothing for {STALL_SECONDS} s" if isinstance(cause, TimeoutError) else
-                f"what {url} sent is truncated or not CIFAR-10" if isinstance(error, RuntimeError) else f"{url}: {cause}")
+        what = (
+            f"{url} sent nothing for {STALL_SECONDS} s"
+            if isinstance(cause, TimeoutError)
+            else f"what {url} sent is truncated or not CIFAR-10"
+            if isinstance(error, RuntimeError)
+            else f"{url}: {cause}"
+        )
         raise DownloadError(f"CIFAR-10 could not be downloaded: {what}; {help}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -203,7 +228,9 @@ def _checksum(tensors: tuple[Tensor, ...]) -> int:
 
 def _write_tensors(path: Path, tensors: tuple[Tensor, ...]) -> None:
     with atomic(path) as temporary:
-        torch.save({"format": "hlb-cifar10", "tensors": list(tensors), "crc32": _checksum(tensors)}, temporary)
+        torch.save(
+            {"format": "hlb-cifar10", "tensors": list(tensors), "crc32": _checksum(tensors)}, temporary
+        )
 
 
 def _read_tensors(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,10 +238,15 @@ def _read_tensors(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     try:
         content = torch.load(path, weights_only=True)
         tensors = tuple(content["tensors"])
-        good = (content["format"] == "hlb-cifar10" and tuple(tuple(t.shape) for t in tensors) == SHAPES
-                and _checksum(tensors) == content["crc32"])
+        good = (
+            content["format"] == "hlb-cifar10"
+            and tuple(tuple(t.shape) for t in tensors) == SHAPES
+            and _checksum(tensors) == content["crc32"]
+        )
     except Exception:  # torch.load raises many kinds for a file that is not its own
         good = False
     if not good:
-        raise UserError(f"{path} is truncated, corrupted or not this program's cache; move it away to have it rebuilt")
+        raise UserError(
+            f"{path} is truncated, corrupted or not this program's cache; move it away to have it rebuilt"
+        )
     return tensors

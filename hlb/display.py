@@ -1,6 +1,7 @@
-"""What a person sees of training: a table that updates in place on a terminal, and rows that append elsewhere.
+"""What a person sees of training: a table that updates in place on a terminal, rows that append elsewhere.
 
-One run shows a row per epoch, several runs a row per run. On a terminal a progress bar with the time left stands below.
+One run shows a row per epoch, several runs a row per run. On a terminal a progress bar with the time left
+stands below.
 """
 
 from __future__ import annotations
@@ -11,18 +12,33 @@ import time
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
-from .train import Run, Watcher
+from .train import Run, Trainer, Watcher
 
 # heading -> how a value is written; a value that is None is left blank
-EPOCH_COLUMNS = {"epoch": "d", "train_loss": ".4f", "val_loss": ".4f", "train_acc": ".4f", "val_acc": ".4f",
-                 "average_val_acc": ".4f", "train_seconds": ".2f"}
-RUN_COLUMNS = {"run": "d", "seed": "d", "train_acc": ".4f", "val_acc": ".4f", "accuracy": ".4f", "train_seconds": ".3f",
-               "eval_seconds": ".3f"}
+EPOCH_COLUMNS = {
+    "epoch": "d",
+    "train_loss": ".4f",
+    "val_loss": ".4f",
+    "train_acc": ".4f",
+    "val_acc": ".4f",
+    "average_val_acc": ".4f",
+    "train_seconds": ".2f",
+}
+RUN_COLUMNS = {
+    "run": "d",
+    "seed": "d",
+    "train_acc": ".4f",
+    "val_acc": ".4f",
+    "accuracy": ".4f",
+    "train_seconds": ".3f",
+    "eval_seconds": ".3f",
+}
 REFRESH_SECONDS = 0.1
+BAR_FROM_SECONDS = 2.0  # shorter experiments get no progress bar
 
 
 def duration(seconds: float) -> str:
@@ -34,69 +50,89 @@ def duration(seconds: float) -> str:
 
 
 class Display(Watcher):
-    """Shows `runs` runs of `steps` steps on `console`. Use as a context manager around the runs."""
+    """Shows an experiment on `console`."""
 
-    def __init__(self, console: Console, runs: int, steps: int, averages: bool):
-        self.console, self.runs, self.steps = console, runs, steps
-        self.columns = dict(RUN_COLUMNS if runs > 1 else EPOCH_COLUMNS)
-        if not averages:
-            self.columns.pop("average_val_acc", None)
+    def __init__(self, console: Console):
+        self.console = console
         self.rows: list[dict] = []
         self.current: dict = {}
         self.done = 0
-        self.shown = 0.0
-        self.live = None
-        if console.is_terminal and not console.is_jupyter:
-            self.progress = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f} %"),
-                                     TimeRemainingColumn(), console=console, auto_refresh=False, expand=True)
-            self.task = self.progress.add_task("", total=runs * steps)
-            self.live = Live(console=console, auto_refresh=False, transient=False)
+        self.drawn = 0.0
+        self.live: Live | None = None
+        self.bar: Progress | None = None
 
-    def __enter__(self) -> Display:
-        if self.live:
+    def started(self, trainer: Trainer, runs: int, eval_every: int) -> None:
+        recipe, estimate = trainer.recipe, trainer.estimate_seconds(eval_every)
+        self.runs, self.steps = runs, trainer.steps
+        self.columns = dict(RUN_COLUMNS if runs > 1 else EPOCH_COLUMNS)
+        if recipe.averaging != "ema" or not eval_every:
+            self.columns.pop("average_val_acc", None)
+        total = f", {duration(runs * estimate)} for {runs}" if runs > 1 else ""
+        self._line(
+            f"{recipe.name} on {trainer.dataset.name}, {trainer.execution.device}: {self.steps} steps of "
+            f"{recipe.batch_size} in {recipe.dtype}; built in {duration(trainer.build_seconds)}; a run will "
+            f"take about {duration(estimate)}{total}"
+        )
+        if recipe.name == "smoke":
+            self._line("smoke is for a first look and for tests: its numbers mean nothing")
+        if self.console.is_terminal and not self.console.is_jupyter:
+            if runs * estimate > BAR_FROM_SECONDS:
+                shown = (
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    TaskProgressColumn(),
+                    TimeRemainingColumn(),
+                )
+                self.bar = Progress(*shown, console=self.console, auto_refresh=False)
+                self.task = self.bar.add_task("", total=runs * self.steps)
+            self.live = Live(console=self.console, auto_refresh=False)
             self.live.start()
-            self._refresh(force=True)
+            self._draw()
         else:
-            self._print("  ".join(name.rjust(self._width(name)) for name in self.columns))
-        return self
+            self._line("  ".join(name.rjust(self._width(name)) for name in self.columns))
 
     def __exit__(self, *_) -> None:
         if self.live:
-            self.current = {}
             self.live.update(self._table(self.rows), refresh=True)
             self.live.stop()
 
     def step(self, run: Run, step: int) -> None:
-        if self.live:
+        if self.live and time.perf_counter() - self.drawn > REFRESH_SECONDS:
             epoch = len(run.epochs) + 1
-            self.current = {"run": self.done + 1, "seed": run.seed} if self.runs > 1 else {"epoch": epoch}
-            self.progress.update(self.task, completed=self.done * self.steps + step,
-                                 description=f"run {self.done + 1} of {self.runs}" if self.runs > 1 else f"step {step}")
-            self._refresh()
+            self.current = {"run": self.done + 1, "seed": run.seed, "epoch": epoch}
+            if self.bar:
+                where = (
+                    f"run {self.done + 1} of {self.runs}, epoch {epoch}"
+                    if self.runs > 1
+                    else f"epoch {epoch}"
+                )
+                self.bar.update(self.task, completed=self.done * self.steps + step, description=where)
+            self._draw()
 
     def epoch(self, run: Run, row: dict) -> None:
         if self.runs == 1:
             self._add(row)
 
-    def run(self, run: Run) -> None:
-        """After a run, its evaluation included."""
+    def finished(self, run: Run) -> None:
         self.done += 1
         if self.runs > 1:
-            self._add({**(run.epochs[-1] if run.epochs else {}), "run": self.done, "seed": run.seed, "accuracy": run.accuracy,
-                       "train_seconds": run.train_seconds, "eval_seconds": run.eval_seconds})
-        if self.live:
-            self.progress.update(self.task, completed=self.done * self.steps)
+            fields = {
+                name: getattr(run, name) for name in ("seed", "accuracy", "train_seconds", "eval_seconds")
+            }
+            self._add({**run.epochs[-1], **fields, "run": self.done})
+        if self.bar:
+            self.bar.update(self.task, completed=self.done * self.steps)
 
     def _add(self, row: dict) -> None:
         self.rows.append(row)
         self.current = {}
         if self.live:
-            self._refresh(force=True)
+            self._draw()
         else:
-            self._print("  ".join(self._cell(row, name).rjust(self._width(name)) for name in self.columns))
+            self._line("  ".join(self._cell(row, name).rjust(self._width(name)) for name in self.columns))
 
-    def _print(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         self.console.file.flush()
 
     def _cell(self, row: dict, name: str) -> str:
@@ -117,43 +153,63 @@ class Display(Watcher):
             table.add_row(*(self._cell(row, name) for name in self.columns))
         return table
 
-    def _refresh(self, force: bool = False) -> None:
-        now = time.perf_counter()
-        if force or now - self.shown > REFRESH_SECONDS:
-            self.shown = now
-            rows = [*self.rows, self.current] if self.current else self.rows
-            self.live.update(Group(self._table(rows[-max(4, self.console.height - 6):]), self.progress), refresh=True)
+    def _draw(self) -> None:
+        self.drawn = time.perf_counter()
+        rows = [*self.rows, self.current] if self.current else self.rows
+        table = self._table(rows[-max(4, self.console.height - 7) :])  # what fits on the screen
+        self.live.update(Group(table, self.bar) if self.bar else table, refresh=True)
 
 
-def statistics_table(result) -> Table:
-    """Mean, standard deviation, extremes and confidence interval of what was measured over the finished runs."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "mean", "std", "min", "max", "95 % interval"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for name, stats, style in (("accuracy", result.accuracy, ".4f"), ("train seconds", result.train_seconds, ".3f"),
-                               ("final evaluation seconds", result.eval_seconds, ".3f"),
-                               ("validation seconds per epoch", result.val_seconds, ".3f"),
-                               ("wall-clock seconds per run", result.run_wall_seconds, ".3f")):
-        if stats["n"]:
-            cells = ["" if stats[key] is None else format(stats[key], style) for key in ("mean", "std", "min", "max")]
-            interval = stats["ci95"]
-            table.add_row(name, *cells, "" if interval is None else f"{interval[0]:{style}} .. {interval[1]:{style}}")
-    return table
+def synthetic_banner(console: Console, recipe: str) -> None:
+    """Says that CIFAR-10 could not be had, so that no one can miss it."""
+    text = (
+        "[b]SYNTHETIC DATA: THIS IS NOT CIFAR-10[/b]\n\n"
+        "CIFAR-10 is not on disk and could not be downloaded.\n"
+        f"Recipe {recipe} trains on built-in shapes; its accuracy says nothing about CIFAR-10.\n"
+        "For the real thing: --data DIR with cifar-10-batches-py/ in it, or a network to download it by."
+    )
+    console.print(Panel(text, border_style="bold red", style="red", expand=False, padding=(1, 4)))
 
 
-def closing_lines(result) -> list[str]:
-    """What stands under the statistics: failures, memory, device, views, record claim."""
-    lines = []
+def summarise(console: Console, result, runs: int) -> None:
+    """The statistics of an experiment's finished runs, and on what they were obtained."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if result.interrupted:
+        line(f"interrupted: {len(result.runs)} of {runs} runs finished")
+    if not result.runs:
+        return
+    console.print(_statistics(result))
     failed = sum(run.status == "failed" for run in result.runs)
     if failed:
-        lines.append(f"{failed} of {len(result.runs)} runs failed: the loss became NaN or infinite")
-    memory = result.memory
-    if memory["allocated"] is not None:
-        lines.append(f"peak GPU memory: {memory['allocated'] / 2**20:,.0f} MiB allocated, "
-                     f"{memory['reserved'] / 2**20:,.0f} MiB reserved")
-    lines.append(f"peak memory of the process: {memory['resident'] / 2**20:,.0f} MiB")
-    lines.append(f"device: {result.device_name}   dtype: {result.recipe.dtype}   data: {result.dataset}   "
-                 f"test-time views: {result.recipe.views}   n: {len(result.runs)}")
-    lines.append(f"wall clock of the process: {duration(result.wall_seconds)}")
-    lines.append(result.claim)
-    return lines
+        line(f"{failed} of {len(result.runs)} runs failed: the loss became NaN or infinite")
+    line(
+        f"n: {len(result.runs)}   test-time views: {result.recipe.views}   data: {result.dataset}   "
+        f"dtype: {result.recipe.dtype}"
+    )
+    line(f"device: {result.device_name}")
+    sizes = {kind: size for kind, size in result.memory.items() if size is not None}
+    line("peak memory: " + ", ".join(f"{size / 2**20:,.0f} MiB {kind}" for kind, size in sizes.items()))
+    line(f"wall clock of the process: {duration(result.wall_seconds)}")
+    line(result.claim)
+
+
+def _statistics(result) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "mean", "std", "min", "max", "95 % interval"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, stats, style in (
+        ("accuracy", result.accuracy, ".4f"),
+        ("train s", result.train_seconds, ".3f"),
+        ("evaluation s", result.eval_seconds, ".3f"),
+        ("validation s / epoch", result.val_seconds, ".3f"),
+        ("wall clock s / run", result.run_wall_seconds, ".3f"),
+    ):
+        if stats["n"]:
+            known = [stats[key] for key in ("mean", "std", "min", "max")]
+            cells = ["" if value is None else format(value, style) for value in known]
+            interval = stats["ci95"]
+            table.add_row(name, *cells, " .. ".join(format(end, style) for end in interval or ()))
+    return table

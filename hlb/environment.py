@@ -1,4 +1,6 @@
-"""What a result was obtained on: versions, device, commit, memory, and a GPU's power limit, clocks and throttling."""
+"""What a result was obtained on: versions, device, commit, memory, and a GPU's power limit, clocks and
+throttling.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,17 @@ def _version(package: str) -> str | None:
 def versions() -> dict[str, str | None]:
     """Versions of python, torch, torchvision, triton, CUDA and the driver; None for what is not there."""
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": _version("torchvision"),
-            "triton": _version("triton"), "cuda": torch.version.cuda, "driver": driver and driver.splitlines()[0],
-            "numpy": _version("numpy"), "hlb": _version("hlb"), "platform": platform.platform()}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "driver": driver and driver.splitlines()[0],
+        "numpy": _version("numpy"),
+        "hlb": _version("hlb"),
+        "platform": platform.platform(),
+    }
 
 
 def device_name(device: str) -> str:
@@ -51,7 +61,9 @@ def device_name(device: str) -> str:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The commit this code is at and whether its tracked files were changed; (None, None) outside a git checkout."""
+    """The commit this code is at and whether its tracked files were changed; (None, None) outside a git
+    checkout.
+    """
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
         return None, None
@@ -61,11 +73,20 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def gpu_state(device: str) -> dict[str, str] | None:
-    """Power limit and draw, clocks, temperature and active throttle reasons as nvidia-smi tells them; None elsewhere."""
+    """Power limit and draw, clocks, temperature and active throttle reasons as nvidia-smi tells them; None
+    elsewhere.
+    """
     if torch.device(device).type != "cuda":
         return None
-    fields = ("power.limit", "power.draw", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu",
-              "clocks_throttle_reasons.active")
+    fields = (
+        "power.limit",
+        "power.draw",
+        "clocks.sm",
+        "clocks.mem",
+        "clocks.max.sm",
+        "temperature.gpu",
+        "clocks_throttle_reasons.active",
+    )
     index = torch.device(device).index or 0
     row = _output("nvidia-smi", f"--id={index}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
     return dict(zip(fields, (value.strip() for value in row.split(",")))) if row else None
@@ -78,9 +99,13 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory(device: str) -> dict[str, int | None]:
-    """Peak bytes: allocated and reserved on a GPU (None elsewhere), resident of the whole process on the host."""
+    """Peak bytes: allocated and reserved on a GPU (None elsewhere), resident of the whole process on the
+    host.
+    """
     cuda = torch.device(device).type == "cuda"
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"allocated": torch.cuda.max_memory_allocated(device) if cuda else None,
-            "reserved": torch.cuda.max_memory_reserved(device) if cuda else None,
-            "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return {
+        "allocated": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "reserved": torch.cuda.max_memory_reserved(device) if cuda else None,
+        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }

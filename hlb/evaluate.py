@@ -9,12 +9,20 @@ from kernels.views import VIEWS
 
 
 @torch.no_grad()
-def evaluate(network, images: Tensor, labels: Tensor, views: str, *, mean: tuple[float, ...], std: tuple[float, ...],
-             forward=None) -> tuple[Tensor, Tensor]:
+def evaluate(
+    network,
+    images: Tensor,
+    labels: Tensor,
+    views: str,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    forward=None,
+) -> tuple[Tensor, Tensor]:
     """Fraction of right answers and mean label-smoothed loss, as scalar tensors on the device.
 
-    images uint8 [n, h, w, 3], labels int64 [n]. `forward` is the network or a compiled version of it. The network is
-    left in the mode it was in.
+    images uint8 [n, h, w, 3], labels int64 [n]. `forward` is the network or a compiled version of it. The
+    network is left in the mode it was in.
     """
     recipe, ops, dtype = network.recipe, network.ops, network.head.weight.dtype
     forward = forward or network
@@ -23,7 +31,9 @@ def evaluate(network, images: Tensor, labels: Tensor, views: str, *, mean: tuple
     correct, loss = 0, 0
     for pixels, targets in zip(images.split(recipe.eval_batch_size), labels.split(recipe.eval_batch_size)):
         batch = ops.views(pixels, views, mean=mean, std=std, dtype=dtype)
-        logits = sum(weight * forward(network.layout(view))[0] for view, (*_, weight) in zip(batch, VIEWS[views]))
+        logits = sum(
+            weight * forward(network.layout(view))[0] for view, (*_, weight) in zip(batch, VIEWS[views])
+        )
         batch_loss, batch_correct = ops.cross_entropy(logits, targets, recipe.label_smoothing)
         correct, loss = correct + batch_correct, loss + batch_loss
     network.train(training)

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +39,9 @@ def available(device: str) -> bool:
     """Whether torch can use the device: cpu, cuda (or cuda:N), mps."""
     kind, _, index = device.partition(":")
     if kind == "cuda":
-        return torch.cuda.is_available() and (not index or index.isdigit() and int(index) < torch.cuda.device_count())
+        return torch.cuda.is_available() and (
+            not index or index.isdigit() and int(index) < torch.cuda.device_count()
+        )
     return device == "cpu" or device == "mps" and torch.backends.mps.is_available()
 
 
@@ -58,8 +63,10 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     if device.partition(":")[0] not in DEVICES[1:]:
         raise UserError(f"--device: got {device!r}, accepted are {', '.join(DEVICES)}")
     if not available(device):
-        raise UserError(f"--device {device}: torch {torch.__version__} finds no such device here; leave --device out, "
-                        "or take --device cpu")
+        raise UserError(
+            f"--device {device}: torch {torch.__version__} finds no such device here; leave --device out, "
+            "or take --device cpu"
+        )
     kind = device.partition(":")[0]
     if execution.kernels not in kernels.BACKENDS:
         raise UserError(f"--kernels: got {execution.kernels!r}, accepted are {', '.join(kernels.BACKENDS)}")
@@ -72,7 +79,9 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
 
     dtype = recipe.dtype
     if dtype == "auto":
-        dtype = {"cuda": "float16", "mps": "float32", "cpu": "bfloat16" if cpu_has_bfloat16() else "float32"}[kind]
+        dtype = {"cuda": "float16", "mps": "float32", "cpu": "bfloat16" if cpu_has_bfloat16() else "float32"}[
+            kind
+        ]
     if dtype == "tf32" and kind != "cuda":
         raise UserError(f"--dtype tf32: only a CUDA device has it, this is {device}; take --dtype float32")
     if dtype == "float64" and kind == "mps":
@@ -80,8 +89,10 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     master = recipe.master_weights
     if master == "auto":
         master = "on" if dtype == "bfloat16" else "off"
-    return (dataclasses.replace(recipe, dtype=dtype, master_weights=master),
-            dataclasses.replace(execution, device=device, compile=compile, threads=threads))
+    return (
+        dataclasses.replace(recipe, dtype=dtype, master_weights=master),
+        dataclasses.replace(execution, device=device, compile=compile, threads=threads),
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -99,7 +110,7 @@ def apply(recipe: Recipe, execution: Execution) -> None:
     os.environ.setdefault("TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS", "ATEN")
     if execution.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # warn_only: max_pool2d's backward is listed as nondeterministic; with windows that do not overlap it is not.
+    # warn_only: max_pool2d's backward is listed as nondeterministic; where windows do not overlap it is not.
     torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not execution.deterministic
 
@@ -111,3 +122,19 @@ def synchronize(device: str | torch.device) -> None:
         torch.cuda.synchronize(device)
     elif kind == "mps":
         torch.mps.synchronize()
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(recipe: Recipe) -> Iterator[None]:
+    """Turns an allocator's error into a UserError: how much was asked for, and which settings lower it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        batch, test = recipe.batch_size // 2, recipe.eval_batch_size // 2
+        raise UserError(
+            f"out of memory: {asked.group(1) if asked else 'more'} was needed on top of what was in use; "
+            f"lower it with --set batch_size={batch} or eval_batch_size={test}"
+        ) from None

@@ -13,7 +13,9 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; on leaving, it is renamed to `path`, or removed on an error."""
+    """Gives a temporary path beside `path` to write to; on leaving, it is renamed to `path`, or removed on
+    an error.
+    """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -33,7 +35,9 @@ def _umask() -> int:
 
 
 def check_writable(path: Path | str, option: str) -> None:
-    """UserError, naming `option`, unless `path` could be written; makes its folder. Called before work begins."""
+    """UserError, naming `option`, unless `path` could be written; makes its folder. Called before work
+    begins.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,4 +50,6 @@ def check_writable(path: Path | str, option: str) -> None:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
     except OSError as error:
-        raise UserError(f"{option}: cannot write {path}: {error.strerror}; give a path that can be written") from None
+        raise UserError(
+            f"{option}: cannot write {path}: {error.strerror}; give a path that can be written"
+        ) from None

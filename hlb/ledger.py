@@ -1,20 +1,61 @@
 """The ledger: one flat JSON object a line for every finished run, appended and flushed.
 
-A killed process loses only the run in flight: what it left of a line is skipped by `load` and ended by the next append.
+A killed process loses only the run in flight: what it left of a line is skipped by `load` and ended by the
+next append.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
+
+from . import environment
 
 DEFAULT = Path("results") / "ledger.jsonl"
 
 
+def provenance(trainer) -> dict:
+    """What all runs of a trainer have in common: what was asked for, on what, by which code and command."""
+    commit, dirty = environment.commit()
+    execution = trainer.execution
+    return {
+        "recipe": trainer.recipe.name,
+        "recipe_fields": dataclasses.asdict(trainer.recipe),
+        "execution": dataclasses.asdict(execution),
+        "dataset": trainer.dataset.name,
+        "device": execution.device,
+        "device_name": environment.device_name(execution.device),
+        "versions": environment.versions(),
+        "commit": commit,
+        "dirty": dirty,
+        "command": shlex.join(["hlb", *sys.argv[1:]]),
+        "build_seconds": trainer.build_seconds,
+        "compile_seconds": trainer.compile_seconds,
+        "first_step_seconds": trainer.first_step_seconds,
+        "gpu_before": environment.gpu_state(execution.device),
+    }
+
+
+def record(run, provenance: dict) -> dict:
+    """A finished run's line: its provenance, all fields of `train.Run`, peak memory in bytes, time in UTC."""
+    memory = environment.peak_memory(provenance["device"])
+    return {
+        **provenance,
+        **dataclasses.asdict(run),
+        **{f"peak_memory_{kind}": size for kind, size in memory.items()},
+        "gpu_after": environment.gpu_state(provenance["device"]),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+    }
+
+
 def append(path: Path | str, record: dict) -> None:
     """Adds one line to the ledger and waits until it is on disk. NaN and infinities are written as null."""
-    line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+    line = json.dumps(finite(record), allow_nan=False).encode() + b"\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as f:
         if f.tell():
@@ -39,12 +80,12 @@ def load(path: Path | str) -> list[dict]:
     return records
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """`value` with every float that JSON cannot hold replaced by None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value

@@ -1,11 +1,11 @@
 """The network: a frozen whitening stem, groups of blocks, a max-pooled linear head.
 
-    images [n, 3, 32, 32] -> stem [31 x 31] -> group [15 x 15] -> group [7 x 7] -> group [3 x 3] -> logits [n, 10]
+    images [n, 3, 32, 32] -> stem 31 x 31 -> group 15 x 15 -> group 7 x 7 -> group 3 x 3 -> logits [n, 10]
 
-A group is a row of `GROUPS`; its first block pools. Modules hold parameters and say how they are initialised; the
-arithmetic is in the ops they call, so a network reads as its table. Parameters of convolutions and linear layers are in
-the training dtype; batch-norm parameters, biases and running statistics in float32 in every dtype (biases and
-batch-norm parameters in float64 for float64).
+A group is a row of `GROUPS`; its first block pools. Modules hold parameters and say how they are
+initialised; the arithmetic is in the ops they call, so a network reads as its table. Parameters of
+convolutions and linear layers are in the training dtype; batch-norm parameters, biases and running
+statistics in float32 in every dtype (biases and batch-norm parameters in float64 for float64).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 CLASSES = 10
 FILTER_INITS = ("default", "dirac")
@@ -41,7 +42,11 @@ GROUPS: dict[str, tuple[Block, ...]] = {
 
 
 class Norm(nn.Module):
-    """Batch-norm parameters: a frozen weight of 1 and a trained bias, [c]."""
+    """Batch-norm parameters: a frozen weight of 1 and a trained bias, [c]. The network sets `channels`, the
+    norm's place in the network's running statistics.
+    """
+
+    channels: slice
 
     def __init__(self, channels: int):
         super().__init__()
@@ -54,7 +59,9 @@ class Norm(nn.Module):
 
 
 class Conv(nn.Module):
-    """3x3 filters [out, in, 3, 3]: uniform in 1 / sqrt(fan in), with `dirac` the first `in` of them the identity."""
+    """3x3 filters [out, in, 3, 3]: uniform in 1 / sqrt(fan in), with `dirac` the first `in` of them the
+    identity.
+    """
 
     def __init__(self, inputs: int, outputs: int, init: str):
         super().__init__()
@@ -94,8 +101,9 @@ class Group(nn.Module):
     def __init__(self, kind: str, inputs: int, outputs: int, filter_init: str):
         super().__init__()
         self.blocks = GROUPS[kind]
-        self.convs = nn.ModuleList(Conv(inputs if i == 0 else outputs, outputs, filter_init)
-                                   for i in range(len(self.blocks)))
+        self.convs = nn.ModuleList(
+            Conv(inputs if i == 0 else outputs, outputs, filter_init) for i in range(len(self.blocks))
+        )
         self.se = SqueezeExcite(outputs) if any(block.gate for block in self.blocks) else None
 
 
@@ -130,8 +138,9 @@ class Head(nn.Module):
 class Network(nn.Module):
     """The network of a recipe, calling the ops of one backend.
 
-    `forward` takes images [n, 3, h, w] and returns (logits float32 [n, 10], batch statistics [2, channels]). In
-    training the caller passes the latter to `update_running_stats(network.running, ...)`, once a step for all layers.
+    `forward` takes images [n, 3, h, w] and returns (logits float32 [n, 10], batch statistics [2,
+    channels]). In training the caller passes the latter to `update_running_stats(network.running, ...)`,
+    once a step for all layers.
     """
 
     def __init__(self, recipe, ops: SimpleNamespace, channels_last: bool = True):
@@ -140,46 +149,74 @@ class Network(nn.Module):
         stem_width = recipe.width(recipe.stem_width) if recipe.stem_width else 0
         widths = [stem_width or 24, *(recipe.width(multiple) for multiple in recipe.group_widths)]
         self.stem = Stem(stem_width)
-        self.groups = nn.ModuleList(Group(kind, *pair, recipe.filter_init)
-                                    for kind, pair in zip(recipe.groups, zip(widths, widths[1:])))
+        self.groups = nn.ModuleList(
+            Group(kind, *pair, recipe.filter_init)
+            for kind, pair in zip(recipe.groups, zip(widths, widths[1:]))
+        )
         self.head = Head(widths[-1], recipe.head_init)
-        norms = sum(module.bias.numel() for module in self.modules() if isinstance(module, Norm))
-        self.register_buffer("running", torch.stack((torch.zeros(norms), torch.ones(norms))))
+        seen = 0
+        for norm in self.modules():
+            if isinstance(norm, Norm):
+                norm.channels = slice(seen, seen := seen + norm.bias.numel())
+        self.register_buffer("running", torch.stack((torch.zeros(seen), torch.ones(seen))))
 
     def forward(self, x: Tensor, train_stem: bool = True) -> tuple[Tensor, Tensor]:
-        ops, recipe, stats, seen = self.ops, self.recipe, [], 0
-
-        def normalised(op, x, *weights, norm: Norm, **options):
-            nonlocal seen
-            running = self.running[:, seen:seen + norm.bias.numel()]
-            seen += norm.bias.numel()
-            y, batch, mean = op(x, *weights, norm.weight, norm.bias, running, training=self.training,
-                                eps=recipe.bn_eps, activation=recipe.activation, **options)
-            stats.append(batch)
-            return y, mean
-
-        stem = self.stem
+        ops, stem, stats = self.ops, self.stem, []
         if stem.project is not None:
-            x, _ = normalised(ops.norm_act, ops.stem(x, stem.whiten, project=stem.project), norm=stem.norm)
+            x = ops.stem(x, stem.whiten, project=stem.project)
+            x, _ = self._normalised(ops.norm_act, (x,), stem.norm, stats)
         else:
-            x = nn.functional.gelu(ops.stem(x, stem.whiten, bias=stem.bias if train_stem else stem.bias.detach()))
+            x = gelu(ops.stem(x, stem.whiten, bias=stem.bias if train_stem else stem.bias.detach()))
         for group in self.groups:
-            for i, (block, conv) in enumerate(zip(group.blocks, group.convs)):
-                x, mean = normalised(ops.conv_bn_act, x, conv.filters, norm=conv.norm, pool=block.pool,
-                                     gate=gate if block.gate else None, residual=first if block.residual else None,
-                                     spatial_mean=i == 0 and group.se is not None)
-                if i == 0:
-                    first = x
-                    gate = ops.se_gate(mean, *group.se.parameters()) if group.se is not None else None
-        return ops.pool_head(x, self.head.weight, recipe.logit_scale), torch.cat(stats, dim=1)
+            x = self._group(group, x, stats)
+        return ops.pool_head(x, self.head.weight, self.recipe.logit_scale), torch.cat(stats, dim=1)
+
+    def _group(self, group: Group, x: Tensor, stats: list[Tensor]) -> Tensor:
+        first = gate = None
+        for block, conv in zip(group.blocks, group.convs):
+            squeeze = first is None and group.se is not None
+            x, mean = self._normalised(
+                self.ops.conv_bn_act,
+                (x, conv.filters),
+                conv.norm,
+                stats,
+                pool=block.pool,
+                gate=gate if block.gate else None,
+                residual=first if block.residual else None,
+                spatial_mean=squeeze,
+            )
+            first = x if first is None else first
+            gate = self.ops.se_gate(mean, *group.se.parameters()) if squeeze else gate
+        return x
+
+    def _normalised(self, op, inputs: tuple[Tensor, ...], norm: Norm, stats: list[Tensor], **options):
+        """An op that ends in batch norm and activation: returns (y, spatial mean or None), adds to
+        `stats`.
+        """
+        y, batch, mean = op(
+            *inputs,
+            norm.weight,
+            norm.bias,
+            self.running[:, norm.channels],
+            training=self.training,
+            eps=self.recipe.bn_eps,
+            activation=self.recipe.activation,
+            **options,
+        )
+        stats.append(batch)
+        return y, mean
 
     def layout(self, images: Tensor) -> Tensor:
-        """A batch [n, h, w, 3] as the network takes it: [n, 3, h, w], channels-last (a view) or contiguous."""
+        """A batch [n, h, w, 3] as the network takes it: [n, 3, h, w], channels-last (a view) or
+        contiguous.
+        """
         x = images.permute(0, 3, 1, 2)
         return x if self.channels_last else x.contiguous()
 
     def cast(self, dtype: torch.dtype) -> Network:
-        """Weights to `dtype`; batch-norm parameters and biases stay float32 (float64 for float64), as `running` does."""
+        """Weights to `dtype`; batch-norm parameters and biases stay float32 (float64 for float64), as
+        `running` does.
+        """
         wide = torch.promote_types(dtype, torch.float32)
         for name, p in self.named_parameters():
             p.data = p.data.to(wide if "bias" in name or "norm" in name else dtype)
@@ -187,7 +224,9 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: Tensor) -> None:
-        """Initial weights and running statistics, drawn by Philox from `seed` (int64 scalar tensor), in place."""
+        """Initial weights and running statistics, drawn by Philox from `seed` (int64 scalar tensor), in
+        place.
+        """
         index = 0
 
         def draw(tensor: Tensor, bound: float) -> None:

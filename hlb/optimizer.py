@@ -1,8 +1,8 @@
 """The optimizer: parameters in groups, each one flat tensor, and one table of learning rates.
 
-`Group` lays a set of parameters out as views of one flat tensor and their gradients as views of another, so that an
-update is one op over the group. The optimizer reads the rates of a step from a table on the device by a step counter
-on the device: nothing in a step comes from the host.
+`Group` lays a set of parameters out as views of one flat tensor and their gradients as views of another, so
+that an update is one op over the group. The optimizer reads the rates of a step from a table on the device
+by a step counter on the device: nothing in a step comes from the host.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _ALIGN = 64  # elements: every parameter starts on a 128-byte boundary or better
 class Group:
     """Parameters that are updated alike.
 
-    `compute` and `grad` are flat, in the parameters' dtype; `value` is what the optimizer updates: float32 master
-    weights, or `compute` itself. 4-D parameters lie channels-last where `channels_last`.
+    `compute` and `grad` are flat, in the parameters' dtype; `value` is what the optimizer updates: float32
+    master weights, or `compute` itself. 4-D parameters lie channels-last where `channels_last`.
     """
 
     def __init__(self, params: list[nn.Parameter], *, master: bool, channels_last: bool):
@@ -61,22 +61,45 @@ class Group:
 class Optimizer:
     """SGD with Nesterov momentum, and Muon for the 3x3 filters where the recipe says so.
 
-    Groups, in the order of the rate table's columns: filters (3x3), linear (head, squeeze-and-excite, projection),
-    biases, and the stem's bias, which has a schedule of its own and then freezes.
+    Groups, in the order of the rate table's columns: filters (3x3), linear (head, squeeze-and-excite,
+    projection), biases, and the stem's bias, which has a schedule of its own and then freezes.
     """
 
     def __init__(self, network, steps: int, per_epoch: int, *, channels_last: bool):
         recipe = network.recipe
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        kinds = {name: "stem" if name == "stem.bias" else "biases" if "bias" in name else
-                 "filters" if name.endswith("filters") else "linear" for name in trained}
+        kinds = {
+            name: "stem"
+            if name == "stem.bias"
+            else "biases"
+            if "bias" in name
+            else "filters"
+            if name.endswith("filters")
+            else "linear"
+            for name in trained
+        }
         main = schedule.multipliers(recipe, steps, per_epoch)
-        rates = {"filters": recipe.lr * main, "linear": recipe.linear_lr * main, "biases": recipe.bias_lr * main,
-                 "stem": recipe.bias_lr * schedule.stem_multipliers(recipe, steps, per_epoch)}
-        peaks = {"filters": recipe.lr, "linear": recipe.linear_lr, "biases": recipe.bias_lr, "stem": recipe.bias_lr}
+        rates = {
+            "filters": recipe.lr * main,
+            "linear": recipe.linear_lr * main,
+            "biases": recipe.bias_lr * main,
+            "stem": recipe.bias_lr * schedule.stem_multipliers(recipe, steps, per_epoch),
+        }
+        peaks = {
+            "filters": recipe.lr,
+            "linear": recipe.linear_lr,
+            "biases": recipe.bias_lr,
+            "stem": recipe.bias_lr,
+        }
         self.names = [kind for kind in rates if kind in kinds.values()]
-        self.groups = [Group([p for name, p in trained.items() if kinds[name] == kind],
-                             master=recipe.master_weights == "on", channels_last=channels_last) for kind in self.names]
+        self.groups = [
+            Group(
+                [p for name, p in trained.items() if kinds[name] == kind],
+                master=recipe.master_weights == "on",
+                channels_last=channels_last,
+            )
+            for kind in self.names
+        ]
         self.decays = [recipe.weight_decay / peaks[kind] for kind in self.names]
         self.recipe, self.ops = recipe, network.ops
         device = network.running.device
@@ -92,17 +115,31 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, train_stem: bool = True) -> None:
-        """One update from the gradients, which are then zero again. Without `train_stem` the stem's bias is frozen."""
+        """One update from the gradients, which are then zero again. Without `train_stem` the stem's bias is
+        frozen.
+        """
         recipe, rates = self.recipe, self.rates.index_select(0, self.step_index)[0]
         for i, (name, group) in enumerate(zip(self.names, self.groups)):
             if name == "stem" and not train_stem:
                 continue
             if name == "filters" and recipe.optimizer == "muon":
-                self.ops.muon(group.matrices(group.value), group.matrices(group.grad), group.matrices(group.buffer),
-                              rates[i], momentum=recipe.muon_momentum, steps=recipe.muon_steps)
+                self.ops.muon(
+                    group.matrices(group.value),
+                    group.matrices(group.grad),
+                    group.matrices(group.buffer),
+                    rates[i],
+                    momentum=recipe.muon_momentum,
+                    steps=recipe.muon_steps,
+                )
             else:
-                self.ops.sgd(group.value, group.grad, group.buffer, rates[i], momentum=recipe.momentum,
-                             weight_decay=self.decays[i])
+                self.ops.sgd(
+                    group.value,
+                    group.grad,
+                    group.buffer,
+                    rates[i],
+                    momentum=recipe.momentum,
+                    weight_decay=self.decays[i],
+                )
             group.write()
             group.grad.zero_()
         self.step_index += 1

@@ -1,14 +1,11 @@
 """Recipes: what is trained and how, as data. How it is executed stands in execution.py.
 
-`RECIPES` holds the named ones; `recipe(name, settings)` gives one with fields replaced, as `--set` does.
+`RECIPES` holds the named ones; settings.py gives one with fields replaced, as `--set` does.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import typing
 from dataclasses import dataclass
 
 from kernels.augment import FLIPS
@@ -21,21 +18,50 @@ from .schedule import SCHEDULES
 
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 CHOICES = {
-    "dtype": ("auto", *DTYPES), "master_weights": ("auto", "on", "off"), "groups": tuple(GROUPS),
-    "activation": tuple(ACTIVATIONS), "filter_init": FILTER_INITS, "head_init": HEAD_INITS, "flip": FLIPS,
-    "schedule": tuple(SCHEDULES), "optimizer": ("sgd", "muon"), "averaging": ("none", "ema", "lookahead"),
-    "views": tuple(VIEWS), "val_views": tuple(VIEWS),
+    "dtype": ("auto", *DTYPES),
+    "master_weights": ("auto", "on", "off"),
+    "groups": tuple(GROUPS),
+    "activation": tuple(ACTIVATIONS),
+    "filter_init": FILTER_INITS,
+    "head_init": HEAD_INITS,
+    "flip": FLIPS,
+    "schedule": tuple(SCHEDULES),
+    "optimizer": ("sgd", "muon"),
+    "averaging": ("none", "ema", "lookahead"),
+    "views": tuple(VIEWS),
+    "val_views": tuple(VIEWS),
 }
 # field -> (smallest accepted, largest accepted)
 RANGES = {
-    "base_depth": (1, 4096), "group_widths": (1 / 64, 64), "stem_width": (0, 64), "whiten_images": (1, math.inf),
-    "whiten_eps": (1e-12, 1), "whiten_bias_epochs": (0, math.inf), "logit_scale": (1e-6, 1e3),
-    "bn_momentum": (0, 1), "bn_eps": (0, 1), "train_examples": (0, math.inf), "batch_size": (1, math.inf),
-    "pad": (0, 31), "cutout": (0, 32), "epochs": (1e-3, 10000), "warmup": (0, 1), "final_lr": (0, 1),
-    "label_smoothing": (0, 1), "lr": (1e-12, 1e6), "linear_lr": (1e-12, 1e6), "bias_lr": (1e-12, 1e6),
-    "momentum": (0, 1), "muon_momentum": (0, 1), "muon_steps": (1, 100), "weight_decay": (0, 1e3),
-    "averaging_epochs": (0, math.inf), "averaging_every": (1, math.inf), "averaging_decay": (0, 1),
-    "eval_batch_size": (1, math.inf), "target": (0, 1),
+    "base_depth": (1, 4096),
+    "group_widths": (1 / 64, 64),
+    "stem_width": (0, 64),
+    "whiten_images": (1, math.inf),
+    "whiten_eps": (1e-12, 1),
+    "whiten_bias_epochs": (0, math.inf),
+    "logit_scale": (1e-6, 1e3),
+    "bn_momentum": (0, 1),
+    "bn_eps": (0, 1),
+    "train_examples": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "pad": (0, 31),
+    "cutout": (0, 32),
+    "epochs": (1e-3, 10000),
+    "warmup": (0, 1),
+    "final_lr": (0, 1),
+    "label_smoothing": (0, 1),
+    "lr": (1e-12, 1e6),
+    "linear_lr": (1e-12, 1e6),
+    "bias_lr": (1e-12, 1e6),
+    "momentum": (0, 1),
+    "muon_momentum": (0, 1),
+    "muon_steps": (1, 100),
+    "weight_decay": (0, 1e3),
+    "averaging_epochs": (0, math.inf),
+    "averaging_every": (1, math.inf),
+    "averaging_decay": (0, 1),
+    "eval_batch_size": (1, math.inf),
+    "target": (0, 1),
 }
 
 
@@ -85,8 +111,8 @@ class Recipe:
     warmup: float = 0.0
     final_lr: float = 0.0
 
-    # Loss and optimizer (optimizer.py). Learning rates are for the summed loss. Weight decay is per step at the
-    # peak rate: every SGD group's coupled decay is weight_decay / its peak rate.
+    # Loss and optimizer (optimizer.py). Learning rates are for the summed loss. Weight decay is per step at
+    # the peak rate: every SGD group's coupled decay is weight_decay / its peak rate.
     label_smoothing: float = 0.2
     optimizer: str = "muon"  # of the 3x3 filters; everything else is SGD
     lr: float = 0.24  # 3x3 filters
@@ -119,12 +145,16 @@ class Recipe:
                 if not low <= value <= high:
                     raise UserError(f"{name}: got {value:g}, accepted is {low:g} to {high:g}")
         if len(self.groups) != len(self.group_widths) or not self.groups:
-            raise UserError(f"group_widths: got {len(self.group_widths)} widths for {len(self.groups)} groups, "
-                            "one each is needed")
+            raise UserError(
+                f"group_widths: got {len(self.group_widths)} widths for {len(self.groups)} groups, "
+                "one each is needed"
+            )
         if len(self.groups) > 4:
             raise UserError(f"groups: got {len(self.groups)}, accepted is 1 to 4: each halves the 31x31 map")
         if self.bn_momentum == 0:
-            raise UserError("bn_momentum: got 0, which never updates the running statistics; take a value up to 1")
+            raise UserError(
+                "bn_momentum: got 0, which never updates the running statistics; take a value up to 1"
+            )
         if self.averaging == "ema" and not self.averaging_epochs > 0:
             raise UserError("averaging_epochs: got 0, averaging=ema needs the last epochs it averages over")
 
@@ -136,8 +166,10 @@ class Recipe:
         """Training steps in an epoch over `examples` images (or over train_examples of them)."""
         count = min(examples, self.train_examples) if self.train_examples else examples
         if count < self.batch_size and self.drop_last:
-            raise UserError(f"batch_size: got {self.batch_size} with {count} training images; a batch that is never "
-                            "full is dropped: lower batch_size or set drop_last=false")
+            raise UserError(
+                f"batch_size: got {self.batch_size} with {count} training images; a batch that is never "
+                "full is dropped: lower batch_size or set drop_last=false"
+            )
         return count // self.batch_size if self.drop_last else math.ceil(count / self.batch_size)
 
     def steps(self, examples: int) -> int:
@@ -148,86 +180,56 @@ class Recipe:
 SEED = Recipe(
     # hlb-CIFAR10 of January 2023: 94.0 % after 10 epochs, the mean of both views and of the weights' EMA.
     name="seed",
-    stem_width=0.5, group_widths=(2.0, 4.0, 8.0), groups=("se_residual", "short", "se_residual"),
-    filter_init="default", head_init="default", logit_scale=0.1, bn_momentum=0.8,
-    whiten_images=50000, whiten_eps=1e-2, whiten_centered=True, whiten_bias_epochs=0.0,
-    batch_size=512, pad=3, flip="random",
-    epochs=10.0, schedule="one_cycle", warmup=0.2, final_lr=0.135,
-    optimizer="sgd", lr=1.15 * 1.35 / 512, linear_lr=1.15 * 1.35 / 512, bias_lr=32 * 1.15 * 1.35 / 512,
+    stem_width=0.5,
+    group_widths=(2.0, 4.0, 8.0),
+    groups=("se_residual", "short", "se_residual"),
+    filter_init="default",
+    head_init="default",
+    logit_scale=0.1,
+    bn_momentum=0.8,
+    whiten_images=50000,
+    whiten_eps=1e-2,
+    whiten_centered=True,
+    whiten_bias_epochs=0.0,
+    batch_size=512,
+    pad=3,
+    flip="random",
+    epochs=10.0,
+    schedule="one_cycle",
+    warmup=0.2,
+    final_lr=0.135,
+    optimizer="sgd",
+    lr=1.15 * 1.35 / 512,
+    linear_lr=1.15 * 1.35 / 512,
+    bias_lr=32 * 1.15 * 1.35 / 512,
     weight_decay=0.85 * 4.8e-4 * 1.15 * 1.35,
-    averaging="ema", averaging_epochs=2.0, averaging_every=2, averaging_decay=0.986,
-    views="flip", val_views="flip", eval_batch_size=1000,
+    averaging="ema",
+    averaging_epochs=2.0,
+    averaging_every=2,
+    averaging_decay=0.986,
+    views="flip",
+    val_views="flip",
+    eval_batch_size=1000,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (
-    SEED,
-    Recipe(name="record94"),  # the defaults above: airbench94_muon
-    Recipe(name="smoke", base_depth=16, train_examples=10000, batch_size=500, epochs=4.0, whiten_images=1000,
-           whiten_bias_epochs=1.0, logit_scale=1 / 64, weight_decay=2e-6 * 500, views="flip", eval_batch_size=1000,
-           target=0.0),
-)}
-
-
-def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> Recipe:
-    """A recipe, by name or itself, with fields replaced: `recipe("seed", ["epochs=80", "base_depth=128"])`, or a dict.
-
-    Strings are read by the field's type. Raises UserError for an unknown recipe or field (with the nearest name) and
-    for a value that does not fit.
-    """
-    if not isinstance(base, Recipe):
-        base = RECIPES.get(base) or _unknown("recipe", base, RECIPES)
-    if not isinstance(settings, dict):
-        settings = dict(_split(setting) for setting in settings)
-    types = typing.get_type_hints(Recipe)
-    types.pop("name")
-    values = {}
-    for field, value in settings.items():
-        if field not in types:
-            _unknown("field", field, types)
-        values[field] = _read(field, value, types[field])
-    return dataclasses.replace(base, **values)
-
-
-def from_fields(fields: dict[str, object]) -> Recipe:
-    """The recipe that `dataclasses.asdict` wrote, as ledgers and checkpoints hold it."""
-    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
-        raise UserError("recipe: not the fields of a recipe")
-    name = fields["name"]
-    plain = {field: value for field, value in fields.items() if field != "name"}
-    return dataclasses.replace(recipe("record94", plain), name=name)
-
-
-def _split(setting: str) -> tuple[str, str]:
-    field, equals, value = setting.partition("=")
-    if not equals:
-        raise UserError(f"--set: got {setting!r}, accepted is field=value")
-    return field.strip(), value.strip()
-
-
-def _unknown(what: str, name: str, known) -> typing.NoReturn:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"`hlb recipes` shows them: {', '.join(known)}"
-    raise UserError(f"no {what} {name!r}; {hint}")
-
-
-def _read(field: str, value: object, kind: type) -> object:
-    """A field's value from a string or a Python value, or a UserError that says what the field takes."""
-    if typing.get_origin(kind) is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)):
-            raise UserError(f"{field}: got {value!r}, accepted is a list such as {field}=1,2,3")
-        return tuple(_read(field, part, typing.get_args(kind)[0]) for part in parts)
-    if kind is bool and isinstance(value, str):
-        words = {"true": True, "on": True, "1": True, "yes": True, "false": False, "off": False, "0": False, "no": False}
-        value = words.get(value.lower(), value)
-    elif kind in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number) and (kind is float or number.is_integer()):
-            value = kind(number)
-    if type(value) is not kind:
-        name = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
-        raise UserError(f"{field}: got {value!r}, accepted is {name}")
-    return value
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        SEED,
+        Recipe(name="record94"),  # the defaults above: airbench94_muon
+        Recipe(
+            name="smoke",
+            base_depth=16,
+            train_examples=10000,
+            batch_size=500,
+            epochs=4.0,
+            whiten_images=1000,
+            whiten_bias_epochs=1.0,
+            logit_scale=1 / 64,
+            weight_decay=2e-6 * 500,
+            views="flip",
+            eval_batch_size=1000,
+            target=0.0,
+        ),
+    )
+}

@@ -13,16 +13,20 @@ import numpy as np
 def one_cycle(recipe, steps: int, per_epoch: int) -> np.ndarray:
     """~0 -> 1 over the warm-up, down to final_lr where averaging begins, then constant. float64 [steps].
 
-    The knots are those of PyTorch's linear OneCycleLR: the peak is step warmup * steps - 1, the last step of the
-    descent the one before averaging starts.
+    The knots are those of PyTorch's linear OneCycleLR: the peak is step warmup * steps - 1, the last step
+    of the descent the one before averaging starts.
     """
     held = round(recipe.averaging_epochs * per_epoch)
     peak, last = max(recipe.warmup * steps - 1, 0), max(steps - held - 1, 0)
-    return np.interp(np.arange(steps), [0, peak, max(last, peak + 1e-9)], [0.0 if peak else 1.0, 1.0, recipe.final_lr])
+    return np.interp(
+        np.arange(steps), [0, peak, max(last, peak + 1e-9)], [0.0 if peak else 1.0, 1.0, recipe.final_lr]
+    )
 
 
 def linear(recipe, steps: int, per_epoch: int) -> np.ndarray:
-    """1 at step 0 (after an optional warm-up from 0) down a straight line that would meet final_lr at `steps`."""
+    """1 at step 0 (after an optional warm-up from 0) down a straight line that would meet final_lr at
+    `steps`.
+    """
     peak = recipe.warmup * steps
     return np.interp(np.arange(steps), [0, peak, steps], [0.0 if peak else 1.0, 1.0, recipe.final_lr])
 
@@ -41,11 +45,15 @@ def stem_steps(recipe, steps: int, per_epoch: int) -> int:
 
 
 def stem_multipliers(recipe, steps: int, per_epoch: int) -> np.ndarray:
-    """The stem bias's own schedule: 1 at step 0, linearly to 0 at `stem_steps`, where it freezes. float64 [steps]."""
+    """The stem bias's own schedule: 1 at step 0, linearly to 0 at `stem_steps`, where it freezes. float64
+    [steps].
+    """
     trained = stem_steps(recipe, steps, per_epoch)
     return np.clip(1 - np.arange(steps) / max(trained, 1), 0, None) * (trained > 0)
 
 
 def lookahead_decays(steps: int, decay: float, every: int) -> np.ndarray:
-    """Lookahead's decay at each step, decay**every * (step / steps)**3: the slow weights slow down. float64 [steps + 1]."""
+    """Lookahead's decay at each step, decay**every * (step / steps)**3: the slow weights slow down. float64
+    [steps + 1].
+    """
     return decay**every * (np.arange(steps + 1) / steps) ** 3

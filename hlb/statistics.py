@@ -22,8 +22,14 @@ def summary(values: Sequence[float]) -> dict[str, object]:
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
     half = _quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else None
-    return {"mean": mean, "std": std, "min": min(values), "max": max(values),
-            "ci95": None if half is None else [mean - half, mean + half], "n": n}
+    return {
+        "mean": mean,
+        "std": std,
+        "min": min(values),
+        "max": max(values),
+        "ci95": None if half is None else [mean - half, mean + half],
+        "n": n,
+    }
 
 
 def lower_bound(values: Sequence[float], confidence: float = 0.95) -> float | None:
@@ -37,8 +43,8 @@ def lower_bound(values: Sequence[float], confidence: float = 0.95) -> float | No
 def record_claim(accuracies: Sequence[float], failed: int, dataset: str, target: float) -> tuple[bool, str]:
     """Whether the runs are a record claim, and why or why not, in a sentence.
 
-    The rule: CIFAR-10, at least 100 runs, none failed, and a one-sided lower 95 % bound of the mean accuracy that
-    reaches the target (0.94, 0.95, 0.96).
+    The rule: CIFAR-10, at least 100 runs, none failed, and a one-sided lower 95 % bound of the mean
+    accuracy that reaches the target (0.94, 0.95, 0.96).
     """
     n, bound = len(accuracies), lower_bound(accuracies)
     if target == 0:
@@ -50,5 +56,7 @@ def record_claim(accuracies: Sequence[float], failed: int, dataset: str, target:
     if n < RECORD_RUNS:
         return False, f"no record claim: {n} of the {RECORD_RUNS} runs that one takes"
     met = bound >= target
-    return met, (f"{'a' if met else 'no'} record claim: the mean of {n} runs is at least {bound:.4%} with 95 % confidence, "
-                 f"{'which reaches' if met else 'short of'} {target:.1%}")
+    return met, (
+        f"{'a' if met else 'no'} record claim: the mean of {n} runs is at least {bound:.4%} with "
+        f"95 % confidence, {'which reaches' if met else 'short of'} {target:.1%}"
+    )

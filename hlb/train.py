@@ -1,13 +1,15 @@
 """The training program: build once, then per run prepare, train, evaluate.
 
-What is on the clock (`Clock`): a run's `train_seconds` cover everything done for it from untrained weights on, that is
-reset and initialisation, whitening, augmentation and every training step; `eval_seconds` the final evaluation with
-test-time views. Both are taken between device synchronisations. Off the clock: what `Trainer` builds once per process
-(moving the uint8 data, compiling, warm-up on made-up images), and per-epoch validation.
+What is on the clock (`Clock`): a run's `train_seconds` cover everything done for it from untrained weights
+on, that is reset and initialisation, whitening, augmentation and every training step; `eval_seconds` the
+final evaluation with test-time views. Both are taken between device synchronisations. Off the clock: what
+`Trainer` builds once per process (moving the uint8 data, compiling, warm-up on made-up images), and
+per-epoch validation.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -46,7 +48,9 @@ class Clock:
 
 @dataclass
 class Run:
-    """One finished run. Accuracies are fractions, times seconds; a diverged run is `failed` and has no accuracy."""
+    """One finished run. Accuracies are fractions, times seconds; a diverged run is `failed` and has no
+    accuracy.
+    """
 
     seed: int
     status: str = "ok"
@@ -61,20 +65,33 @@ class Run:
 
 
 class Watcher:
-    """What a run tells whoever watches it; the default watches nothing."""
+    """What an experiment tells whoever watches it; this one watches nothing. Entered around the runs."""
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def started(self, trainer: Trainer, runs: int, eval_every: int) -> None:
+        """The build is done, the first run about to begin."""
 
     def step(self, run: Run, step: int) -> None:
-        """After training step `step` (from 1) was submitted to the device."""
+        """Training step `step` (from 1) was submitted to the device."""
 
     def epoch(self, run: Run, row: dict) -> None:
-        """After an epoch; `row` is its entry in `run.epochs`."""
+        """An epoch ended; `row` is its entry in `run.epochs`."""
+
+    def finished(self, run: Run) -> None:
+        """A run ended, its evaluation included."""
 
 
 class Trainer:
     """A recipe built for an execution and a data set; `run(seed)` trains it from scratch.
 
-    `build_seconds` is all of the construction, `first_step_seconds` the first training step (compilation included),
-    `step_seconds` a later one, `compile_seconds` their difference where the step is compiled.
+    `build_seconds` is all of the construction, `first_step_seconds` the first training step (compilation
+    included), `step_seconds` a later one, `compile_seconds` what the first steps took longer where the
+    step is compiled.
     """
 
     def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset):
@@ -85,14 +102,17 @@ class Trainer:
         self.ops = kernels.backend(execution.kernels)
         self.dtype = torch_dtype(recipe.dtype)
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
-            tensor.to(self.device) for tensor in dataset.tensors)
+            tensor.to(self.device) for tensor in dataset.tensors
+        )
         self.examples = min(recipe.train_examples or len(self.train_images), len(self.train_images))
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
         self.steps = recipe.steps(len(self.train_images))
         self.stem_steps = schedule.stem_steps(recipe, self.steps, self.per_epoch)
 
         self.network = Network(recipe, self.ops, execution.channels_last).to(self.device).cast(self.dtype)
-        self.optimizer = Optimizer(self.network, self.steps, self.per_epoch, channels_last=execution.channels_last)
+        self.optimizer = Optimizer(
+            self.network, self.steps, self.per_epoch, channels_last=execution.channels_last
+        )
         self.averaging = Averaging(self.network, self.optimizer, self.steps, self.per_epoch)
         # Per epoch: summed loss, correct predictions. Read only when the clock stands.
         self.metrics = torch.zeros(math.ceil(self.steps / self.per_epoch), 2, device=self.device)
@@ -100,6 +120,11 @@ class Trainer:
         if execution.compile == "on":
             self.forward = torch.compile(self.network, fullgraph=True, dynamic=False)
             self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False)
+        colours = {"mean": dataset.mean, "std": dataset.std}
+        crop = {"pad": recipe.pad, "flip": recipe.flip, "cutout": recipe.cutout}
+        self.augment = functools.partial(self.ops.augment, **crop, **colours, dtype=self.dtype)
+        self.evaluate = functools.partial(evaluate, self.network, **colours, forward=self.forward)
+        self.compile_seconds = 0.0
         self._warm_up()
         self.build_seconds = time.perf_counter() - begin
 
@@ -107,28 +132,22 @@ class Trainer:
         """One training run. `eval_every` is the number of epochs between validations; 0 validates never."""
         watcher = watcher or Watcher()
         begin = time.perf_counter()
-        run, clock, eval_clock = Run(seed, views=self.recipe.views), Clock(self.device), Clock(self.device)
+        run, clock = Run(seed, views=self.recipe.views), Clock(self.device)
         with clock:
-            self._prepare(seed)
+            self._prepare(seed, self.train_images[: self.examples])
         run.prepare_seconds = clock.seconds
-        for epoch in range(len(self.metrics)):
+        epochs = len(self.metrics)
+        for epoch in range(epochs):
             with clock:
                 self._epoch(epoch, run, watcher)
             run.train_seconds = clock.seconds
-            last = epoch == len(self.metrics) - 1
-            validate = bool(eval_every) and (last or (epoch + 1) % eval_every == 0)
-            if not (last or validate):
-                continue
-            row = self._row(epoch, run, validate)
+            last = epoch == epochs - 1
+            row = self._row(epoch, run, validate=eval_every > 0 and (last or (epoch + 1) % eval_every == 0))
             run.epochs.append(row)
             if not math.isfinite(row["train_loss"]):
                 run.status = "failed"
             elif last:
-                with eval_clock, self.averaging.averaged():
-                    accuracy, loss = self._evaluate(self.recipe.views)
-                run.accuracy, run.eval_seconds = float(accuracy), eval_clock.seconds
-                if not math.isfinite(float(loss)):
-                    run.status, run.accuracy = "failed", None
+                self._final(run)
             watcher.epoch(run, row)
             if run.status == "failed":
                 break
@@ -137,23 +156,24 @@ class Trainer:
 
     def adopt_average(self) -> None:
         """Leaves the averaged weights in the network, where the recipe averages; ends the run's averaging."""
-        if self.averaging.active:
-            self.averaging.adopt()
+        self.averaging.adopt()
 
     def estimate_seconds(self, eval_every: int = 1) -> float:
-        """A forecast of a run's wall-clock seconds from the warm-up's step: a forward pass counts as a third of it."""
+        """A forecast of a run's wall-clock seconds from the warm-up's step: a forward pass counts as a
+        third of it.
+        """
         forward = self.step_seconds / 3 / self.recipe.batch_size * len(self.test_images)
         validations = len(self.metrics) // eval_every if eval_every else 0
         return self.steps * self.step_seconds + forward * (
-            len(VIEWS[self.recipe.views]) + validations * len(VIEWS[self.recipe.val_views]))
+            len(VIEWS[self.recipe.views]) + validations * len(VIEWS[self.recipe.val_views])
+        )
 
-    # -- the parts of a run ------------------------------------------------------------------------------------------
-
-    def _prepare(self, seed: int) -> None:
+    def _prepare(self, seed: int, images: Tensor) -> None:
+        """Initial weights from `seed`, whitening filters from `images`, everything else cleared."""
         self.seed = torch.tensor(seed, dtype=torch.int64, device=self.device)
         self.network.train()
         self.network.reset(self.seed)
-        whitening.whiten(self.network, self.train_images[:self.examples], self.dataset.mean, self.dataset.std)
+        whitening.whiten(self.network, images, self.dataset.mean, self.dataset.std)
         self.optimizer.reset()
         self.averaging.reset()
         self.metrics.zero_()
@@ -162,7 +182,7 @@ class Trainer:
     def _epoch(self, epoch: int, run: Run, watcher: Watcher) -> None:
         number = torch.tensor(epoch, dtype=torch.int64, device=self.device)
         order = self.ops.permutation(self.seed, number, self.examples)
-        for ids in order[:self.per_epoch * self.recipe.batch_size].split(self.recipe.batch_size):
+        for ids in order[: self.per_epoch * self.recipe.batch_size].split(self.recipe.batch_size):
             if self.step == self.steps:
                 break
             self._step(self.train_images, self.train_labels, ids, number, self.metrics[epoch])
@@ -172,13 +192,11 @@ class Trainer:
             watcher.step(run, self.step)
 
     def _step(self, images: Tensor, labels: Tensor, ids: Tensor, epoch: Tensor, metrics: Tensor) -> None:
-        recipe, train_stem = self.recipe, self.step < self.stem_steps
-        x = self.network.layout(self.ops.augment(
-            images, ids, self.seed, epoch, pad=recipe.pad, flip=recipe.flip, cutout=recipe.cutout,
-            mean=self.dataset.mean, std=self.dataset.std, dtype=self.dtype))
+        train_stem = self.step < self.stem_steps
+        x = self.network.layout(self.augment(images, ids, self.seed, epoch))
         loss, correct, stats = self.loss(x, labels[ids], train_stem)
         loss.backward()
-        self.ops.update_running_stats(self.network.running, stats, recipe.bn_momentum)
+        self.ops.update_running_stats(self.network.running, stats, self.recipe.bn_momentum)
         self.optimizer.step(train_stem)
         metrics += torch.stack((loss.detach().float(), correct.float()))
 
@@ -186,51 +204,68 @@ class Trainer:
         logits, stats = self.network(x, train_stem)
         return *self.ops.cross_entropy(logits, targets, self.recipe.label_smoothing), stats
 
-    def _evaluate(self, views: str) -> tuple[Tensor, Tensor]:
-        return evaluate(self.network, self.test_images, self.test_labels, views, mean=self.dataset.mean,
-                        std=self.dataset.std, forward=self.forward)
+    def _validate(self, views: str) -> tuple[Tensor, Tensor]:
+        return self.evaluate(self.test_images, self.test_labels, views)
 
     def _row(self, epoch: int, run: Run, validate: bool) -> dict:
-        """An epoch's entry: training loss and accuracy, validation of the network and of the averaged weights."""
+        """An epoch's entry: training loss and accuracy, validation of the network and of its average."""
         steps = min(self.per_epoch, self.steps - epoch * self.per_epoch)
         seen = min(steps * self.recipe.batch_size, self.examples)
         loss, correct = (self.metrics[epoch] / seen).tolist()
-        row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": None, "train_acc": correct, "val_acc": None,
-               "average_val_acc": None, "train_seconds": run.train_seconds, "val_seconds": None}
+        row = dict.fromkeys(("epoch", "train_loss", "val_loss", "train_acc", "val_acc", "average_val_acc"))
+        row |= {"epoch": epoch + 1, "train_loss": loss, "train_acc": correct}
+        row |= {"train_seconds": run.train_seconds, "val_seconds": None}
         if validate and math.isfinite(loss):
             with Clock(self.device) as clock:
-                accuracy, val_loss = self._evaluate(self.recipe.val_views)
+                accuracy, val_loss = self._validate(self.recipe.val_views)
                 if self.averaging.active:
                     with self.averaging.averaged():
-                        row["average_val_acc"] = float(self._evaluate(self.recipe.val_views)[0])
+                        row["average_val_acc"] = float(self._validate(self.recipe.val_views)[0])
             row |= {"val_acc": float(accuracy), "val_loss": float(val_loss), "val_seconds": clock.seconds}
         return row
 
+    def _final(self, run: Run) -> None:
+        """The evaluation that counts: the averaged weights where there are, under the recipe's views."""
+        with Clock(self.device) as clock, self.averaging.averaged():
+            accuracy, loss = self._validate(self.recipe.views)
+        run.eval_seconds = clock.seconds
+        if math.isfinite(float(loss)):
+            run.accuracy = float(accuracy)
+        else:
+            run.status = "failed"
+
+    def timed_step(self, step: int = 0, size: int | None = None) -> float:
+        """Seconds of one training step on `size` made-up images (a batch), as step number `step` would be.
+
+        For warming up and for benchmarks: it trains the network on nonsense.
+        """
+        images, labels = self._made_up(size or min(self.recipe.batch_size, self.examples))
+        ids, epoch = torch.arange(len(labels), device=self.device), torch.tensor(0, device=self.device)
+        self.step = step
+        self.optimizer.step_index.fill_(step)
+        with Clock(self.device) as clock:
+            self._step(images, labels, ids, epoch, self.metrics[0])
+        return clock.seconds
+
+    def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
+        pixels = torch.arange(count * 32 * 32 * 3, device=self.device).mul(7919).to(torch.uint8)
+        return pixels.view(count, 32, 32, 3), torch.arange(count, device=self.device) % 10
+
     def _warm_up(self) -> None:
-        """Two training steps (and their variants) on made-up images, so that nothing is compiled under the clock."""
+        """Training steps and an evaluation in each of their variants, on made-up images, so that nothing is
+        compiled under the clock.
+        """
         recipe = self.recipe
-        count = max(recipe.batch_size, min(recipe.eval_batch_size, len(self.test_images)))
-        pixels = torch.arange(count * 32 * 32 * 3, device=self.device).mul(7919).to(torch.uint8).view(count, 32, 32, 3)
-        labels = torch.arange(count, device=self.device) % 10
-        ids, epoch, metrics = torch.arange(count, device=self.device), torch.tensor(0, device=self.device), self.metrics[0]
-        self._prepare(0)
-        batch = min(recipe.batch_size, self.examples)
-        sizes = [batch, batch]
-        if not recipe.drop_last and self.examples % batch:
-            sizes.append(self.examples % batch)
-        seconds = []
-        for size in sizes:
-            for self.step in sorted({0, self.stem_steps}):
-                with Clock(self.device) as clock:
-                    self._step(pixels, labels, ids[:size], epoch, metrics)
-                self.optimizer.step_index.zero_()
-                seconds.append(clock.seconds)
+        self._prepare(0, self._made_up(100)[0])
+        steps = sorted({0, min(self.stem_steps, self.steps - 1)})  # the stem's bias trains, or is frozen
+        first = [self.timed_step(step) for step in steps]
+        self.first_step_seconds, self.step_seconds = first[0], self.timed_step(steps[-1])
+        if self.execution.compile == "on":
+            self.compile_seconds = sum(first) - len(first) * self.step_seconds
+        if not recipe.drop_last and self.examples % recipe.batch_size:
+            for step in steps:
+                self.timed_step(step, self.examples % recipe.batch_size)
         if self.execution.compile == "on" or self.device.type == "cuda":
-            test = pixels[:recipe.eval_batch_size]
-            for size in {len(test), len(self.test_images) % recipe.eval_batch_size} - {0}:
-                evaluate(self.network, test[:size], labels[:size], recipe.views, mean=self.dataset.mean,
-                         std=self.dataset.std, forward=self.forward)
-        variants = len({0, self.stem_steps})
-        self.first_step_seconds, self.step_seconds = seconds[0], seconds[variants]
-        self.compile_seconds = sum(seconds[:variants]) - variants * self.step_seconds if (
-            self.execution.compile == "on") else 0.0
+            tests = len(self.test_images)
+            for size in {min(tests, recipe.eval_batch_size), tests % recipe.eval_batch_size} - {0}:
+                self.evaluate(*self._made_up(size), recipe.views)

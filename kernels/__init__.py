@@ -21,7 +21,7 @@ from . import (
     views,
 )
 
-# backend -> op -> implementation. A caller picks a backend once and calls ops; no network asks which one it has.
+# backend -> op -> implementation. A caller picks a backend once; no network asks which one it has.
 BACKENDS: dict[str, dict] = {
     "reference": {
         "augment": augment.reference,
@@ -43,7 +43,9 @@ BACKENDS: dict[str, dict] = {
 
 
 def backend(name: str) -> SimpleNamespace:
-    """The ops of a backend as attributes: `backend("reference").conv_bn_act(...)`. ValueError for an unknown name."""
+    """The ops of a backend as attributes: `backend("reference").conv_bn_act(...)`. ValueError for an
+    unknown name.
+    """
     if name not in BACKENDS:
         raise ValueError(f"kernels: got {name!r}, accepted are {', '.join(BACKENDS)}")
     return SimpleNamespace(**BACKENDS[name])

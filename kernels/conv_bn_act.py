@@ -1,10 +1,10 @@
 """The block: conv -> [pool] -> [x gate] -> BN -> activation [+ residual], as one op.
 
-    u[n, o, y, x] = sum over i, r, s of x[n, i, y + r - 1, x + s - 1] * filters[o, i, r, s]      zero padding 1
-    y, stats, spatial mean = norm_act(u, ...)                                                     kernels/norm_act.py
+    u[n, o, y, x] = sum over i, r, s of x[n, i, y + r - 1, x + s - 1] * filters[o, i, r, s]    zero padding
+    y, stats, spatial mean = norm_act(u, ...)                                         kernels/norm_act.py
 
-x [n, i, h, w] and filters [o, i, 3, 3] channels-last, accumulated in float32. What BN sees is the pooled, gated
-output of the convolution, so the row and column that floor pooling drops influence nothing.
+x [n, i, h, w] and filters [o, i, 3, 3] channels-last, accumulated in float32. What BN sees is the pooled,
+gated output of the convolution, so the row and column that floor pooling drops influence nothing.
 
 FLOPs: 2 * 9 * i * o * h * w per image forward, as much again for each of d x and d filters.
 """
@@ -17,10 +17,35 @@ from torch import Tensor
 from . import norm_act
 
 
-def reference(x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, running: Tensor, *, training: bool,
-              eps: float, activation: str, pool: bool = False, gate: Tensor | None = None,
-              residual: Tensor | None = None, spatial_mean: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments and errors as `norm_act.reference`."""
+def reference(
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    *,
+    training: bool,
+    eps: float,
+    activation: str,
+    pool: bool = False,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    spatial_mean: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments and errors as
+    `norm_act.reference`.
+    """
     u = F.conv2d(x, filters, padding=1)
-    return norm_act.reference(u, weight, bias, running, training=training, eps=eps, activation=activation,
-                              pool=pool, gate=gate, residual=residual, spatial_mean=spatial_mean)
+    return norm_act.reference(
+        u,
+        weight,
+        bias,
+        running,
+        training=training,
+        eps=eps,
+        activation=activation,
+        pool=pool,
+        gate=gate,
+        residual=residual,
+        spatial_mean=spatial_mean,
+    )

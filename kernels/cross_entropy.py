@@ -1,10 +1,11 @@
 """Label-smoothed cross-entropy, summed over the batch, and the count of right answers.
 
-    loss = sum over i of [ (1 - s) * -log p[i, target_i] + s * mean over classes k of -log p[i, k] ],   p = softmax(logits)
+    p = softmax(logits)
+    loss = sum over i of [ (1 - s) * -log p[i, target_i] + s * mean over classes k of -log p[i, k] ]
 
-logits [n, classes] -> loss scalar, correct int64 scalar, both on the device: nothing waits for the host. The sum is
-taken in float32, so no loss scale is needed to keep a 16-bit sum from overflowing.
-Source: Szegedy et al., arXiv 1512.00567.
+logits [n, classes] -> loss scalar, correct int64 scalar, both on the device: nothing waits for the host.
+The sum is taken in float32, so no loss scale is needed to keep a 16-bit sum from overflowing. Source:
+Szegedy et al., arXiv 1512.00567.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Muon: momentum whose update is orthogonalised, for convolution filters seen as matrices [out, in * 3 * 3].
 
     buffer = momentum * buffer + grad           g = grad + momentum * buffer              (Nesterov)
-    value  = value * sqrt(out) / norm(value)                                              (filters keep their scale)
+    value  = value * sqrt(out) / norm(value)                              (filters keep their scale)
     value  = value - lr * orthogonalise(g)
 
 orthogonalise is a few steps of a quintic Newton-Schulz iteration: with X = g / norm(g) = U S V^T,
     X <- a X + b (X X^T) X + c (X X^T)^2 X,        that is  S <- a S + b S^3 + c S^5  on the singular values,
-which drives them towards 1 (into about [0.7, 1.2], not to 1 exactly) and leaves U and V alone. It runs in bfloat16
-for a 16-bit network and in the network's own dtype otherwise; a permutation of columns changes nothing, so filters may
-be flattened in any memory order.
+which drives them towards 1 (into about [0.7, 1.2], not to 1 exactly) and leaves U and V alone. It runs in
+bfloat16 for a 16-bit network and in the network's own dtype otherwise; a permutation of columns changes
+nothing, so filters may be flattened in any memory order.
 
 FLOPs per step and filter, m = min(out, in * 9), k the other side: 4 m^2 k + 2 m^3.
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); airbench94_muon.
@@ -33,9 +33,18 @@ def orthogonalise(g: Tensor, steps: int, coefficients: tuple[float, float, float
     return x.T if g.shape[0] > g.shape[1] else x
 
 
-def reference(values: list[Tensor], grads: list[Tensor], buffers: list[Tensor], lr: Tensor, *, momentum: float,
-              steps: int) -> None:
-    """One step, in place on `values` and `buffers`; lists of matrices [out, in * 3 * 3], lr a scalar tensor."""
+def reference(
+    values: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    lr: Tensor,
+    *,
+    momentum: float,
+    steps: int,
+) -> None:
+    """One step, in place on `values` and `buffers`; lists of matrices [out, in * 3 * 3], lr a scalar
+    tensor.
+    """
     for value, grad, buffer in zip(values, grads, buffers):
         buffer.mul_(momentum).add_(grad)
         g = grad.to(value.dtype).add(buffer, alpha=momentum)

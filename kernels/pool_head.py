@@ -2,8 +2,9 @@
 
     logits = scale * (max over h, w of x) @ weight^T
 
-x [n, c, h, w], weight [classes, c] -> logits [n, classes] in float32 (float64 for float64). Where several positions
-hold the maximum, its gradient is shared among them equally. Bytes: x read once forward, written once backward.
+x [n, c, h, w], weight [classes, c] -> logits [n, classes] in float32 (float64 for float64). Where several
+positions hold the maximum, its gradient is shared among them equally. Bytes: x read once forward, written
+once backward.
 """
 
 from __future__ import annotations

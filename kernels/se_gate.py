@@ -2,9 +2,10 @@
 
     gate = sigmoid(W2 @ gelu(W1 @ s + b1) + b2),       s the spatial mean of x [n, c, h, w]
 
-s [n, c] as `norm_act` emits it, W1 [c / r, c], b1 [c / r], W2 [c, c / r], b2 [c] -> gate [n, c], in the dtype of s
-(float32, float64 for float64). The gate multiplies another tensor than x in this network, the last convolution's
-output, which is why the op ends at the gate. FLOPs: 4 * c * c / r per image. Source: Hu, Shen, Sun, arXiv 1709.01507.
+s [n, c] as `norm_act` emits it, W1 [c / r, c], b1 [c / r], W2 [c, c / r], b2 [c] -> gate [n, c], in the
+dtype of s (float32, float64 for float64). The gate multiplies another tensor than x in this network, the
+last convolution's output, which is why the op ends at the gate. FLOPs: 4 * c * c / r per image. Source: Hu,
+Shen, Sun, arXiv 1709.01507.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Measurements. Records, each with its command, hardware and versions, are kept under `bench/results/`."""
