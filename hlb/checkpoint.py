@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def load(
     of this program.
     """
     foreign = f"{path} is not a checkpoint of this program, or is damaged; give a file that --save wrote"
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no file {path}; give a checkpoint that --save wrote")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

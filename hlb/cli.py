@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import typing
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +48,19 @@ Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
   hlb --save model.pt && hlb eval model.pt --views flip
   hlb recipes seed
 """
+
+
+RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `cost.report`; GFLOPs are per image
+    "recipe": lambda name, r: name,
+    "trainable": lambda name, r: f"{r['parameters']['trainable']:,}",
+    "frozen": lambda name, r: f"{r['parameters']['frozen']:,}",
+    "GFLOP fwd": lambda name, r: f"{r['gflop_per_image']['forward']:.3f}",
+    "+ bwd": lambda name, r: f"{r['gflop_per_image']['train']:.3f}",
+    "TFLOP/run": lambda name, r: f"{r['tflop_per_run']:.1f}",
+    "steps": lambda name, r: str(r["steps"]),
+    "epochs": lambda name, r: f"{r['epochs']:g}",
+    "batch": lambda name, r: str(r["batch_size"]),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,12 +161,15 @@ def _write_json(target: str, content: dict) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    outputs = [path for path in (options.json, options.ledger, options.save) if path not in (None, "-")]
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise UserError(f"--json, --ledger, --save: {', '.join(outputs)} names one file twice")
     if options.json not in (None, "-"):
         check_writable(options.json, "--json")
     settings = list(options.set)
-    settings += [
-        f"{field}={value}" for field, value in (("dtype", options.dtype), ("epochs", options.epochs)) if value
-    ]
+    for field in ("dtype", "epochs"):
+        if getattr(options, field) is not None:
+            settings.append(f"{field}={getattr(options, field)}")
     console = Console(stderr=options.json == "-", quiet=options.quiet)
     result = train(
         options.recipe,
@@ -215,61 +231,26 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _recipes(options: argparse.Namespace) -> int:
-    names = [options.name] if options.name else list(RECIPES)
+    names = [options.name] if options.name is not None else list(RECIPES)
     reports = {name: cost.report(recipe(name)) for name in names}
     if options.json:
         print(json.dumps(reports))
         return 0
-    console = Console(highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in (
-        "recipe",
-        "trainable",
-        "frozen",
-        "GFLOP/image",
-        "fwd + bwd",
-        "TFLOP/run",
-        "steps",
-        "epochs",
-        "batch",
-        "views",
-    ):
-        table.add_column(name, justify="left" if name in ("recipe", "views") else "right")
-    for name, r in reports.items():
-        table.add_row(
-            name,
-            f"{r['parameters']['trainable']:,}",
-            f"{r['parameters']['frozen']:,}",
-            f"{r['gflop_per_image']['forward']:.3f}",
-            f"{r['gflop_per_image']['train']:.3f}",
-            f"{r['tflop_per_run']:.1f}",
-            str(r["steps"]),
-            f"{r['epochs']:g}",
-            str(r["batch_size"]),
-            r["views"],
-        )
-    console.print(table)
-    if options.name:
-        chosen, report = recipe(options.name), reports[options.name]
-        per_epoch = report["steps_per_epoch"]
-        console.print("learning-rate multiplier at the start of each epoch and at the last step:")
-        console.print(
-            "  "
-            + " ".join(
-                f"{m:.3f}" for m in [*report["lr_multiplier"][::per_epoch], report["lr_multiplier"][-1]]
-            )
-        )
-        console.print("fields, for --set:")
-        for field, value in vars(chosen).items():
+    table = Table(box=None, pad_edge=False)
+    for heading in RECIPE_COLUMNS:
+        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    for name, report in reports.items():
+        table.add_row(*(cell(name, report) for cell in RECIPE_COLUMNS.values()))
+    Console(highlight=False).print(table)
+    if options.name is not None:
+        report = reports[options.name]
+        multipliers = [*report["lr_multiplier"][:: report["steps_per_epoch"]], report["lr_multiplier"][-1]]
+        print("\nlearning-rate multiplier at the start of each epoch and at the last step:")
+        print(" ", *(f"{m:.3f}" for m in multipliers))
+        print("\nfields, for --set:")
+        for field, value in vars(recipe(options.name)).items():
             if field != "name":
-                text = (
-                    ",".join(map(str, value))
-                    if isinstance(value, tuple)
-                    else f"{value:g}"
-                    if isinstance(value, float)
-                    else value
-                )
-                console.print(f"  {field}={text}")
+                print(f"  {field}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
     return 0
 
 

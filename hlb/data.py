@@ -76,8 +76,8 @@ def load(data: str = "auto") -> Dataset:
             return Dataset("synthetic", synthetic.make())
     if data == "cifar10":
         return cifar10()
-    root = Path(data).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(data))
+    if not os.path.isdir(root):
         raise UserError(
             f"--data: no folder {data!r}; accepted are auto, cifar10, synthetic, or a folder that holds "
             f"{FOLDER}/"
@@ -86,19 +86,18 @@ def load(data: str = "auto") -> Dataset:
 
 
 def cifar10(root: Path | None = None) -> Dataset:
-    """CIFAR-10 from `root`, else from the cache folder, into which it is downloaded if need be."""
+    """CIFAR-10 from `root`; without one from the cache, `./data` or `.`, else downloaded to the cache."""
     cache = cache_dir()
     tensors = cache / "cifar10.pt"
+    if root is None and not tensors.exists():
+        root = next((place for place in (cache, Path("data"), Path()) if (place / FOLDER).exists()), None)
+        if root is None:
+            root = cache
+            download(root)
     if root is not None:
         verify(root)
     if tensors.exists():
         return Dataset("cifar10", _read_tensors(tensors))
-    if root is None:
-        root = cache
-        if (root / FOLDER).exists():
-            verify(root)
-        else:
-            download(root)
     dataset = Dataset("cifar10", read(root))
     try:
         cache.mkdir(parents=True, exist_ok=True)

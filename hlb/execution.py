@@ -72,8 +72,8 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         raise UserError(f"--kernels: got {execution.kernels!r}, accepted are {', '.join(kernels.BACKENDS)}")
     if execution.compile not in COMPILE:
         raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
-    if execution.threads < 0:
-        raise UserError(f"--threads: got {execution.threads}, accepted is 1 or more (0 is PyTorch's choice)")
+    if not 0 <= execution.threads <= 1024:
+        raise UserError(f"--threads: got {execution.threads}, accepted is 1 to 1024 (0 is PyTorch's choice)")
     compile = execution.compile if execution.compile != "auto" else "on" if kind == "cuda" else "off"
     threads = execution.threads or torch.get_num_threads()
 

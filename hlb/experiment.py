@@ -127,16 +127,18 @@ def train(
     """
     started = time.perf_counter() if started is None else started
     for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
-        if value < least or value >= 2**63:
-            raise UserError(f"{option}: got {value}, accepted is a whole number of {least} or more")
+        if not least <= value < 2**63 - (runs if option == "--seed" else 0):
+            raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
     for option, path in (("--ledger", ledger), ("--save", save)):
         if path is not None:
             check_writable(path, option)
     # A mistake in the settings is told before anything is downloaded.
-    resolve(configure(recipe or DEFAULT, settings), execution)
+    resolve(configure(DEFAULT if recipe is None else recipe, settings), execution)
     dataset = data if isinstance(data, Dataset) else load(data)
     fell_back = data == "auto" and dataset.name == "synthetic"
-    recipe, execution = resolve(configure(recipe or ("smoke" if fell_back else DEFAULT), settings), execution)
+    if recipe is None:
+        recipe = "smoke" if fell_back else DEFAULT
+    recipe, execution = resolve(configure(recipe, settings), execution)
     console = console or Console(file=sys.stdout, quiet=quiet)
     if fell_back:
         synthetic_banner(console, recipe.name)

@@ -17,6 +17,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
     an error.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe, /dev/null say: nothing to rename over
+        yield path
+        return
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:

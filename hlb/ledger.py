@@ -16,6 +16,11 @@ from pathlib import Path
 
 from . import environment
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 DEFAULT = Path("results") / "ledger.jsonl"
 
 
@@ -54,13 +59,18 @@ def record(run, provenance: dict) -> dict:
 
 
 def append(path: Path | str, record: dict) -> None:
-    """Adds one line to the ledger and waits until it is on disk. NaN and infinities are written as null."""
+    """Adds one line to the ledger and waits until it is on disk; writers wait for each other's locks.
+
+    NaN and infinities are written as null.
+    """
     line = json.dumps(finite(record), allow_nan=False).encode() + b"\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as f:
-        if f.tell():
+        if fcntl:
+            fcntl.flock(f, fcntl.LOCK_EX)
+        if f.seek(0, os.SEEK_END):
             f.seek(-1, os.SEEK_END)
-            if f.read(1) != b"\n":
+            if f.read(1) != b"\n":  # a kill cut the last line short
                 line = b"\n" + line
         f.write(line)
         f.flush()
