@@ -31,21 +31,12 @@ def layers(recipe) -> list[Layer]:
     """The layers of a recipe's network in order, for 32x32 images. The merged stem counts as one 2x2
     convolution.
     """
-    side, stem = 31, recipe.width(recipe.stem_width) if recipe.stem_width else 24
-    # The projection's gradient costs as much as a weight gradient; a stem without one is frozen.
-    out = [
-        Layer(
-            "stem",
-            2 * 12 * stem * side**2,
-            (side, side, stem),
-            weight_grad=bool(recipe.stem_width),
-            input_grad=False,
-        )
-    ]
-    channels = stem
-    trains_below = bool(
-        recipe.stem_width
-    )  # else the first convolution's input needs a gradient only for the stem's bias
+    side, channels = 31, recipe.width(recipe.stem_width) if recipe.stem_width else 24
+    # A projection's gradient costs as much as a weight gradient, and needs the first convolution's input
+    # gradient. A stem without one is frozen, but for a bias that trains for some epochs.
+    projects = bool(recipe.stem_width)
+    stem = Layer("stem", 2 * 12 * channels * side**2, (side, side, channels), projects, input_grad=False)
+    out = [stem]
     for g, (kind, multiple) in enumerate(zip(recipe.groups, recipe.group_widths)):
         width = recipe.width(multiple)
         for i, block in enumerate(GROUPS[kind]):
@@ -54,7 +45,7 @@ def layers(recipe) -> list[Layer]:
                     f"group{g + 1}.conv{i + 1}",
                     2 * 9 * channels * width * side**2,
                     (side, side, width),
-                    input_grad=trains_below or bool(g or i),
+                    input_grad=projects or bool(g or i),
                 )
             )
             channels, side = width, side // 2 if block.pool else side
@@ -90,12 +81,7 @@ def report(recipe, examples: int = 50000) -> dict:
     """
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     count = min(recipe.train_examples or examples, examples)
-    images = [
-        recipe.batch_size
-        if recipe.drop_last
-        else min(recipe.batch_size, count - (s % per_epoch) * recipe.batch_size)
-        for s in range(steps)
-    ]
+    images = [min(recipe.batch_size, count - (s % per_epoch) * recipe.batch_size) for s in range(steps)]
     bias_steps = schedule.stem_steps(recipe, steps, per_epoch)
     forward, train = flops_per_image(recipe)
     _, train_bias = flops_per_image(recipe, stem_bias=True)

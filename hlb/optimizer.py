@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import schedule
 
+KINDS = ("filters", "linear", "biases", "stem")  # of groups, in the order of the rate table's columns
 _ALIGN = 64  # elements: every parameter starts on a 128-byte boundary or better
 
 
@@ -58,52 +59,39 @@ class Group:
             self.compute.copy_(self.value)
 
 
+def _kind(name: str) -> str:
+    """The group that a parameter of this name belongs to."""
+    if name == "stem.bias":
+        return "stem"
+    if "bias" in name:
+        return "biases"
+    return "filters" if name.endswith("filters") else "linear"
+
+
 class Optimizer:
     """SGD with Nesterov momentum, and Muon for the 3x3 filters where the recipe says so.
 
-    Groups, in the order of the rate table's columns: filters (3x3), linear (head, squeeze-and-excite,
-    projection), biases, and the stem's bias, which has a schedule of its own and then freezes.
+    Groups: filters (3x3), linear (head, squeeze-and-excite, projection), biases, and the stem's bias, which
+    has a schedule of its own and then freezes.
     """
 
     def __init__(self, network, steps: int, per_epoch: int, *, channels_last: bool):
         recipe = network.recipe
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        kinds = {
-            name: "stem"
-            if name == "stem.bias"
-            else "biases"
-            if "bias" in name
-            else "filters"
-            if name.endswith("filters")
-            else "linear"
-            for name in trained
-        }
-        main = schedule.multipliers(recipe, steps, per_epoch)
-        rates = {
-            "filters": recipe.lr * main,
-            "linear": recipe.linear_lr * main,
-            "biases": recipe.bias_lr * main,
-            "stem": recipe.bias_lr * schedule.stem_multipliers(recipe, steps, per_epoch),
-        }
-        peaks = {
-            "filters": recipe.lr,
-            "linear": recipe.linear_lr,
-            "biases": recipe.bias_lr,
-            "stem": recipe.bias_lr,
-        }
-        self.names = [kind for kind in rates if kind in kinds.values()]
+        members = {kind: [p for name, p in trained.items() if _kind(name) == kind] for kind in KINDS}
+        self.names = [kind for kind in KINDS if members[kind]]
+        master = recipe.master_weights == "on"
         self.groups = [
-            Group(
-                [p for name, p in trained.items() if kinds[name] == kind],
-                master=recipe.master_weights == "on",
-                channels_last=channels_last,
-            )
-            for kind in self.names
+            Group(members[kind], master=master, channels_last=channels_last) for kind in self.names
         ]
+
+        peaks = dict(zip(KINDS, (recipe.lr, recipe.linear_lr, recipe.bias_lr, recipe.bias_lr)))
+        shapes = dict.fromkeys(KINDS, schedule.multipliers(recipe, steps, per_epoch))
+        shapes["stem"] = schedule.stem_multipliers(recipe, steps, per_epoch)
+        table = np.stack([peaks[kind] * shapes[kind] for kind in self.names], axis=1)
         self.decays = [recipe.weight_decay / peaks[kind] for kind in self.names]
         self.recipe, self.ops = recipe, network.ops
         device = network.running.device
-        table = np.stack([rates[kind] for kind in self.names], axis=1)
         self.rates = torch.tensor(table, dtype=torch.float32, device=device)  # [steps, groups]
         self.step_index = torch.zeros(1, dtype=torch.int64, device=device)
 
