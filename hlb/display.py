@@ -181,7 +181,9 @@ def summarise(console: Console, result, runs: int) -> None:
         line(f"interrupted: {len(result.runs)} of {runs} runs finished")
     if not result.runs:
         return
+    console.print()
     console.print(_statistics(result))
+    console.print()
     failed = sum(run.status == "failed" for run in result.runs)
     if failed:
         line(f"{failed} of {len(result.runs)} runs failed: the loss became NaN or infinite")
@@ -197,19 +199,23 @@ def summarise(console: Console, result, runs: int) -> None:
 
 
 def _statistics(result) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for name in ("", "mean", "std", "min", "max", "95 % interval"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for name, stats, style in (
-        ("accuracy", result.accuracy, ".4f"),
-        ("train s", result.train_seconds, ".3f"),
-        ("evaluation s", result.eval_seconds, ".3f"),
-        ("validation s / epoch", result.val_seconds, ".3f"),
-        ("wall clock s / run", result.run_wall_seconds, ".3f"),
+    for name, stats, written in (
+        ("accuracy", result.accuracy, "{:.4f}".format),
+        ("train s", result.train_seconds, _seconds),
+        ("evaluation s", result.eval_seconds, _seconds),
+        ("validation s", result.val_seconds, _seconds),  # of an epoch
+        ("wall clock s", result.run_wall_seconds, _seconds),  # of a run
     ):
         if stats["n"]:
             known = [stats[key] for key in ("mean", "std", "min", "max")]
-            cells = ["" if value is None else format(value, style) for value in known]
-            interval = stats["ci95"]
-            table.add_row(name, *cells, " .. ".join(format(end, style) for end in interval or ()))
+            cells = ["" if value is None else written(value) for value in known]
+            table.add_row(name, *cells, " .. ".join(written(end) for end in stats["ci95"] or ()))
     return table
+
+
+def _seconds(value: float) -> str:
+    """Four digits or more, and milliseconds at the finest."""
+    return format(value, ".3f" if abs(value) < 10 else ".2f" if abs(value) < 100 else ".1f")

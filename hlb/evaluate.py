@@ -25,7 +25,7 @@ def evaluate(
     network is left in the mode it was in.
     """
     recipe, ops, dtype = network.recipe, network.ops, network.head.weight.dtype
-    forward = forward or network
+    forward = network if forward is None else forward
     training = network.training
     network.eval()
     correct, loss = 0, 0
