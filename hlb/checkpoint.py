@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -52,7 +53,9 @@ def load(
     if not os.path.isfile(path):
         raise UserError(f"no file {path}; give a checkpoint that --save wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.load, about files that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch.load raises many kinds for a file that is not its own
         raise UserError(foreign) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -31,8 +31,8 @@ usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
 Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
 
   --recipe NAME       {recipes}
-  --set FIELD=VALUE   change fields of the recipe (`hlb recipes NAME` shows them)
-  --data WHAT         auto, cifar10, synthetic, or a folder (torchvision's layout)
+  --set FIELD=VALUE   change fields of the recipe (see `hlb recipes NAME`)
+  --data WHAT         auto, cifar10, synthetic, or a folder (as torchvision's)
   --device NAME       auto, {devices}
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i
@@ -198,8 +198,8 @@ def _eval(options: argparse.Namespace) -> int:
     if options.json not in (None, "-"):
         check_writable(options.json, "--json")
     network, made_by, about = checkpoint.load(options.model)
-    settings = {"dtype": options.dtype} if options.dtype else {}
-    settings |= {"views": options.views} if options.views else {}
+    settings = {"dtype": options.dtype} if options.dtype is not None else {}
+    settings |= {"views": options.views} if options.views is not None else {}
     resolved, execution = resolve(recipe(made_by, settings), _execution(options))
     apply(resolved, execution)
     network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)

@@ -74,7 +74,8 @@ def append(path: Path | str, record: dict) -> None:
                 line = b"\n" + line
         f.write(line)
         f.flush()
-        os.fsync(f.fileno())
+        if os.path.isfile(path):  # a device has no disk to wait for
+            os.fsync(f.fileno())
 
 
 def load(path: Path | str) -> list[dict]:
