@@ -214,8 +214,8 @@ def _eval(options: argparse.Namespace) -> int:
         "device": execution.device,
         "dtype": resolved.dtype,
         "views": resolved.views,
-        "accuracy": float(accuracy),
-        "loss": float(loss),
+        "accuracy": accuracy,
+        "loss": loss,
         "eval_seconds": clock.seconds,
         "examples": len(labels),
     }

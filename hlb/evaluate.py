@@ -18,8 +18,8 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     forward=None,
-) -> tuple[Tensor, Tensor]:
-    """Fraction of right answers and mean label-smoothed loss, as scalar tensors on the device.
+) -> tuple[float, float]:
+    """Fraction of right answers and mean label-smoothed loss.
 
     images uint8 [n, h, w, 3], labels int64 [n]. `forward` is the network or a compiled version of it. The
     network is left in the mode it was in.
@@ -37,4 +37,4 @@ def evaluate(
         batch_loss, batch_correct = ops.cross_entropy(logits, targets, recipe.label_smoothing)
         correct, loss = correct + batch_correct, loss + batch_loss
     network.train(training)
-    return correct / len(labels), loss / len(labels)
+    return correct.item() / len(labels), loss.item() / len(labels)

@@ -204,7 +204,7 @@ class Trainer:
         logits, stats = self.network(x, train_stem)
         return *self.ops.cross_entropy(logits, targets, self.recipe.label_smoothing), stats
 
-    def _validate(self, views: str) -> tuple[Tensor, Tensor]:
+    def _validate(self, views: str) -> tuple[float, float]:
         return self.evaluate(self.test_images, self.test_labels, views)
 
     def _row(self, epoch: int, run: Run, validate: bool) -> dict:
@@ -220,8 +220,8 @@ class Trainer:
                 accuracy, val_loss = self._validate(self.recipe.val_views)
                 if self.averaging.active:
                     with self.averaging.averaged():
-                        row["average_val_acc"] = float(self._validate(self.recipe.val_views)[0])
-            row |= {"val_acc": float(accuracy), "val_loss": float(val_loss), "val_seconds": clock.seconds}
+                        row["average_val_acc"] = self._validate(self.recipe.val_views)[0]
+            row |= {"val_acc": accuracy, "val_loss": val_loss, "val_seconds": clock.seconds}
         return row
 
     def _final(self, run: Run) -> None:
@@ -229,8 +229,8 @@ class Trainer:
         with Clock(self.device) as clock, self.averaging.averaged():
             accuracy, loss = self._validate(self.recipe.views)
         run.eval_seconds = clock.seconds
-        if math.isfinite(float(loss)):
-            run.accuracy = float(accuracy)
+        if math.isfinite(loss):
+            run.accuracy = accuracy
         else:
             run.status = "failed"
 

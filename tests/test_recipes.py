@@ -63,7 +63,9 @@ def test_stem_bias_trains_three_epochs_of_record94_and_then_freezes():
 
 def test_warm_up_of_the_linear_schedule_rises_from_zero_to_one():
     ours = rates(hlb.recipe("record94", {"warmup": 0.25}))
-    assert ours[0] == 0 and ours[50] == 1 and np.all(np.diff(ours[:51]) > 0) and np.all(np.diff(ours[50:]) < 0)
+    assert (
+        ours[0] == 0 and ours[50] == 1 and np.all(np.diff(ours[:51]) > 0) and np.all(np.diff(ours[50:]) < 0)
+    )
 
 
 def test_optimizer_reads_the_schedule_step_by_step_from_its_table():
@@ -112,8 +114,8 @@ def test_long_variant_of_the_seed_is_two_settings():
 
 
 @pytest.mark.parametrize("text, field, value", [
-    ("epochs=7.65", "epochs", 7.65), ("batch_size=1e3", "batch_size", 1000), ("drop_last=false", "drop_last", False),
-    ("group_widths=1,2,3.5", "group_widths", (1.0, 2.0, 3.5)), ("flip=random", "flip", "random"),
+    ("epochs=7.65", "epochs", 7.65), ("batch_size=1e3", "batch_size", 1000), ("flip=random", "flip", "random"),
+    ("group_widths=1,2,3.5", "group_widths", (1.0, 2.0, 3.5)), ("drop_last=false", "drop_last", False),
 ])  # fmt: skip
 def test_settings_are_read_by_the_type_of_their_field(text, field, value):
     got = getattr(hlb.recipe("record94", [text]), field)
