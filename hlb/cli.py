@@ -141,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("hlb: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left
+        # Whoever read our output has left; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 

@@ -114,7 +114,8 @@ def test_long_variant_of_the_seed_is_two_settings():
 
 
 @pytest.mark.parametrize("text, field, value", [
-    ("epochs=7.65", "epochs", 7.65), ("batch_size=1e3", "batch_size", 1000), ("flip=random", "flip", "random"),
+    ("epochs=7.65", "epochs", 7.65), ("batch_size=1e3", "batch_size", 1000),
+    ("flip=random", "flip", "random"),
     ("group_widths=1,2,3.5", "group_widths", (1.0, 2.0, 3.5)), ("drop_last=false", "drop_last", False),
 ])  # fmt: skip
 def test_settings_are_read_by_the_type_of_their_field(text, field, value):
