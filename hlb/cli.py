@@ -16,7 +16,7 @@ from .data import FOLDER, cache_dir, load
 from .display import duration
 from .errors import UserError
 from .evaluate import evaluate
-from .execution import COMPILE, Execution, apply, available, resolve
+from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
 from .experiment import train
 from .files import atomic, check_writable
 from .ledger import DEFAULT as LEDGER
@@ -163,6 +163,7 @@ def _write_json(target: str, content: dict) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     outputs = [path for path in (options.json, options.ledger, options.save) if path not in (None, "-")]
+    outputs = [path for path in outputs if os.path.isfile(path) or not os.path.exists(path)]  # no devices
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise UserError(f"--json, --ledger, --save: {', '.join(outputs)} names one file twice")
     if options.json not in (None, "-"):
@@ -206,7 +207,7 @@ def _eval(options: argparse.Namespace) -> int:
     network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)
     dataset = load(about["dataset"] if options.data == "auto" else options.data)
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
-    with Clock(execution.device) as clock:
+    with out_of_memory_explained(resolved), Clock(execution.device) as clock:
         accuracy, loss = evaluate(network, images, labels, resolved.views, mean=dataset.mean, std=dataset.std)
     content = {
         "model": options.model,

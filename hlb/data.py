@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import pickle
 import shutil
@@ -54,6 +55,7 @@ class Dataset:
     tensors: tuple[Tensor, Tensor, Tensor, Tensor]
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    note: str = ""  # why it is not the set that was hoped for
 
 
 def cache_dir() -> Path:
@@ -72,8 +74,8 @@ def load(data: str = "auto") -> Dataset:
     if data == "auto":
         try:
             return cifar10()
-        except DownloadError:
-            return Dataset("synthetic", synthetic.make())
+        except DownloadError as error:
+            return Dataset("synthetic", synthetic.make(), note=str(error))
     if data == "cifar10":
         return cifar10()
     root = Path(os.path.expanduser(data))
@@ -169,40 +171,41 @@ def read(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def download(root: Path, url: str | None = None) -> None:
     """Downloads CIFAR-10 into `root`, with progress on standard error; checks its MD5.
 
-    It arrives in a temporary folder beside its place and is moved there whole. `url` is torchvision's, or the
-    environment's HLB_CIFAR10_URL. DownloadError when no byte comes for 10 s, or what came is not CIFAR-10.
+    It arrives in a temporary folder beside its place and is moved there whole. `url` is torchvision's, or
+    the environment's HLB_CIFAR10_URL. DownloadError when no byte comes for 10 s, what came is not CIFAR-10,
+    or `root` cannot be written.
     """
     CIFAR10 = torchvision_cifar10()
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
     url = url or os.environ.get("HLB_CIFAR10_URL") or CIFAR10.url
-    help = "download it by hand and give --data DIR, or take --data synthetic"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".download-", dir=root)
+        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
     except OSError as error:
-        raise UserError(
+        raise DownloadError(
             f"cannot write to the cache folder {root} ({error.strerror}); set HLB_CACHE to one that can"
         ) from None
-    source = type("Source", (CIFAR10,), {"url": url})
+    archive = temporary / CIFAR10.filename
     try:
-        with _stall_timeout(STALL_SECONDS), contextlib.redirect_stdout(sys.stderr):
-            source(temporary, download=True)
-        os.rename(Path(temporary) / FOLDER, root / FOLDER)
-    except TimeoutError:
-        raise DownloadError(
-            f"CIFAR-10 could not be downloaded: {url} sent nothing for {STALL_SECONDS} s; {help}"
-        ) from None
-    except (
-        Exception
-    ) as error:  # torchvision passes on whatever urllib, http, tarfile or its own MD5 check raise
-        cause = getattr(error, "reason", None) or error
-        what = (
-            f"{url} sent nothing for {STALL_SECONDS} s"
-            if isinstance(cause, TimeoutError)
-            else f"what {url} sent is truncated or not CIFAR-10"
-            if isinstance(error, RuntimeError)
-            else f"{url}: {cause}"
+        with _stall_timeout(STALL_SECONDS):
+            torch.hub.download_url_to_file(url, str(archive))
+        problem = (
+            None if check_integrity(archive, CIFAR10.tgz_md5) else "what came is truncated or not CIFAR-10"
         )
-        raise DownloadError(f"CIFAR-10 could not be downloaded: {what}; {help}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        stalled = isinstance(cause, TimeoutError)
+        problem = f"nothing for {STALL_SECONDS} s" if stalled else str(cause) or type(cause).__name__
+    try:
+        if problem:
+            raise DownloadError(
+                f"CIFAR-10 could not be downloaded from {url}: {problem}; download it by hand and give "
+                "--data DIR, or take --data synthetic"
+            )
+        extract_archive(str(archive), str(temporary))
+        with contextlib.suppress(FileExistsError, NotADirectoryError):  # another process was faster
+            os.rename(temporary / FOLDER, root / FOLDER)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

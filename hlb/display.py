@@ -12,6 +12,7 @@ import time
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -160,13 +161,12 @@ class Display(Watcher):
         self.live.update(Group(table, self.bar) if self.bar else table, refresh=True)
 
 
-def synthetic_banner(console: Console, recipe: str) -> None:
+def synthetic_banner(console: Console, recipe: str, reason: str) -> None:
     """Says that CIFAR-10 could not be had, so that no one can miss it."""
     text = (
         "[b]SYNTHETIC DATA: THIS IS NOT CIFAR-10[/b]\n\n"
-        "CIFAR-10 is not on disk and could not be downloaded.\n"
-        f"Recipe {recipe} trains on built-in shapes; its accuracy says nothing about CIFAR-10.\n"
-        "For the real thing: --data DIR with cifar-10-batches-py/ in it, or a network to download it by."
+        f"{escape(reason)}\n\n"
+        f"Recipe {recipe} trains on built-in shapes; its accuracy says nothing about CIFAR-10."
     )
     console.print(Panel(text, border_style="bold red", style="red", expand=False, padding=(1, 4)))
 

@@ -129,11 +129,11 @@ def train(
     for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
         if not least <= value < 2**63 - (runs if option == "--seed" else 0):
             raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
+    # A mistake in the settings is told before anything is downloaded.
+    resolve(configure(DEFAULT if recipe is None else recipe, settings), execution)
     for option, path in (("--ledger", ledger), ("--save", save)):
         if path is not None:
             check_writable(path, option)
-    # A mistake in the settings is told before anything is downloaded.
-    resolve(configure(DEFAULT if recipe is None else recipe, settings), execution)
     dataset = data if isinstance(data, Dataset) else load(data)
     fell_back = data == "auto" and dataset.name == "synthetic"
     if recipe is None:
@@ -141,7 +141,7 @@ def train(
     recipe, execution = resolve(configure(recipe, settings), execution)
     console = console or Console(file=sys.stdout, quiet=quiet)
     if fell_back:
-        synthetic_banner(console, recipe.name)
+        synthetic_banner(console, recipe.name, dataset.note)
 
     finished, interrupted = [], False
     environment.reset_peak_memory(execution.device)
@@ -156,7 +156,7 @@ def train(
                 watcher.finished(run)
                 if ledger is not None:
                     ledgers.append(ledger, ledgers.record(run, provenance))
-                if save is not None:
+                if save is not None and run.status == "ok":
                     checkpoint.save(save, trainer, run)
             trainer.adopt_average()
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ next append.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -67,7 +68,8 @@ def append(path: Path | str, record: dict) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as f:
         if fcntl:
-            fcntl.flock(f, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(f, fcntl.LOCK_EX)
         if f.seek(0, os.SEEK_END):
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n":  # a kill cut the last line short

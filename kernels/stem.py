@@ -10,7 +10,7 @@ computed in float32 (float64 for float64) and rounded once.
 
 Bytes (16-bit, 32 x 32, c = 32): 6,144 read + 61,504 written per image. FLOPs: 2 * 12 * c * 31 * 31 per image.
 
-Also the covariance of the 2x2 patches from which the whitening filters are made (see hlb/whiten.py).
+Also the covariance of the 2x2 patches from which the whitening filters are made (see hlb/whitening.py).
 Sources: Page, "How to train your ResNet" (2019); hlb-CIFAR10.
 """
 

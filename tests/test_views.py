@@ -72,7 +72,7 @@ def test_evaluation_weighs_the_logits_of_the_views(network, name):
     loss = F.cross_entropy(logits, labels, label_smoothing=network.recipe.label_smoothing)
     result = evaluate(network.train(), images, labels, name, **NORMALISE)
     assert float(result[0]) == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-    assert result[1] == pytest.approx(float(loss), rel=1e-12)
+    assert result[1] == pytest.approx(loss.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("training", [True, False])
