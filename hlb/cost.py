@@ -22,7 +22,6 @@ class Layer:
 
     name: str
     flops: int
-    output: tuple[int, ...]
     weight_grad: bool = True
     input_grad: bool = True
 
@@ -35,7 +34,7 @@ def layers(recipe) -> list[Layer]:
     # A projection's gradient costs as much as a weight gradient, and needs the first convolution's input
     # gradient. A stem without one is frozen, but for a bias that trains for some epochs.
     projects = bool(recipe.stem_width)
-    stem = Layer("stem", 2 * 12 * channels * side**2, (side, side, channels), projects, input_grad=False)
+    stem = Layer("stem", 2 * 12 * channels * side**2, projects, input_grad=False)
     out = [stem]
     for g, (kind, multiple) in enumerate(zip(recipe.groups, recipe.group_widths)):
         width = recipe.width(multiple)
@@ -44,14 +43,13 @@ def layers(recipe) -> list[Layer]:
                 Layer(
                     f"group{g + 1}.conv{i + 1}",
                     2 * 9 * channels * width * side**2,
-                    (side, side, width),
                     input_grad=projects or bool(g or i),
                 )
             )
             channels, side = width, side // 2 if block.pool else side
             if i == 0 and any(b.gate for b in GROUPS[kind]):
-                out.append(Layer(f"group{g + 1}.se", 4 * width * max(1, width // 16), (width,)))
-    out.append(Layer("head", 2 * channels * CLASSES, (CLASSES,)))
+                out.append(Layer(f"group{g + 1}.se", 4 * width * max(1, width // 16)))
+    out.append(Layer("head", 2 * channels * CLASSES))
     return out
 
 

@@ -158,7 +158,7 @@ def train(
                     ledgers.append(ledger, ledgers.record(run, provenance))
                 if save is not None and run.status == "ok":
                     checkpoint.save(save, trainer, run)
-            trainer.adopt_average()
+            trainer.averaging.adopt()
         except KeyboardInterrupt:
             interrupted = True
     result = Result(

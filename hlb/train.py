@@ -154,10 +154,6 @@ class Trainer:
         run.wall_seconds = time.perf_counter() - begin
         return run
 
-    def adopt_average(self) -> None:
-        """Leaves the averaged weights in the network, where the recipe averages; ends the run's averaging."""
-        self.averaging.adopt()
-
     def estimate_seconds(self, eval_every: int = 1) -> float:
         """A forecast of a run's wall-clock seconds from the warm-up's step: a forward pass counts as a
         third of it.

@@ -179,7 +179,7 @@ def test_final_accuracy_of_the_seed_is_that_of_the_average(data):
     ours = trainer(data, "seed", epochs=4.0, batch_size=20)
     run = ours.run(0)
     own, _ = ours._validate("flip")
-    ours.adopt_average()
+    ours.averaging.adopt()
     averaged, _ = ours._validate("flip")
     assert run.accuracy == float(averaged) == run.epochs[-1]["average_val_acc"]
     assert run.epochs[-1]["val_acc"] == float(own)
