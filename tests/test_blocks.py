@@ -216,6 +216,15 @@ def test_statistics_have_float32_accuracy_in_every_dtype(dtype, mean, format):
     assert_near(stats[1], x.double().var((0, 2, 3)), tolerance, "variance")
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64, 4 * 36])
+def test_tiles_of_statistics_merge_to_those_of_the_whole(rows, monkeypatch):
+    monkeypatch.setattr(norm_act, "TILE", rows * 3)
+    x = channels_last(4, 3, 6, 6) + torch.arange(4).view(4, 1, 1, 1)  # tiles differ in their mean
+    stats = norm(x)[1]
+    assert_near(stats[0], x.double().mean((0, 2, 3)), 1e-6, "mean")
+    assert_near(stats[1], x.double().var((0, 2, 3)), 1e-6, "variance")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("constant", [0, 3])
 def test_constant_channel_has_variance_0_and_a_finite_output(constant, dtype):
