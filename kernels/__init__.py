@@ -40,6 +40,12 @@ BACKENDS: dict[str, dict] = {
         "views": views.reference,
     },
 }
+BACKENDS["triton"] = BACKENDS["reference"] | {
+    "cross_entropy": cross_entropy.op,
+}
+
+# Every op that has a kernel, by name. Tests, benchmark, checks and counts go over this.
+CATALOGUE = {spec.name: spec for spec in (cross_entropy.SPEC,)}
 
 
 def backend(name: str) -> SimpleNamespace:

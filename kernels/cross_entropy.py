@@ -1,11 +1,14 @@
-"""Label-smoothed cross-entropy, summed over the batch, and the count of right answers.
+"""Label-smoothed cross-entropy over a batch, its gradient, and the count of right answers.
 
-    p = softmax(logits)
+    z = scale * logits        p = softmax(z)
     loss = sum over i of [ (1 - s) * -log p[i, target_i] + s * mean over classes k of -log p[i, k] ]
+    d logits = scale * (p - (1 - s) * onehot(target) - s / classes)                both / n for the mean
 
-logits [n, classes] -> loss scalar, correct int64 scalar, both on the device: nothing waits for the host.
-The sum is taken in float32, so no loss scale is needed to keep a 16-bit sum from overflowing. Source:
-Szegedy et al., arXiv 1512.00567.
+logits [n, classes] -> loss scalar in float32 (float64 for float64), correct int64 scalar, both on the
+device: nothing waits for the host. Sums are taken in float32, so no loss scale is needed to keep a 16-bit sum
+from overflowing; partial sums, one per program, are added in a second step, so the result repeats bit for bit.
+
+Bytes: logits read and their gradient written, 8 of target per row. Source: Szegedy et al., arXiv 1512.00567.
 """
 
 from __future__ import annotations
@@ -14,9 +17,184 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, tl, triton
+from .spec import Case, KernelSpec
 
-def reference(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """logits [n, classes] and int64 targets [n] -> (summed loss, number of correct predictions)."""
+
+def reference(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    *,
+    scale: float = 1.0,
+    reduction: str = "sum",
+) -> tuple[Tensor, Tensor]:
+    """logits [n, classes] and int64 targets [n] -> (loss, number of correct predictions).
+
+    Ties go to the first class. Raises ValueError for a reduction that is neither `sum` nor `mean`.
+    """
+    _check_reduction(reduction)
     wide = torch.promote_types(logits.dtype, torch.float32)
-    loss = F.cross_entropy(logits.to(wide), targets, label_smoothing=label_smoothing, reduction="sum")
+    loss = F.cross_entropy(
+        logits.to(wide) * scale, targets, label_smoothing=label_smoothing, reduction=reduction
+    )
     return loss, (logits.detach().argmax(1) == targets).sum()
+
+
+@triton.jit
+def _cross_entropy(
+    p_logits,  # [n, CLASSES]
+    p_targets,  # int64 [n]
+    p_grad,  # [n, CLASSES]
+    p_partial,  # [2, programs]: loss, correct
+    n,
+    CLASSES: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    SCALE: tl.constexpr,
+    WEIGHT: tl.constexpr,  # of one row in the loss
+    BLOCK: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    classes = tl.arange(0, BLOCK_CLASSES)[None, :]
+    m_rows = rows < n
+    m_all = m_rows[:, None] & (classes < CLASSES)  # [BLOCK, BLOCK_CLASSES]
+    o_all = rows.to(tl.int64)[:, None] * CLASSES + classes
+    z = tl.load(p_logits + o_all, mask=m_all, other=0.0).to(tl.float32) * SCALE
+    targets = tl.load(p_targets + rows, mask=m_rows, other=0).to(tl.int32)  # [BLOCK]
+
+    top = tl.where(classes < CLASSES, z, float("-inf"))
+    shifted = z - tl.max(top, axis=1)[:, None]
+    exponential = tl.where(classes < CLASSES, tl.exp(shifted), 0.0)
+    total = tl.sum(exponential, axis=1)  # [BLOCK]
+    smooth = SMOOTHING / CLASSES + tl.where(classes == targets[:, None], 1.0 - SMOOTHING, 0.0)
+    smooth = tl.where(classes < CLASSES, smooth, 0.0)  # the target distribution, each row adds up to 1
+    loss = tl.log(total) - tl.sum(smooth * shifted, axis=1)
+    correct = tl.argmax(top, axis=1) == targets
+    grad = (exponential / total[:, None] - smooth) * (SCALE * WEIGHT)
+    tl.store(p_grad + o_all, grad.to(p_grad.dtype.element_ty), mask=m_all)
+
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    tl.store(p_partial + program, tl.sum(tl.where(m_rows, loss, 0.0), axis=0) * WEIGHT)
+    tl.store(p_partial + programs + program, tl.sum((m_rows & correct).to(tl.float32), axis=0))
+
+
+BLOCK = 32  # rows of a program
+
+
+@torch.library.custom_op("hlb::cross_entropy", mutates_args=(), device_types=("cuda", "cpu"))
+def _forward(
+    logits: Tensor, targets: Tensor, label_smoothing: float, scale: float, mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, correct, d loss / d logits)"""
+    n, classes = logits.shape
+    programs = cdiv(n, BLOCK)
+    grad = torch.empty_like(logits)
+    partial = torch.empty((2, programs), dtype=torch.float32, device=logits.device)
+    launch(
+        _cross_entropy,
+        (programs,),
+        logits,
+        targets,
+        grad,
+        partial,
+        n,
+        CLASSES=classes,
+        SMOOTHING=label_smoothing,
+        SCALE=scale,
+        WEIGHT=1 / n if mean else 1.0,
+        BLOCK=BLOCK,
+        BLOCK_CLASSES=power_of_2(classes),
+    )
+    loss, correct = partial.sum(1).unbind()
+    return loss.clone(), correct.to(torch.int64), grad
+
+
+@_forward.register_fake
+def _(logits, targets, label_smoothing, scale, mean):
+    scalar = logits.new_empty((), dtype=torch.float32)
+    return scalar, logits.new_empty((), dtype=torch.int64), torch.empty_like(logits)
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(output[2])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward(ctx, d_loss, d_correct, d_grad):
+    (grad,) = ctx.saved_tensors
+    return (grad * d_loss).to(grad.dtype), None, None, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def op(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    *,
+    scale: float = 1.0,
+    reduction: str = "sum",
+) -> tuple[Tensor, Tensor]:
+    """As `reference`, in one launch and one reduction of partial sums; the gradient is made with the loss.
+
+    Raises ValueError for a wrong shape, dtype, layout or device, naming the argument.
+    """
+    _check_reduction(reduction)
+    expect("logits", logits, None, None)
+    expect("targets", targets, len(logits), dtypes=(torch.int64,), device=logits.device)
+    return _forward(logits, targets, label_smoothing, scale, reduction == "mean")[:2]
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction: got {reduction!r}, accepted are sum, mean")
+
+
+def _make(case: Case, dtype: torch.dtype, device) -> dict:
+    return {
+        "logits": torch.randn(case.n, case.classes, device=device).mul(3).to(dtype),
+        "targets": torch.randint(0, case.classes, (case.n,), device=device),
+        "label_smoothing": case.smoothing,
+        "scale": case.scale,
+        "reduction": case.reduction,
+    }
+
+
+def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
+    row = 2 * case.classes * dtype.itemsize + 8
+    return {"_cross_entropy": case.n * row + 8 * cdiv(case.n, BLOCK)}
+
+
+def _case(label: str, n: int, smoothing: float) -> Case:
+    return Case(label, n=n, classes=10, smoothing=smoothing, scale=1.0, reduction="sum")
+
+
+SPEC = KernelSpec(
+    name="cross_entropy",
+    formula="loss = sum of -(smoothed onehot) * log softmax(scale * logits), its gradient, count of right answers",
+    reference=reference,
+    op=op,
+    ops=("hlb::cross_entropy",),
+    make=_make,
+    cases=(_case("seed", 512, 0.2), _case("record94", 2000, 0.2)),
+    space={
+        "n": (1, 3, 32, 65),
+        "classes": (2, 10, 17),
+        "smoothing": (0.0, 0.2, 1.0),
+        "scale": (1.0, 0.1),
+        "reduction": ("sum", "mean"),
+    },
+    counted=(Case(n=320, classes=10, smoothing=0.2, scale=1.0, reduction="sum"),),
+    bytes=_bytes,
+    dtypes=FLOATS,
+    differentiable=("logits",),
+    reduction=lambda case: case.n * case.classes,
+    narrow={
+        "p_logits": "rows of 10 classes are no multiple of 16 bytes",
+        "p_grad": "rows of 10 classes are no multiple of 16 bytes",
+        "p_targets": "one class index a row",
+        "p_partial": "two numbers a program",
+    },
+)

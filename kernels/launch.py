@@ -1,0 +1,128 @@
+"""From a launcher to a device: what stands between a kernel module and Triton.
+
+`launch` runs a kernel on a CUDA device, or through Triton's interpreter where TRITON_INTERPRET=1 was set
+before triton was imported. Inside `recording()` nothing runs: every launch is noted with its arguments, which
+is how the ahead-of-time check and the benchmark learn what an op launches. Where triton cannot be
+imported, kernel modules still can: their references work, and `launch` raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows
+    triton = None
+
+INSTALLED = triton is not None
+INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
+
+if not INSTALLED:  # enough for kernel modules to be imported
+    triton = SimpleNamespace(jit=lambda function: function)
+    tl = SimpleNamespace(constexpr=lambda value: value)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel, its grid, its run-time and compile-time arguments, warps and pipeline stages."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        return name(self.kernel)
+
+
+_recorded: list[Launch] | None = None
+
+
+def name(kernel) -> str:
+    """The name of a kernel: of the function that `@triton.jit` decorates."""
+    return kernel.fn.__name__
+
+
+def runnable(device: str | torch.device) -> bool:
+    """Whether kernels can run on tensors of this device: CUDA, or any through the interpreter."""
+    return INTERPRETED or INSTALLED and torch.device(device).type == "cuda"
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Inside, launches are appended to the list that this yields, and not run; outputs stay unwritten."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 2, **constants):
+    """`kernel[grid](*arguments, **constants)` with so many warps a program and pipeline stages.
+
+    `arguments` are the run-time ones, in the kernel's order: tensors and ints; `constants` the constexpr
+    ones. Raises ValueError where a kernel cannot run on the device of its first tensor.
+    """
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
+        return
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    if not runnable(device):
+        raise ValueError(
+            f"device: got {device}, accepted is a CUDA device, or any with TRITON_INTERPRET=1 in the environment"
+        )
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def expect(
+    argument: str,
+    tensor: Tensor,
+    *shape: int | None,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+    device: torch.device | None = None,
+    channels_last: bool = False,
+) -> None:
+    """Raises ValueError naming `argument` unless the tensor has this shape (None: any extent), one of these
+    dtypes, dense memory in row-major (or channels-last) order, and lies on `device`, if given.
+    """
+    if tensor.dim() != len(shape) or any(want not in (None, got) for want, got in zip(shape, tensor.shape)):
+        wanted = ", ".join("any" if extent is None else str(extent) for extent in shape)
+        raise ValueError(f"{argument}: got shape {list(tensor.shape)}, accepted is [{wanted}]")
+    if tensor.dtype not in dtypes:
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{argument}: got {tensor.dtype}, accepted are {accepted}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{argument}: got a tensor on {tensor.device}, accepted is {device}")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if not tensor.is_contiguous(memory_format=layout):
+        order = "channels-last" if channels_last else "contiguous"
+        raise ValueError(f"{argument}: got strides {list(tensor.stride())}, accepted is a {order} tensor")

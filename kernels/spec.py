@@ -1,0 +1,99 @@
+"""What a kernel declares of itself, from which its tests, benchmark, checks and counts are made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .launch import FLOATS
+
+
+class Case(dict):
+    """The extents and options of one call, by name, with a name of its own: Case("r1.conv1", n=512, c=128)."""
+
+    def __init__(self, label: str = "", /, **fields: Any):
+        super().__init__(fields)
+        self.name = label or " ".join(f"{key}={value}" for key, value in fields.items())
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelSpec:
+    """One op: its reference, its kernels, and what is expected of them.
+
+    `reference` and `op` take the same keyword arguments, which `make(case, dtype, device)` makes afresh at
+    random: tensors and options. `dtype` is the network's; a tensor may well have another. In the comparison
+    the reference gets every floating tensor, and every option that is a dtype, in float64.
+
+    `cases` are the calls of the shipped recipes. `space` gives small values for each field of a case: tests
+    cover every pair of values, hypothesis draws from it, and `valid` says which combinations make sense.
+    `counted` are cases large enough for edges not to matter, small enough for the interpreter. `bytes(case,
+    dtype)` and `flops(case)` map the name of each kernel that the op launches, forward and backward, to
+    what one call moves through device memory and to the FLOPs of its `tl.dot`s (kernels without one may be left
+    out of `flops`).
+    """
+
+    name: str
+    formula: str
+    reference: Callable
+    op: Callable
+    ops: tuple[str, ...]  # what is registered with torch.library, "hlb::..."
+    make: Callable[[Case, torch.dtype, Any], dict[str, Any]]
+    cases: tuple[Case, ...]
+    space: dict[str, tuple]
+    counted: tuple[Case, ...]
+    bytes: Callable[[Case, torch.dtype], dict[str, int]]
+    flops: Callable[[Case], dict[str, int]] = lambda case: {}
+    valid: Callable[[Case], bool] = lambda case: True
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
+    mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
+    reduction: Callable[[Case], int] = lambda case: (
+        1
+    )  # the longest sum behind one output, for the error bound
+    narrow: dict[str, str] = field(
+        default_factory=dict
+    )  # kernel argument: why it cannot be read 16 bytes wide
+    tolerances: dict[torch.dtype, float] = field(
+        default_factory=dict
+    )  # where the house's do not fit, and why
+
+    def small(self) -> list[Case]:
+        """A covering array of `space`: every pair of values of two fields occurs in some valid case."""
+        return covering(self.space, self.valid)
+
+
+def covering(space: dict[str, tuple], valid: Callable[[Case], bool] = lambda case: True) -> list[Case]:
+    """Cases such that every pair of values of two fields that fits a valid case occurs in one.
+
+    Greedy and deterministic: each case takes, field by field, the value that covers most pairs that are still
+    open.
+    """
+    names = list(space)
+    everything = [Case(**dict(zip(names, values))) for values in itertools.product(*space.values())]
+    candidates = [case for case in everything if valid(case)]
+
+    def pairs(case: Case) -> set:
+        items = list(case.items())
+        return set(itertools.combinations(items, 2)) or set(items)
+
+    covers = [(case, pairs(case)) for case in candidates]
+    open_pairs = set().union(*(found for _, found in covers)) if covers else set()
+    chosen = []
+    while open_pairs:
+        best, found = max(covers, key=lambda item: len(item[1] & open_pairs))
+        chosen.append(best)
+        open_pairs -= found
+    return chosen

@@ -1,0 +1,222 @@
+"""What every kernel is tested for, written once over the catalogue.
+
+On a machine with a CUDA device the kernels run there, at the recipes' shapes too; elsewhere through Triton's
+interpreter (see conftest.py). The tests and their tolerances are the same.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import TOLERANCE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kernels
+from kernels import launch
+from kernels.counting import counting
+from kernels.spec import Case, KernelSpec
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SPECS = tuple(kernels.CATALOGUE.values())
+by_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+
+pytestmark = pytest.mark.skipif(
+    not launch.runnable(DEVICE), reason="no CUDA device, and triton is not installed or not interpreting"
+)
+
+
+def cases_of(specs, cases, dtypes=None):
+    """pytest parameters (spec, case, dtype)."""
+    return pytest.mark.parametrize(
+        "spec, case, dtype",
+        [
+            pytest.param(spec, case, dtype, id=f"{spec.name}-{case.name}-{str(dtype).removeprefix('torch.')}")
+            for spec in specs
+            for case in cases(spec)
+            for dtype in (dtypes or spec.dtypes)
+            if dtype in spec.dtypes
+        ],
+    )
+
+
+def widened(value):
+    """An input as the reference gets it: tensors and dtypes of floating kind become float64."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value.clone()
+    return torch.float64 if isinstance(value, torch.dtype) else value
+
+
+def execute(spec: KernelSpec, function, inputs: dict, gradients: bool = True) -> dict[str, Tensor]:
+    """Outputs, written arguments and gradients of a call, by name. The upstream gradients are the same
+    numbers whatever the dtype.
+    """
+    inputs = {
+        name: value.detach().clone().requires_grad_(gradients and name in spec.differentiable)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in inputs.items()
+    }
+    outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    results = {f"output {i}": out for i, out in enumerate(outputs) if out is not None}
+    generator = torch.Generator().manual_seed(1)
+    roots, upstream = [], []
+    for out in results.values():
+        if out.requires_grad:
+            roots.append(out)
+            values = torch.randn(out.shape, generator=generator).bfloat16()  # exact in every dtype
+            upstream.append(values.to(out.device, out.dtype))
+    if roots:
+        leaves = {name: inputs[name] for name in spec.differentiable if isinstance(inputs[name], Tensor)}
+        gradients = torch.autograd.grad(roots, tuple(leaves.values()), upstream, allow_unused=True)
+        results |= {f"d {name}": g for name, g in zip(leaves, gradients) if g is not None}
+    results |= {name: inputs[name] for name in spec.mutates if inputs[name] is not None}
+    return {name: value.detach() for name, value in results.items()}
+
+
+def assert_same(spec: KernelSpec, case: Case, dtype: torch.dtype, got: dict, expected: dict) -> None:
+    assert got.keys() == expected.keys()
+    tolerance = spec.tolerances.get(dtype, TOLERANCE[dtype])
+    for name, want in expected.items():
+        have = got[name]
+        assert have.shape == want.shape, f"{name}: shape {tuple(have.shape)}, expected {tuple(want.shape)}"
+        if not want.is_floating_point():
+            assert torch.equal(have, want), name
+            continue
+        assert have.isfinite().all(), f"{name}: {(~have.isfinite()).sum()} values are not finite"
+        error, size = have.double() - want, want.norm()
+        relative = error.norm() / size if size else error.norm()
+        assert relative <= tolerance, f"{name}: relative error {relative:.2e}, allowed {tolerance:.0e}"
+        largest = 10 * torch.finfo(dtype).eps * max(1, spec.reduction(case)) ** 0.5 * max(1, want.abs().max())
+        assert error.abs().max() <= largest, f"{name}: largest error {error.abs().max():.2e} > {largest:.2e}"
+
+
+@pytest.fixture
+def unwritten_is_nan():
+    """`torch.empty` is filled with NaN, so an element that no kernel writes shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def compare(spec: KernelSpec, case: Case, dtype: torch.dtype) -> None:
+    inputs = spec.make(case, dtype, DEVICE)
+    got = execute(spec, spec.op, inputs)
+    expected = execute(spec, spec.reference, {name: widened(value) for name, value in inputs.items()})
+    assert_same(spec, case, dtype, got, expected)
+
+
+@cases_of(SPECS, KernelSpec.small)
+def test_results_and_gradients_are_those_of_the_reference_in_float64(spec, case, dtype, unwritten_is_nan):
+    compare(spec, case, dtype)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the recipes' shapes take hours through the interpreter")
+@cases_of(SPECS, lambda spec: spec.cases)
+def test_recipe_shapes_agree_with_the_reference_in_float64(spec, case, dtype, unwritten_is_nan):
+    compare(spec, case, dtype)
+
+
+@by_spec
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_drawn_shapes_agree_with_the_reference(spec, data):
+    draw = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in spec.space.items()})
+    case = Case(**data.draw(draw.filter(lambda fields: spec.valid(Case(**fields)))))
+    compare(spec, case, data.draw(st.sampled_from(spec.dtypes)))
+
+
+@by_spec
+def test_the_same_input_gives_the_same_bits(spec):
+    inputs = spec.make(spec.counted[0], spec.dtypes[0], DEVICE)
+    first, second = (execute(spec, spec.op, inputs) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Calls(TorchDispatchMode):
+    """Notes the calls of ops of the namespace hlb."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "hlb":
+            self.calls.setdefault(function.name(), (function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+@by_spec
+def test_registered_ops_pass_opcheck(spec):
+    with Calls() as noted:
+        execute(spec, spec.op, spec.make(spec.counted[0], spec.dtypes[0], DEVICE))
+    assert set(spec.ops) == set(noted.calls)
+    for function, args, kwargs in noted.calls.values():
+        args = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
+        for i, a in enumerate(args):
+            if isinstance(a, Tensor) and a.is_floating_point() and not spec.mutates:
+                args[i] = a.requires_grad_(bool(spec.differentiable) and i == 0)
+        torch.library.opcheck(function, tuple(args), kwargs)
+
+
+@by_spec
+def test_compiles_to_one_graph(spec):
+    inputs = spec.make(spec.counted[0], spec.dtypes[0], DEVICE)
+    backend = "inductor" if DEVICE == "cuda" else "aot_eager"
+    torch._dynamo.reset()
+    compiled = torch.compile(spec.op, fullgraph=True, dynamic=False, backend=backend)
+    expected, got = execute(spec, spec.op, inputs), execute(spec, compiled, inputs)
+    for name, want in expected.items():
+        assert torch.equal(got[name], want), name
+
+
+def spoilt(value: Tensor):
+    """(what is wrong, the tensor made so)"""
+    yield "dtype", value.to(torch.complex64)
+    yield "rank", value[None]
+    if value.numel() > 1:
+        yield "layout", torch.stack((value, value), dim=-1)[..., 0]
+    yield "device", value.to("meta")
+
+
+@by_spec
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_a_wrong_tensor_is_a_value_error_that_names_the_argument(spec):
+    inputs = spec.make(spec.counted[0], spec.dtypes[0], DEVICE)
+    checked = 0
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            for what, wrong in spoilt(value):
+                with pytest.raises(ValueError, match=rf"^\w+: got") as caught:
+                    spec.op(**(inputs | {name: wrong}))
+                message = str(caught.value)
+                others = [other for other in inputs if message.startswith(f"{other}: ")]
+                assert others, f"{name} of wrong {what}: {message}"
+                # A wrong device shows in whichever tensor is compared with the first.
+                assert others == [name] or what == "device", f"{name} of wrong {what}: {message}"
+                checked += 1
+    assert checked
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="work is counted in the interpreter")
+@cases_of(SPECS, lambda spec: spec.counted, dtypes=(torch.float32, torch.float16))
+def test_counted_work_is_what_the_spec_declares(spec, case, dtype):
+    with counting() as counts:
+        execute(spec, spec.op, spec.make(case, dtype, DEVICE))
+    declared = spec.bytes(case, dtype)
+    assert counts.keys() == declared.keys()
+    for name, count in counts.items():
+        assert count.bytes == pytest.approx(declared[name], rel=0.05), name
+        assert count.flops == pytest.approx(spec.flops(case).get(name, 0), rel=0.05), name
+
+
+@by_spec
+def test_recording_notes_every_kernel_and_runs_none(spec):
+    inputs = spec.make(spec.counted[0], spec.dtypes[0], DEVICE)
+    with launch.recording() as launches:
+        execute(spec, spec.op, inputs)
+    assert {one.name for one in launches} == set(spec.bytes(spec.counted[0], spec.dtypes[0]))
