@@ -38,7 +38,9 @@ Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
   --epochs N  --runs N  --seed N      run i trains from seed N + i
   --eval-every N      validate every N epochs, off the clock; 0 is never
   --compile on|off    torch.compile (auto: on for a GPU)
-  --channels-last on|off  --threads N  --deterministic  --kernels reference
+  --kernels NAME      reference, triton, tuned (auto: tuned on a GPU); one op
+                      otherwise: triton,sgd=reference
+  --channels-last on|off  --threads N  --deterministic
   --json FILE|-  --ledger FILE  --save MODEL  --quiet
 
   hlb                                              the main job
@@ -101,7 +103,7 @@ def parser() -> Parser:
     run.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
     run.add_argument("--epochs")
     run.add_argument("--compile", choices=COMPILE, default="auto")
-    run.add_argument("--kernels", default="reference")
+    run.add_argument("--kernels", default="auto")
     run.add_argument("--seed", type=whole, default=0)
     run.add_argument("--runs", type=whole, default=1)
     run.add_argument("--eval-every", type=whole, default=1)

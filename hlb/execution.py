@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
+from kernels import launch
 
 from .errors import UserError
 from .recipes import Recipe
@@ -28,7 +29,7 @@ class Execution:
     """Where and how to run; nothing here changes a result by more than rounding."""
 
     device: str = "auto"
-    kernels: str = "reference"
+    kernels: str = "auto"  # reference, triton or tuned; exceptions behind: "triton,sgd=reference"
     compile: str = "auto"
     channels_last: bool = True
     threads: int = 0  # CPU threads; 0 is PyTorch's own choice
@@ -68,8 +69,6 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
             "or take --device cpu"
         )
     kind = device.partition(":")[0]
-    if execution.kernels not in kernels.BACKENDS:
-        raise UserError(f"--kernels: got {execution.kernels!r}, accepted are {', '.join(kernels.BACKENDS)}")
     if execution.compile not in COMPILE:
         raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
     if not 0 <= execution.threads <= 1024:
@@ -91,8 +90,37 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         master = "on" if dtype == "bfloat16" else "off"
     return (
         dataclasses.replace(recipe, dtype=dtype, master_weights=master),
-        dataclasses.replace(execution, device=device, compile=compile, threads=threads),
+        dataclasses.replace(
+            execution,
+            device=device,
+            compile=compile,
+            threads=threads,
+            kernels=_resolve_kernels(execution.kernels, device, dtype),
+        ),
     )
+
+
+def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
+    """The choice of kernels as it will run: `auto` is `tuned` on CUDA; float64 has no kernels, and where none
+    can run `tuned` is the reference.
+    """
+    runnable = launch.runnable(device)
+    if choice == "auto":
+        choice = "tuned" if device.startswith("cuda") else "reference"
+    try:
+        chosen = kernels.choose(choice)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    if dtype == "float64":
+        return "reference"
+    if "triton" in chosen.values() and not runnable:
+        if not launch.INSTALLED:
+            raise UserError(f"--kernels {choice}: triton is not installed; take --kernels reference")
+        raise UserError(
+            f"--kernels {choice}: kernels need a CUDA device, this is {device}; take --kernels reference, "
+            "or set TRITON_INTERPRET=1 to run them on a CPU, slowly"
+        )
+    return choice
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -1,6 +1,7 @@
 """The ops of the network, each in a module of its own that opens with its formula.
 
-Usable without `hlb`: `kernels.backend("reference")` gives the ops as functions, plain PyTorch on any device.
+Usable without `hlb`: `kernels.backend("reference")` gives the ops as functions, plain PyTorch on any device;
+`kernels.backend("triton")` those with a Triton kernel as that. `python -m kernels` lists them.
 """
 
 from __future__ import annotations
@@ -48,10 +49,31 @@ BACKENDS["triton"] = BACKENDS["reference"] | {
 CATALOGUE = {spec.name: spec for spec in (cross_entropy.SPEC,)}
 
 
-def backend(name: str) -> SimpleNamespace:
-    """The ops of a backend as attributes: `backend("reference").conv_bn_act(...)`. ValueError for an
-    unknown name.
+# op -> backend that `tuned` takes. An op enters with a measurement on a GPU, and after its kernel's values
+# were tested there; until then `tuned` is the reference.
+MEASURED: dict[str, str] = {}
+
+CHOICES = ("reference", "triton", "tuned")
+
+
+def choose(choice: str) -> dict[str, str]:
+    """`triton`, or with exceptions `triton,sgd=reference,views=reference` -> the backend of every op.
+
+    ValueError for an unknown backend or op.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"kernels: got {name!r}, accepted are {', '.join(BACKENDS)}")
-    return SimpleNamespace(**BACKENDS[name])
+    default, *exceptions = choice.split(",")
+    chosen = dict.fromkeys(BACKENDS["reference"], default)
+    for exception in exceptions:
+        op, _, name = exception.partition("=")
+        if op not in chosen:
+            raise ValueError(f"kernels: got op {op!r}, accepted are {', '.join(chosen)}")
+        chosen[op] = name
+    for name in {default, *chosen.values()}:
+        if name not in CHOICES:
+            raise ValueError(f"kernels: got {name!r}, accepted are {', '.join(CHOICES)}")
+    return {op: MEASURED.get(op, "reference") if name == "tuned" else name for op, name in chosen.items()}
+
+
+def backend(choice: str = "reference") -> SimpleNamespace:
+    """The ops as attributes: `backend("triton").norm_act(...)`. `choice` and errors as `choose`."""
+    return SimpleNamespace(**{op: BACKENDS[name][op] for op, name in choose(choice).items()})

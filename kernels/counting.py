@@ -50,7 +50,8 @@ def counting() -> Iterator[dict[str, Count]]:
     """Inside, counts by kernel name what every launch does. RuntimeError without the interpreter."""
     if not launch.INTERPRETED:
         raise RuntimeError("counting needs the interpreter: set TRITON_INTERPRET=1 before importing kernels")
-    from triton.runtime.interpreter import GridExecutor, interpreter_builder as builder
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.interpreter import interpreter_builder as builder
 
     counts: dict[str, Count] = defaultdict(Count)
     current = Count()

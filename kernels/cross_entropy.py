@@ -5,8 +5,9 @@
     d logits = scale * (p - (1 - s) * onehot(target) - s / classes)                both / n for the mean
 
 logits [n, classes] -> loss scalar in float32 (float64 for float64), correct int64 scalar, both on the
-device: nothing waits for the host. Sums are taken in float32, so no loss scale is needed to keep a 16-bit sum
-from overflowing; partial sums, one per program, are added in a second step, so the result repeats bit for bit.
+device: nothing waits for the host. Sums are taken in float32, so no loss scale is needed to keep a 16-bit
+sum from overflowing; partial sums, one per program, are added in a second step, so the result repeats bit
+for bit.
 
 Bytes: logits read and their gradient written, 8 of target per row. Source: Szegedy et al., arXiv 1512.00567.
 """
@@ -173,7 +174,7 @@ def _case(label: str, n: int, smoothing: float) -> Case:
 
 SPEC = KernelSpec(
     name="cross_entropy",
-    formula="loss = sum of -(smoothed onehot) * log softmax(scale * logits), its gradient, count of right answers",
+    formula="loss = sum of -smoothed_onehot * log softmax(scale * logits), its gradient, right answers",
     reference=reference,
     op=op,
     ops=("hlb::cross_entropy",),

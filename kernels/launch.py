@@ -34,7 +34,7 @@ if not INSTALLED:  # enough for kernel modules to be imported
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the kernel, its grid, its run-time and compile-time arguments, warps and pipeline stages."""
+    """One launch: the kernel, its grid, run-time and compile-time arguments, warps and pipeline stages."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -84,7 +84,9 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     if not runnable(device):
         raise ValueError(
-            f"device: got {device}, accepted is a CUDA device, or any with TRITON_INTERPRET=1 in the environment"
+            f"device: got {device}, accepted is a CUDA device, or any with TRITON_INTERPRET=1 set"
+            if INSTALLED
+            else "device: got none that a kernel runs on, triton is not installed; take the reference"
         )
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)

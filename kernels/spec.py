@@ -13,7 +13,7 @@ from .launch import FLOATS
 
 
 class Case(dict):
-    """The extents and options of one call, by name, with a name of its own: Case("r1.conv1", n=512, c=128)."""
+    """The extents and options of one call by name, and a name of its own: Case("r1.conv1", n=512, c=128)."""
 
     def __init__(self, label: str = "", /, **fields: Any):
         super().__init__(fields)
@@ -40,8 +40,8 @@ class KernelSpec:
     `cases` are the calls of the shipped recipes. `space` gives small values for each field of a case: tests
     cover every pair of values, hypothesis draws from it, and `valid` says which combinations make sense.
     `counted` are cases large enough for edges not to matter, small enough for the interpreter. `bytes(case,
-    dtype)` and `flops(case)` map the name of each kernel that the op launches, forward and backward, to
-    what one call moves through device memory and to the FLOPs of its `tl.dot`s (kernels without one may be left
+    dtype)` and `flops(case)` map the name of each kernel that the op launches, forward and backward, to what
+    one call moves through device memory and to the FLOPs of its `tl.dot`s (kernels without one may be left
     out of `flops`).
     """
 

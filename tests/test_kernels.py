@@ -191,7 +191,7 @@ def test_a_wrong_tensor_is_a_value_error_that_names_the_argument(spec):
     for name, value in inputs.items():
         if isinstance(value, Tensor):
             for what, wrong in spoilt(value):
-                with pytest.raises(ValueError, match=rf"^\w+: got") as caught:
+                with pytest.raises(ValueError, match=r"^\w+: got") as caught:
                     spec.op(**(inputs | {name: wrong}))
                 message = str(caught.value)
                 others = [other for other in inputs if message.startswith(f"{other}: ")]

@@ -1,0 +1,126 @@
+"""Which implementation of an op runs: the choice per op, what can run where, and a machine without triton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hlb
+import kernels
+from hlb import UserError, synthetic
+from hlb.execution import resolve
+from hlb.train import Trainer
+from kernels import launch
+
+ROOT = Path(__file__).parent.parent
+# One step an epoch, so that every step's loss shows.
+FIRST_STEPS = {"batch_size": 6, "epochs": 3, "eval_batch_size": 4, "base_depth": 4, "whiten_images": 6,
+               "dtype": "float32"}  # fmt: skip
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+
+
+def chosen(choice: str, **settings) -> str:
+    """What `--kernels choice` resolves to on a CPU."""
+    recipe = hlb.recipe("smoke", settings)
+    return resolve(recipe, hlb.Execution(device="cpu", kernels=choice))[1].kernels
+
+
+def test_a_choice_holds_for_every_op_but_its_exceptions():
+    choice = kernels.choose("triton,sgd=reference")
+    assert choice.pop("sgd") == "reference"
+    assert set(choice.values()) == {"triton"}
+    ops = kernels.backend("triton,sgd=reference")
+    assert ops.sgd is kernels.BACKENDS["reference"]["sgd"]
+    assert ops.cross_entropy is kernels.CATALOGUE["cross_entropy"].op
+
+
+def test_tuned_takes_measured_ops_and_the_reference_for_the_rest(monkeypatch):
+    monkeypatch.setattr(kernels, "MEASURED", {"cross_entropy": "triton"})
+    choice = kernels.choose("tuned")
+    assert choice.pop("cross_entropy") == "triton"
+    assert set(choice.values()) == {"reference"}
+
+
+@pytest.mark.parametrize(
+    "choice", ["nonsense", "", "triton,nonsense=reference", "triton,sgd=nonsense", "triton,"]
+)
+def test_an_unknown_choice_is_a_value_error(choice):
+    with pytest.raises(ValueError, match="^kernels: got "):
+        kernels.choose(choice)
+
+
+def test_every_op_of_the_reference_is_an_op_of_the_other_backend():
+    assert kernels.BACKENDS["triton"].keys() == kernels.BACKENDS["reference"].keys()
+
+
+def test_every_kernel_of_the_catalogue_is_what_the_triton_backend_calls():
+    called = kernels.BACKENDS["triton"].values()
+    assert all(spec.op in called for spec in kernels.CATALOGUE.values() if spec.name != "normal")
+
+
+def test_auto_is_the_reference_on_a_cpu():
+    assert chosen("auto") == "reference"
+
+
+def test_float64_has_no_kernels():
+    assert chosen("triton", dtype="float64") == "reference"
+
+
+def test_triton_on_a_cpu_needs_the_interpreter(no_interpreter):
+    with pytest.raises(UserError, match="^--kernels triton: kernels need a CUDA device.*TRITON_INTERPRET=1"):
+        chosen("triton")
+    with pytest.raises(UserError, match="^--kernels reference,sgd=triton: kernels need a CUDA device"):
+        chosen("reference,sgd=triton")
+    assert chosen("tuned") == "tuned"  # which is the reference where no kernel can run
+
+
+def test_a_kernel_on_a_cpu_without_the_interpreter_is_a_value_error(no_interpreter):
+    with pytest.raises(ValueError, match="^device: got cpu, accepted is a CUDA device"):
+        kernels.CATALOGUE["cross_entropy"].op(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64), 0.2)
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # `import triton` raises ImportError
+import torch, kernels, hlb
+from hlb.cli import main
+logits = torch.zeros(2, 10)
+loss, correct = kernels.backend("reference").cross_entropy(logits, torch.zeros(2, dtype=torch.int64), 0.2)
+assert correct == 2
+try:
+    kernels.backend("triton").cross_entropy(logits, torch.zeros(2, dtype=torch.int64), 0.2)
+except ValueError as error:
+    assert "triton is not installed" in str(error), error
+else:
+    raise AssertionError("a kernel ran without triton")
+sys.exit(main(["--recipe", "smoke", "--data", "synthetic", "--kernels", "triton"]))
+"""
+
+
+def test_everything_but_the_kernels_works_where_triton_is_not_installed():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == "hlb: --kernels triton: triton is not installed; take --kernels reference"
+
+
+@pytest.mark.parametrize("name", ["smoke", "seed", "record94"])
+def test_triton_gives_the_losses_and_the_accuracy_of_the_reference(name):
+    data = hlb.Dataset("synthetic", synthetic.make(6, 4))
+    runs = []
+    for choice in ("reference", "triton"):
+        execution = hlb.Execution(device="cpu", kernels=choice)
+        runs.append(Trainer(*resolve(hlb.recipe(name, FIRST_STEPS), execution), data).run(0))
+    reference, triton = ([row["train_loss"] for row in run.epochs] for run in runs)
+    assert len(triton) == 3 and triton[0] != triton[2]
+    assert triton == pytest.approx(reference, rel=1e-4)
+    assert runs[1].accuracy == runs[0].accuracy
