@@ -10,6 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["hlb", "kernels"],
+    package_data={"kernels": ["*.json"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.11", "torchvision", "numpy", "rich", "scipy"],
     extras_require={

@@ -1,7 +1,8 @@
 """Weight averaging: an exponential moving average beside the run, or lookahead, which the run follows.
 
 Both average everything that makes the network: the trained values (master weights where there are) and the
-running statistics. `Averaging` is told of every step and acts on the recipe's steps.
+running statistics. What a step averages stands in a table on the device; the optimizer's ops do it in the
+pass that updates the values.
 """
 
 from __future__ import annotations
@@ -9,57 +10,74 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from kernels.sgd import average
 
 from . import schedule
 
 
+def table(recipe, steps: int, per_epoch: int) -> np.ndarray:
+    """(mix, take) of every step, as kernels/sgd.py defines them; float64 [steps, 2].
+
+    `ema`: slow <- decay * slow + (1 - decay) * value on every n-th step of the last epochs, from a copy on.
+    `lookahead` (Zhang et al., arXiv 1907.08610): the same from the first step on with a growing decay, and
+    value <- slow each time; after the last step value <- slow.
+    """
+    number = np.arange(1, steps + 1)
+    due = number % recipe.averaging_every == 0
+    mix, take = np.zeros(steps), np.zeros(steps)
+    if recipe.averaging == "ema":
+        due &= number > steps - round(recipe.averaging_epochs * per_epoch)
+        mix[due] = 1 - recipe.averaging_decay**recipe.averaging_every
+        mix[np.flatnonzero(due)[:1]] = 1
+    elif recipe.averaging == "lookahead":
+        decays = schedule.lookahead_decays(steps, recipe.averaging_decay, recipe.averaging_every)
+        mix[due] = 1 - decays[1:][due]
+        take[due] = take[-1] = 1
+    return np.stack((mix, take), axis=1)
+
+
 class Averaging:
-    """`ema`: slow <- decay * slow + (1 - decay) * fast on every n-th step of the last epochs, starting as a
-    copy; the final accuracy is that of the slow weights. `lookahead` (Zhang et al., arXiv 1907.08610): the
-    same from the first step on with a growing decay, and fast <- slow each time; after the last step fast
-    <- slow. `none`: nothing.
+    """The average of one network's weights: `ema`, whose slow weights decide the final accuracy; `lookahead`,
+    which leaves the network itself averaged; `none`.
     """
 
     def __init__(self, network, optimizer, steps: int, per_epoch: int):
-        recipe = network.recipe
-        self.kind, self.every, self.steps = recipe.averaging, recipe.averaging_every, steps
+        self.kind = network.recipe.averaging
         self.network, self.optimizer = network, optimizer
-        self.first = steps - round(recipe.averaging_epochs * per_epoch) if self.kind == "ema" else 0
-        self.decay = recipe.averaging_decay**self.every
-        if self.kind == "lookahead":
-            self.decays = schedule.lookahead_decays(steps, recipe.averaging_decay, self.every)
-        self.slow: list[Tensor] | None = None
+        self.table, self.slow, self.adopted = None, None, False
+        if self.kind != "none":
+            rows = table(network.recipe, steps, per_epoch)
+            self.table = torch.tensor(rows, dtype=torch.float32, device=network.running.device)
+            self.slow = [torch.zeros_like(fast) for fast in self._fast()]
 
     def _fast(self) -> list[Tensor]:
-        return [*(group.value for group in self.optimizer.groups), self.network.running]
+        return [*(arena.value for arena in self.optimizer.arenas), self.network.running]
 
     def reset(self) -> None:
         """Forgets the average; lookahead starts from the network as it now is."""
-        self.slow = [fast.clone() for fast in self._fast()] if self.kind == "lookahead" else None
+        self.adopted = False
+        if self.kind == "lookahead":
+            torch._foreach_copy_(self.slow, self._fast())
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """To be called after every training step, `step` counted from 1."""
+    def step(self) -> None:
+        """One step of the optimizer and, in the same pass, of the average."""
         if self.kind == "none":
-            return
-        due = step > self.first and step % self.every == 0
-        if self.kind == "ema" and due:
-            if self.slow is None:
-                self.slow = [fast.clone() for fast in self._fast()]
-            else:
-                torch._foreach_lerp_(self.slow, self._fast(), 1 - self.decay)
-        elif self.kind == "lookahead":
-            if due:
-                torch._foreach_lerp_(self.slow, self._fast(), 1 - self.decays[step])
-            if due or step == self.steps:
-                self._load(self.slow)
+            self.optimizer.step()
+        else:
+            average(self.network.running, self.slow[-1], self.table, self.optimizer.step_index)
+            self.optimizer.step(self.slow[:-1], self.table)
 
     @property
     def active(self) -> bool:
-        """Whether there is an average that differs from the network."""
-        return self.kind == "ema" and self.slow is not None
+        """Whether there is an average that differs from the network. Waits for the device."""
+        if self.kind != "ema" or self.adopted:
+            return False
+        return bool(self.table[: int(self.optimizer.step_index), 0].any())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -80,10 +98,10 @@ class Averaging:
         """The network takes the averaged weights for good, where there is an average."""
         if self.active:
             self._load(self.slow)
-            self.slow = None
+            self.adopted = True
 
     @torch.no_grad()
     def _load(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(self._fast(), values)
-        for group in self.optimizer.groups:
-            group.write()
+        for arena, flat in zip(self.optimizer.arenas, values):
+            arena.load(flat)
+        self.network.running.copy_(values[-1])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.views import VIEWS
-
 
 @torch.no_grad()
 def evaluate(
@@ -31,9 +29,8 @@ def evaluate(
     correct, loss = 0, 0
     for pixels, targets in zip(images.split(recipe.eval_batch_size), labels.split(recipe.eval_batch_size)):
         batch = ops.views(pixels, views, mean=mean, std=std, dtype=dtype)
-        logits = sum(
-            weight * forward(network.layout(view))[0] for view, (*_, weight) in zip(batch, VIEWS[views])
-        )
+        logits = torch.stack([forward(network.layout(view))[0] for view in batch])
+        logits = ops.weigh_views(logits, views)
         batch_loss, batch_correct = ops.cross_entropy(logits, targets, recipe.label_smoothing)
         correct, loss = correct + batch_correct, loss + batch_loss
     network.train(training)

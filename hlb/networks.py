@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 CLASSES = 10
 FILTER_INITS = ("default", "dirac")
@@ -166,7 +165,8 @@ class Network(nn.Module):
             x = ops.stem(x, stem.whiten, project=stem.project)
             x, _ = self._normalised(ops.norm_act, (x,), stem.norm, stats)
         else:
-            x = gelu(ops.stem(x, stem.whiten, bias=stem.bias if train_stem else stem.bias.detach()))
+            bias = stem.bias if train_stem else stem.bias.detach()
+            x = ops.stem(x, stem.whiten, bias=bias, activation="gelu")
         for group in self.groups:
             x = self._group(group, x, stats)
         return ops.pool_head(x, self.head.weight, self.recipe.logit_scale), torch.cat(stats, dim=1)

@@ -1,8 +1,8 @@
-"""The optimizer: parameters in groups, each one flat tensor, and one table of learning rates.
+"""The optimizer: parameters in arenas, each one flat tensor, and one table of learning rates.
 
-`Group` lays a set of parameters out as views of one flat tensor and their gradients as views of another, so
-that an update is one op over the group. The optimizer reads the rates of a step from a table on the device
-by a step counter on the device: nothing in a step comes from the host.
+`Arena` lays all parameters of one dtype out as views of one flat tensor and their gradients as views of
+another, so that an update is one op over the arena. The optimizer reads the rates of a step from a table on
+the device by a step counter on the device: nothing in a step comes from the host.
 """
 
 from __future__ import annotations
@@ -13,54 +13,57 @@ from torch import Tensor, nn
 
 from . import schedule
 
-KINDS = ("filters", "linear", "biases", "stem")  # of groups, in the order of the rate table's columns
+KINDS = ("filters", "linear", "biases", "stem")  # of parameters, in the order of the rate table's columns
 _ALIGN = 64  # elements: every parameter starts on a 128-byte boundary or better
 
 
-class Group:
-    """Parameters that are updated alike.
+class Arena:
+    """Parameters of one dtype, those of a kind side by side.
 
     `compute` and `grad` are flat, in the parameters' dtype; `value` is what the optimizer updates: float32
-    master weights, or `compute` itself. 4-D parameters lie channels-last where `channels_last`.
+    master weights, or `compute` itself. 4-D parameters lie channels-last where `channels_last`. `spans` says
+    from where to where a kind's elements lie.
     """
 
-    def __init__(self, params: list[nn.Parameter], *, master: bool, channels_last: bool):
-        dtype, device = params[0].dtype, params[0].device
-        starts = np.cumsum([0, *(-(-p.numel() // _ALIGN) * _ALIGN for p in params)])
-        self.params = params
-        self.compute = torch.zeros(int(starts[-1]), dtype=dtype, device=device)
+    def __init__(self, members: dict[str, list[nn.Parameter]], *, master: bool, channels_last: bool):
+        self.params = [p for params in members.values() for p in params]
+        dtype, device = self.params[0].dtype, self.params[0].device
+        starts = np.cumsum([0, *(-(-p.numel() // _ALIGN) * _ALIGN for p in self.params)]).tolist()
+        self.offsets = dict(zip(self.params, starts))
+        self.spans, seen = {}, 0
+        for kind, params in members.items():
+            self.spans[kind] = starts[seen], starts[seen := seen + len(params)]
+        self.compute = torch.zeros(starts[-1], dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.compute)
         self.value = self.compute.float() if master and dtype.itemsize == 2 else self.compute
         self.buffer = torch.zeros_like(self.value)
-        self.slices = [slice(int(start), int(start) + p.numel()) for start, p in zip(starts, params)]
-        for p, at in zip(params, self.slices):
-            shape = (p.shape[0], *p.shape[2:], p.shape[1]) if p.dim() == 4 and channels_last else p.shape
-            views = (flat[at].view(shape) for flat in (self.compute, self.grad))
-            p.data, p.grad = (v.permute(0, 3, 1, 2) if p.dim() == 4 and channels_last else v for v in views)
+        for p, start in zip(self.params, starts):
+            turned = p.dim() == 4 and channels_last
+            shape = (p.shape[0], *p.shape[2:], p.shape[1]) if turned else p.shape
+            views = (flat[start : start + p.numel()].view(shape) for flat in (self.compute, self.grad))
+            p.data, p.grad = (v.permute(0, 3, 1, 2) if turned else v for v in views)
 
-    def matrices(self, flat: Tensor) -> list[Tensor]:
-        """Each parameter's part of a flat tensor of this group as a matrix [first extent, the rest]."""
-        return [flat[at].view(p.shape[0], -1) for p, at in zip(self.params, self.slices)]
+    @property
+    def copy(self) -> Tensor | None:
+        """The copy of master weights that the network computes with, where there is one."""
+        return None if self.value is self.compute else self.compute
 
     def reset(self) -> None:
         """Takes the parameters as they now are as the start; clears gradient and momentum."""
         self.grad.zero_()
         self.buffer.zero_()
-        self.read()
-
-    def read(self) -> None:
-        """value <- compute, after someone wrote the parameters."""
-        if self.value is not self.compute:
+        if self.copy is not None:
             self.value.copy_(self.compute)
 
-    def write(self) -> None:
-        """compute <- value, after an update of the master weights."""
-        if self.value is not self.compute:
-            self.compute.copy_(self.value)
+    def load(self, values: Tensor) -> None:
+        """The network goes on with these values."""
+        self.value.copy_(values)
+        if self.copy is not None:
+            self.compute.copy_(values)
 
 
 def _kind(name: str) -> str:
-    """The group that a parameter of this name belongs to."""
+    """The kind of the parameter of this name."""
     if name == "stem.bias":
         return "stem"
     if "bias" in name:
@@ -71,8 +74,8 @@ def _kind(name: str) -> str:
 class Optimizer:
     """SGD with Nesterov momentum, and Muon for the 3x3 filters where the recipe says so.
 
-    Groups: filters (3x3), linear (head, squeeze-and-excite, projection), biases, and the stem's bias, which
-    has a schedule of its own and then freezes.
+    Kinds: filters (3x3), linear (head, squeeze-and-excite, projection), biases, and the stem's bias, which
+    has a schedule of its own and freezes where that reaches 0.
     """
 
     def __init__(self, network, steps: int, per_epoch: int, *, channels_last: bool):
@@ -80,54 +83,62 @@ class Optimizer:
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         members = {kind: [p for name, p in trained.items() if _kind(name) == kind] for kind in KINDS}
         self.names = [kind for kind in KINDS if members[kind]]
-        master = recipe.master_weights == "on"
-        self.groups = [
-            Group(members[kind], master=master, channels_last=channels_last) for kind in self.names
+        dtypes = dict.fromkeys(members[kind][0].dtype for kind in self.names)
+        self.arenas = [
+            Arena(
+                {kind: members[kind] for kind in self.names if members[kind][0].dtype == dtype},
+                master=recipe.master_weights == "on",
+                channels_last=channels_last,
+            )
+            for dtype in dtypes
         ]
 
         peaks = dict(zip(KINDS, (recipe.lr, recipe.linear_lr, recipe.bias_lr, recipe.bias_lr)))
         shapes = dict.fromkeys(KINDS, schedule.multipliers(recipe, steps, per_epoch))
         shapes["stem"] = schedule.stem_multipliers(recipe, steps, per_epoch)
         table = np.stack([peaks[kind] * shapes[kind] for kind in self.names], axis=1)
-        self.decays = [recipe.weight_decay / peaks[kind] for kind in self.names]
-        self.recipe, self.ops = recipe, network.ops
         device = network.running.device
-        self.rates = torch.tensor(table, dtype=torch.float32, device=device)  # [steps, groups]
+        self.rates = torch.tensor(table, dtype=torch.float32, device=device)  # [steps, kinds]
         self.step_index = torch.zeros(1, dtype=torch.int64, device=device)
+
+        self.recipe, self.ops = recipe, network.ops
+        by_muon = {"filters"} if recipe.optimizer == "muon" else set()
+        self.segments = [
+            tuple(
+                (*span, self.names.index(kind), recipe.weight_decay / peaks[kind])
+                for kind, span in arena.spans.items()
+                if kind not in by_muon
+            )
+            for arena in self.arenas
+        ]
+        self.matrices = [
+            tuple(
+                (arena.offsets[p], p.shape[0], p[0].numel())
+                for kind in by_muon & arena.spans.keys()
+                for p in members[kind]
+            )
+            for arena in self.arenas
+        ]
 
     def reset(self) -> None:
         """Back to step 0, from the network's present weights."""
         self.step_index.zero_()
-        for group in self.groups:
-            group.reset()
+        for arena in self.arenas:
+            arena.reset()
 
     @torch.no_grad()
-    def step(self, train_stem: bool = True) -> None:
-        """One update from the gradients, which are then zero again. Without `train_stem` the stem's bias is
-        frozen.
+    def step(self, slow: list[Tensor] | None = None, averages: Tensor | None = None) -> None:
+        """One update from the gradients, which are then zero again. `slow` holds a flat tensor for each
+        arena, averaged as the step's row of `averages` says (kernels/sgd.py).
         """
-        recipe, rates = self.recipe, self.rates.index_select(0, self.step_index)[0]
-        for i, (name, group) in enumerate(zip(self.names, self.groups)):
-            if name == "stem" and not train_stem:
-                continue
-            if name == "filters" and recipe.optimizer == "muon":
-                self.ops.muon(
-                    group.matrices(group.value),
-                    group.matrices(group.grad),
-                    group.matrices(group.buffer),
-                    rates[i],
-                    momentum=recipe.muon_momentum,
-                    steps=recipe.muon_steps,
-                )
-            else:
-                self.ops.sgd(
-                    group.value,
-                    group.grad,
-                    group.buffer,
-                    rates[i],
-                    momentum=recipe.momentum,
-                    weight_decay=self.decays[i],
-                )
-            group.write()
-            group.grad.zero_()
+        recipe = self.recipe
+        for i, (arena, segments, matrices) in enumerate(zip(self.arenas, self.segments, self.matrices)):
+            shared = (arena.value, arena.grad, arena.buffer, self.rates, self.step_index)
+            average = {"compute": arena.copy, "slow": slow and slow[i], "averages": averages}
+            if matrices:
+                column = self.names.index("filters")
+                settings = {"momentum": recipe.muon_momentum, "steps": recipe.muon_steps}
+                self.ops.muon(*shared, matrices, column=column, **settings, **average)
+            if segments:
+                self.ops.sgd(*shared, segments, momentum=recipe.momentum, **average)
         self.step_index += 1

@@ -46,6 +46,8 @@ RANGES = {
     "batch_size": (1, 1e6),
     "pad": (0, 31),
     "cutout": (0, 32),
+    "brightness": (0, 10),
+    "contrast": (0, 1),
     "epochs": (1e-3, 10000),
     "warmup": (0, 1),
     "final_lr": (0, 1),
@@ -98,12 +100,15 @@ class Recipe:
     whiten_bias_epochs: float = 3.0
 
     # Data. train_examples 0 is all of them; the remainder of an epoch is dropped, or is a shorter last batch.
+    # An image's brightness moves by up to that many standard deviations, its contrast by up to that fraction.
     train_examples: int = 0
     batch_size: int = 2000
     drop_last: bool = True
     pad: int = 2
     flip: str = "alternating"
     cutout: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
 
     # Schedule (schedule.py). warmup is a fraction of all steps, final_lr a multiple of the peak.
     epochs: float = 8.0

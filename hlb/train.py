@@ -121,8 +121,9 @@ class Trainer:
             self.forward = torch.compile(self.network, fullgraph=True, dynamic=False)
             self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False)
         colours = {"mean": dataset.mean, "std": dataset.std}
-        crop = {"pad": recipe.pad, "flip": recipe.flip, "cutout": recipe.cutout}
-        self.augment = functools.partial(self.ops.augment, **crop, **colours, dtype=self.dtype)
+        options = ("pad", "flip", "cutout", "brightness", "contrast")
+        changes = {name: getattr(recipe, name) for name in options}
+        self.augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
         self.evaluate = functools.partial(evaluate, self.network, **colours, forward=self.forward)
         self.compile_seconds = 0.0
         self._warm_up()
@@ -183,7 +184,6 @@ class Trainer:
                 break
             self._step(self.train_images, self.train_labels, ids, number, self.metrics[epoch])
             self.step += 1
-            self.averaging.after_step(self.step)
             run.steps = self.step
             watcher.step(run, self.step)
 
@@ -193,7 +193,7 @@ class Trainer:
         loss, correct, stats = self.loss(x, labels[ids], train_stem)
         loss.backward()
         self.ops.update_running_stats(self.network.running, stats, self.recipe.bn_momentum)
-        self.optimizer.step(train_stem)
+        self.averaging.step()
         metrics += torch.stack((loss.detach().float(), correct.float()))
 
     def _loss(self, x: Tensor, targets: Tensor, train_stem: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from . import (
     norm_act,
     pool_head,
     random,
+    running_stats,
     se_gate,
     sgd,
     stem,
@@ -31,22 +32,57 @@ BACKENDS: dict[str, dict] = {
         "muon": muon.reference,
         "norm_act": norm_act.reference,
         "patch_covariance": stem.patch_covariance,
+        "normal": random.normal,
         "permutation": random.permutation,
         "pool_head": pool_head.reference,
         "se_gate": se_gate.reference,
         "sgd": sgd.reference,
         "stem": stem.reference,
         "uniform": random.reference,
-        "update_running_stats": norm_act.update_running_stats,
+        "update_running_stats": running_stats.reference,
         "views": views.reference,
+        "weigh_views": views.weighted_mean,
     },
 }
 BACKENDS["triton"] = BACKENDS["reference"] | {
+    "augment": augment.op,
+    "views": views.op,
+    "weigh_views": views.weigh,
+    "conv_bn_act": conv_bn_act.composed,
+    "norm_act": norm_act.op,
+    "update_running_stats": running_stats.op,
     "cross_entropy": cross_entropy.op,
+    "pool_head": pool_head.op,
+    "se_gate": se_gate.op,
+    "patch_covariance": stem.patch_covariance_op,
+    "stem": stem.op,
+    "muon": muon.op,
+    "sgd": sgd.op,
+    "uniform": random.op,
+    "normal": random.normal_op,
 }
 
 # Every op that has a kernel, by name. Tests, benchmark, checks and counts go over this.
-CATALOGUE = {spec.name: spec for spec in (cross_entropy.SPEC,)}
+CATALOGUE = {
+    spec.name: spec
+    for spec in (
+        augment.SPEC,
+        views.SPEC,
+        views.WEIGH_SPEC,
+        cross_entropy.SPEC,
+        pool_head.SPEC,
+        se_gate.SPEC,
+        stem.SPEC,
+        stem.COVARIANCE_SPEC,
+        norm_act.SPEC,
+        norm_act.EVAL_SPEC,
+        running_stats.SPEC,
+        muon.SPEC,
+        sgd.SPEC,
+        random.SPEC,
+        random.NORMAL_SPEC,
+    )
+}
 
 
 # op -> backend that `tuned` takes. An op enters with a measurement on a GPU, and after its kernel's values

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import norm_act
+from .launch import expect
 
 
 def reference(
@@ -37,6 +38,43 @@ def reference(
     """
     u = F.conv2d(x, filters, padding=1)
     return norm_act.reference(
+        u,
+        weight,
+        bias,
+        running,
+        training=training,
+        eps=eps,
+        activation=activation,
+        pool=pool,
+        gate=gate,
+        residual=residual,
+        spatial_mean=spatial_mean,
+    )
+
+
+def composed(
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    *,
+    training: bool,
+    eps: float,
+    activation: str,
+    pool: bool = False,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    spatial_mean: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `reference`, with PyTorch's convolution and the kernels of `norm_act`.
+
+    Raises ValueError for a wrong shape, dtype, layout or device, naming the argument.
+    """
+    expect("x", x, None, None, None, None, channels_last=True)
+    expect("filters", filters, None, x.shape[1], 3, 3, dtypes=(x.dtype,), device=x.device, channels_last=True)
+    u = F.conv2d(x, filters, padding=1)
+    return norm_act.op(
         u,
         weight,
         bias,

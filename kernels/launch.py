@@ -124,6 +124,8 @@ def expect(
         raise ValueError(f"{argument}: got {tensor.dtype}, accepted are {accepted}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{argument}: got a tensor on {tensor.device}, accepted is {device}")
+    if tensor.device.type == "meta":
+        raise ValueError(f"{argument}: got a tensor on meta, accepted is one that has memory")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if not tensor.is_contiguous(memory_format=layout):
         order = "channels-last" if channels_last else "contiguous"

@@ -1,11 +1,19 @@
 """Squeeze-and-excite: one gate per image and channel.
 
-    gate = sigmoid(W2 @ gelu(W1 @ s + b1) + b2),       s the spatial mean of x [n, c, h, w]
+    z1 = s @ W1^T + b1      u = gelu(z1)      z2 = u @ W2^T + b2      gate = sigmoid(z2)
+    d z2 = d gate * gate * (1 - gate)         d z1 = (d z2 @ W2) * gelu'(z1)         d s = d z1 @ W1
+    d W2 = d z2^T @ u       d b2 = sum over n of d z2       d W1 = d z1^T @ s       d b1 = sum over n of d z1
 
-s [n, c] as `norm_act` emits it, W1 [c / r, c], b1 [c / r], W2 [c, c / r], b2 [c] -> gate [n, c], in the
-dtype of s (float32, float64 for float64). The gate multiplies another tensor than x in this network, the
-last convolution's output, which is why the op ends at the gate. FLOPs: 4 * c * c / r per image. Source: Hu,
-Shen, Sun, arXiv 1709.01507.
+s [n, c] the spatial mean of x [n, c, h, w] as `norm_act` emits it, W1 [c / r, c], b1 [c / r], W2 [c, c / r],
+b2 [c] -> gate [n, c], in the dtype of s (float32, float64 for float64). The gate multiplies another tensor
+than x in this network, the last convolution's output, which is why the op ends at the gate.
+
+Weights may be 16-bit, s and biases are float32. Products are three tf32 ones each, which is float32's
+precision on tensor cores. The kernel backward gives the gradients of each image; sums over images are matrix
+products and sums in PyTorch, so results repeat bit for bit.
+
+Bytes: s read, the gate written forward; the gate and its gradient read, d z2 and d s written backward, all
+float32 [n, c]. FLOPs: 4 * c * c / r per image. Source: Hu, Shen, Sun, arXiv 1709.01507.
 """
 
 from __future__ import annotations
@@ -14,8 +22,221 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activations import activate, activation_slope
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, tl, triton
+from .spec import Case, KernelSpec
+
 
 def reference(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
     """Spatial mean [n, c] -> gate [n, c], in the dtype of `s`."""
     hidden = F.gelu(F.linear(s, weight1.to(s.dtype), bias1.to(s.dtype)))
     return torch.sigmoid(F.linear(hidden, weight2.to(s.dtype), bias2.to(s.dtype)))
+
+
+@triton.jit
+def _se_gate_fwd(
+    p_s,  # float32 [n, C]
+    p_weight1,  # [R, C]
+    p_bias1,  # float32 [R]
+    p_weight2,  # [C, R]
+    p_bias2,  # float32 [C]
+    p_z1,  # float32 [n, R]
+    p_gate,  # float32 [n, C]
+    n,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    images = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    channels, hidden = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
+    m_images, m_hidden = images < n, hidden < R
+    b_z1 = tl.zeros([BLOCK, BLOCK_R], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        m_c = c + channels < C  # [BLOCK_C]
+        b_s = tl.load(p_s + images * C + c + channels, mask=m_images & m_c, other=0.0)  # [BLOCK, BLOCK_C]
+        o_weight1 = hidden[:, None] * C + c + channels
+        b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_hidden[:, None] & m_c, other=0.0)
+        b_z1 = tl.dot(b_s, tl.trans(b_weight1).to(tl.float32), b_z1, input_precision="tf32x3")
+    b_z1 += tl.load(p_bias1 + hidden, mask=m_hidden, other=0.0)
+    tl.store(p_z1 + images * R + hidden, b_z1, mask=m_images & m_hidden)
+
+    b_hidden = activate(b_z1, "gelu")  # 0 in the columns that are padding
+    for c in range(0, C, BLOCK_C):
+        m_c = c + channels < C
+        o_weight2 = (c + channels)[:, None] * R + hidden
+        b_weight2 = tl.load(p_weight2 + o_weight2, mask=m_c[:, None] & m_hidden, other=0.0)
+        b_z2 = tl.dot(b_hidden, tl.trans(b_weight2).to(tl.float32), input_precision="tf32x3")
+        b_z2 += tl.load(p_bias2 + c + channels, mask=m_c, other=0.0)
+        tl.store(p_gate + images * C + c + channels, tl.sigmoid(b_z2), mask=m_images & m_c)
+
+
+@triton.jit
+def _se_gate_bwd(
+    p_dgate,  # float32 [n, C]
+    p_gate,  # float32 [n, C]
+    p_z1,  # float32 [n, R]
+    p_weight1,  # [R, C]
+    p_weight2,  # [C, R]
+    p_ds,  # float32 [n, C]
+    p_dz1,  # float32 [n, R]
+    p_dz2,  # float32 [n, C]
+    n,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    images = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    channels, hidden = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
+    m_images, m_hidden = images < n, hidden < R
+    b_dhidden = tl.zeros([BLOCK, BLOCK_R], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        m_c = c + channels < C  # [BLOCK_C]
+        m_all, o_all = m_images & m_c, images * C + c + channels  # [BLOCK, BLOCK_C]
+        b_gate = tl.load(p_gate + o_all, mask=m_all, other=0.0)
+        b_dz2 = tl.load(p_dgate + o_all, mask=m_all, other=0.0) * b_gate * (1.0 - b_gate)
+        tl.store(p_dz2 + o_all, b_dz2, mask=m_all)
+        o_weight2 = (c + channels)[:, None] * R + hidden
+        b_weight2 = tl.load(p_weight2 + o_weight2, mask=m_c[:, None] & m_hidden, other=0.0)
+        b_dhidden = tl.dot(b_dz2, b_weight2.to(tl.float32), b_dhidden, input_precision="tf32x3")
+
+    o_hidden, m_z1 = images * R + hidden, m_images & m_hidden  # [BLOCK, BLOCK_R]
+    b_z1 = tl.load(p_z1 + o_hidden, mask=m_z1, other=0.0)
+    b_dz1 = b_dhidden * activation_slope(b_z1, "gelu")
+    tl.store(p_dz1 + o_hidden, b_dz1, mask=m_z1)
+    for c in range(0, C, BLOCK_C):
+        m_c = c + channels < C
+        o_weight1 = hidden[:, None] * C + c + channels
+        b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_hidden[:, None] & m_c, other=0.0)
+        b_ds = tl.dot(b_dz1, b_weight1.to(tl.float32), input_precision="tf32x3")
+        tl.store(p_ds + images * C + c + channels, b_ds, mask=m_images & m_c)
+
+
+BLOCK = 16  # images of a program, the rows of a tensor-core tile
+
+
+def _constants(weight1: Tensor) -> dict:
+    r, c = weight1.shape
+    block_c = min(64, max(16, power_of_2(c)))
+    return {"C": c, "R": r, "BLOCK": BLOCK, "BLOCK_C": block_c, "BLOCK_R": max(16, power_of_2(r))}
+
+
+@torch.library.custom_op("hlb::se_gate", mutates_args=(), device_types=("cuda", "cpu"))
+def _forward(
+    s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(gate [n, c], z1 [n, c / r])"""
+    gate, z1 = torch.empty_like(s), s.new_empty((len(s), len(weight1)))
+    grid = (cdiv(len(s), BLOCK),)
+    arguments = s, weight1, bias1, weight2, bias2, z1, gate, len(s)
+    launch(_se_gate_fwd, grid, *arguments, **_constants(weight1))
+    return gate, z1
+
+
+@_forward.register_fake
+def _(s, weight1, bias1, weight2, bias2):
+    return torch.empty_like(s), s.new_empty((len(s), len(weight1)))
+
+
+@torch.library.custom_op("hlb::se_gate_backward", mutates_args=(), device_types=("cuda", "cpu"))
+def _backward_images(
+    d_gate: Tensor, gate: Tensor, z1: Tensor, weight1: Tensor, weight2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d s, d z1, d z2), each a row an image."""
+    d_s, d_z1, d_z2 = torch.empty_like(gate), torch.empty_like(z1), torch.empty_like(gate)
+    grid = (cdiv(len(gate), BLOCK),)
+    arguments = d_gate, gate, z1, weight1, weight2, d_s, d_z1, d_z2, len(gate)
+    launch(_se_gate_bwd, grid, *arguments, **_constants(weight1))
+    return d_s, d_z1, d_z2
+
+
+@_backward_images.register_fake
+def _(d_gate, gate, z1, weight1, weight2):
+    return torch.empty_like(gate), torch.empty_like(z1), torch.empty_like(gate)
+
+
+def _setup(ctx, inputs, output):
+    s, weight1, _, weight2, _ = inputs
+    gate, z1 = output
+    ctx.save_for_backward(s, weight1, weight2, gate, z1)
+    ctx.mark_non_differentiable(z1)
+
+
+def _backward(ctx, d_gate, d_z1):
+    s, weight1, weight2, gate, z1 = ctx.saved_tensors
+    d_s, d_z1, d_z2 = _backward_images(d_gate.contiguous(), gate, z1, weight1, weight2)
+    d_weight1 = (d_z1.T @ s).to(weight1.dtype)
+    d_weight2 = (d_z2.T @ F.gelu(z1)).to(weight2.dtype)
+    return d_s, d_weight1, d_z1.sum(0), d_weight2, d_z2.sum(0)
+
+
+_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def op(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """As `reference`, in one launch forward, and one and two small matrix products backward.
+
+    `s` and the biases are float32, the weights of one dtype. Raises ValueError for a wrong shape, dtype,
+    layout or device, naming the argument.
+    """
+    wide, device = (torch.float32,), s.device
+    expect("s", s, None, None, dtypes=wide)
+    expect("weight1", weight1, None, s.shape[1], device=device)
+    expect("bias1", bias1, len(weight1), dtypes=wide, device=device)
+    expect("weight2", weight2, *reversed(weight1.shape), dtypes=(weight1.dtype,), device=device)
+    expect("bias2", bias2, s.shape[1], dtypes=wide, device=device)
+    return _forward(s, weight1, bias1, weight2, bias2)[0]
+
+
+def _make(case: Case, dtype: torch.dtype, device) -> dict:
+    def linear(outputs: int, inputs: int):
+        weight = torch.randn(outputs, inputs, device=device) / inputs**0.5
+        return weight.to(dtype), torch.randn(outputs, device=device)
+
+    weight1, bias1 = linear(case.r, case.c)
+    weight2, bias2 = linear(case.c, case.r)
+    s = torch.randn(case.n, case.c, device=device)
+    return {"s": s, "weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+
+
+def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
+    programs = cdiv(case.n, BLOCK)
+    weights, biases = 2 * case.c * case.r * dtype.itemsize, 4 * (case.c + case.r)
+    return {
+        "_se_gate_fwd": 4 * case.n * (2 * case.c + case.r) + programs * (weights + biases),
+        "_se_gate_bwd": 4 * case.n * (4 * case.c + 2 * case.r) + programs * weights,
+    }
+
+
+def _flops(case: Case) -> dict[str, int]:
+    """Both matrix products on whole tiles."""
+    block_c = min(64, max(16, power_of_2(case.c)))
+    c, r = cdiv(case.c, block_c) * block_c, max(16, power_of_2(case.r))
+    return dict.fromkeys(("_se_gate_fwd", "_se_gate_bwd"), cdiv(case.n, BLOCK) * BLOCK * 4 * c * r)
+
+
+SPEC = KernelSpec(
+    name="se_gate",
+    formula="gate = sigmoid(W2 @ gelu(W1 @ s + b1) + b2)",
+    reference=reference,
+    op=op,
+    ops=("hlb::se_gate", "hlb::se_gate_backward"),
+    make=_make,
+    cases=(Case("seed.1", n=512, c=128, r=8), Case("seed.3", n=512, c=512, r=32)),
+    space={"n": (1, 3, 17, 48), "c": (3, 12, 24, 40, 64, 96), "r": (1, 3, 4, 17)},
+    counted=(Case(n=48, c=128, r=8),),
+    bytes=_bytes,
+    flops=_flops,
+    dtypes=FLOATS,
+    differentiable=("s", "weight1", "bias1", "weight2", "bias2"),
+    reduction=lambda case: max(case.c, case.n),
+    narrow={
+        "p_z1": "a block of 16 images has fewer of these values than threads can read 16 bytes of",
+        "p_dz1": "a block of 16 images has fewer of these values than threads can write 16 bytes of",
+        "p_bias1": "fewer values than a warp has threads",
+        "p_bias2": "fewer values than a warp has threads",
+    },
+)

@@ -60,15 +60,8 @@ class KernelSpec:
     dtypes: tuple[torch.dtype, ...] = FLOATS
     differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
-    reduction: Callable[[Case], int] = lambda case: (
-        1
-    )  # the longest sum behind one output, for the error bound
-    narrow: dict[str, str] = field(
-        default_factory=dict
-    )  # kernel argument: why it cannot be read 16 bytes wide
-    tolerances: dict[torch.dtype, float] = field(
-        default_factory=dict
-    )  # where the house's do not fit, and why
+    reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
+    narrow: dict[str, str] = field(default_factory=dict)  # kernel argument: why not 16 bytes at a time
 
     def small(self) -> list[Case]:
         """A covering array of `space`: every pair of values of two fields occurs in some valid case."""

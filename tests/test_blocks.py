@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import kernels
 from hlb import recipe
 from hlb.networks import GROUPS, Network
-from kernels import conv_bn_act, norm_act, pool_head, se_gate
+from kernels import conv_bn_act, norm_act, pool_head, running_stats, se_gate
 
 EPS = 1e-12
 ACTIVATIONS = {
@@ -182,7 +182,7 @@ def test_training_equals_batch_norm_of_torch_over_several_steps():
         x = (step + 1) * channels_last(3, 4, 6, 6) + step
         y, stats, _ = norm(x, running=running, activation="relu")
         assert_near(y, module(x).relu(), 1e-12)
-        norm_act.update_running_stats(running, stats, 0.8)
+        running_stats.reference(running, stats, 0.8)
         assert_near(running, torch.stack((module.running_mean, module.running_var)), 1e-6)
 
 

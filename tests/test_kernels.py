@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels import launch
+from kernels.compare import check, execute
 from kernels.counting import counting
 from kernels.spec import Case, KernelSpec
 
@@ -42,58 +42,6 @@ def cases_of(specs, cases, dtypes=None):
     )
 
 
-def widened(value):
-    """An input as the reference gets it: tensors and dtypes of floating kind become float64."""
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value.clone()
-    return torch.float64 if isinstance(value, torch.dtype) else value
-
-
-def execute(spec: KernelSpec, function, inputs: dict, gradients: bool = True) -> dict[str, Tensor]:
-    """Outputs, written arguments and gradients of a call, by name. The upstream gradients are the same
-    numbers whatever the dtype.
-    """
-    inputs = {
-        name: value.detach().clone().requires_grad_(gradients and name in spec.differentiable)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in inputs.items()
-    }
-    outputs = function(**inputs)
-    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    results = {f"output {i}": out for i, out in enumerate(outputs) if out is not None}
-    generator = torch.Generator().manual_seed(1)
-    roots, upstream = [], []
-    for out in results.values():
-        if out.requires_grad:
-            roots.append(out)
-            values = torch.randn(out.shape, generator=generator).bfloat16()  # exact in every dtype
-            upstream.append(values.to(out.device, out.dtype))
-    if roots:
-        leaves = {name: inputs[name] for name in spec.differentiable if isinstance(inputs[name], Tensor)}
-        gradients = torch.autograd.grad(roots, tuple(leaves.values()), upstream, allow_unused=True)
-        results |= {f"d {name}": g for name, g in zip(leaves, gradients) if g is not None}
-    results |= {name: inputs[name] for name in spec.mutates if inputs[name] is not None}
-    return {name: value.detach() for name, value in results.items()}
-
-
-def assert_same(spec: KernelSpec, case: Case, dtype: torch.dtype, got: dict, expected: dict) -> None:
-    assert got.keys() == expected.keys()
-    tolerance = spec.tolerances.get(dtype, TOLERANCE[dtype])
-    for name, want in expected.items():
-        have = got[name]
-        assert have.shape == want.shape, f"{name}: shape {tuple(have.shape)}, expected {tuple(want.shape)}"
-        if not want.is_floating_point():
-            assert torch.equal(have, want), name
-            continue
-        assert have.isfinite().all(), f"{name}: {(~have.isfinite()).sum()} values are not finite"
-        error, size = have.double() - want, want.norm()
-        relative = error.norm() / size if size else error.norm()
-        assert relative <= tolerance, f"{name}: relative error {relative:.2e}, allowed {tolerance:.0e}"
-        largest = 10 * torch.finfo(dtype).eps * max(1, spec.reduction(case)) ** 0.5 * max(1, want.abs().max())
-        assert error.abs().max() <= largest, f"{name}: largest error {error.abs().max():.2e} > {largest:.2e}"
-
-
 @pytest.fixture
 def unwritten_is_nan():
     """`torch.empty` is filled with NaN, so an element that no kernel writes shows."""
@@ -102,22 +50,15 @@ def unwritten_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-def compare(spec: KernelSpec, case: Case, dtype: torch.dtype) -> None:
-    inputs = spec.make(case, dtype, DEVICE)
-    got = execute(spec, spec.op, inputs)
-    expected = execute(spec, spec.reference, {name: widened(value) for name, value in inputs.items()})
-    assert_same(spec, case, dtype, got, expected)
-
-
 @cases_of(SPECS, KernelSpec.small)
 def test_results_and_gradients_are_those_of_the_reference_in_float64(spec, case, dtype, unwritten_is_nan):
-    compare(spec, case, dtype)
+    assert not check(spec, case, dtype, DEVICE)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the recipes' shapes take hours through the interpreter")
 @cases_of(SPECS, lambda spec: spec.cases)
 def test_recipe_shapes_agree_with_the_reference_in_float64(spec, case, dtype, unwritten_is_nan):
-    compare(spec, case, dtype)
+    assert not check(spec, case, dtype, DEVICE)
 
 
 @by_spec
@@ -126,7 +67,7 @@ def test_recipe_shapes_agree_with_the_reference_in_float64(spec, case, dtype, un
 def test_drawn_shapes_agree_with_the_reference(spec, data):
     draw = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in spec.space.items()})
     case = Case(**data.draw(draw.filter(lambda fields: spec.valid(Case(**fields)))))
-    compare(spec, case, data.draw(st.sampled_from(spec.dtypes)))
+    assert not check(spec, case, data.draw(st.sampled_from(spec.dtypes)), DEVICE)
 
 
 @by_spec

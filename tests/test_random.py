@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kernels import random
+from kernels import launch, random
 
 MASK = 2**32 - 1
 SEED = torch.tensor(1234567890123)
@@ -92,6 +94,34 @@ def test_uniform_values_are_the_draws_of_their_blocks():
     assert random.reference(SEED, 4, 10).tolist() == expected[:10]
 
 
+@pytest.mark.skipif(not launch.runnable("cpu"), reason="kernels do not run on a CPU here")
+@pytest.mark.parametrize("seed", [0, -1, 1234567890123, -(2**63)])
+@pytest.mark.parametrize("numel", [1, 1023, 1025])
+def test_uniform_kernel_gives_the_bits_of_the_reference(seed, numel):
+    seed = torch.tensor(seed)
+    assert torch.equal(random.op(seed, 7, numel), random.reference(seed, 7, numel))
+
+
+@pytest.mark.parametrize("draw", [random.reference, random.normal])
+def test_a_shorter_tensor_holds_the_first_values_of_a_longer_one(draw):
+    assert torch.equal(draw(SEED, 1, 5), draw(SEED, 1, 100)[:5])
+
+
+def test_normal_values_are_those_of_box_and_muller():
+    u = random.reference(SEED, 4, 10).tolist()
+    values = random.normal(SEED, 4, 10).tolist()
+    for i in range(0, 10, 2):
+        radius = math.sqrt(-2 * math.log(1 - u[i]))
+        angle = 2 * math.pi * u[i + 1]
+        assert values[i : i + 2] == pytest.approx((radius * math.cos(angle), radius * math.sin(angle)))
+
+
+def test_normal_values_are_distributed_normally():
+    values = random.normal(SEED, 0, 20000)
+    assert stats.kstest(values.numpy(), "norm").pvalue > 1e-3
+    assert abs(stats.pearsonr(values[::2].numpy(), values[1::2].numpy()).statistic) < 0.03
+
+
 def test_permutation_holds_every_example_once():
     order = random.permutation(SEED, 0, 1000)
     assert torch.equal(order.sort().values, torch.arange(1000))
@@ -117,7 +147,7 @@ def test_permutation_differs_by_seed_and_epoch(seed, epoch):
     assert (random.permutation(torch.tensor(seed), epoch, 1000) == first).sum() < 10  # about one by chance
 
 
-@pytest.mark.parametrize("draw", [random.permutation, random.reference])
+@pytest.mark.parametrize("draw", [random.permutation, random.reference, random.normal])
 def test_manual_seed_decides_nothing(draw):
     torch.manual_seed(1)
     first = draw(SEED, 0, 100)

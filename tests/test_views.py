@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DTYPES, MEAN, STD, TOLERANCE, assert_near, normalised, pixels
+from helpers import DTYPES, MEAN, STD, TOLERANCE, assert_near, normalised, pixels, wide
 
 import kernels
 from hlb import recipe
@@ -49,9 +49,37 @@ def test_weights_sum_to_one(name):
     assert sum(weight for *_, weight in views.VIEWS[name]) == 1
 
 
-def test_unknown_views_are_named():
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", views.VIEWS)
+def test_weighted_mean_adds_up_in_float32_at_least(name, dtype):
+    logits = torch.randn(len(views.VIEWS[name]), 30, 10).to(dtype)
+    expected = torch.zeros(30, 10, dtype=torch.float64)
+    for view, (*_, weight) in zip(logits, views.VIEWS[name]):
+        expected += weight * view.double()
+    mean = views.weighted_mean(logits, name)
+    assert mean.dtype == wide(dtype)
+    assert_near(mean, expected, TOLERANCE[mean.dtype])
+
+
+@pytest.mark.parametrize("function", [views.reference, views.op])
+def test_unknown_views_are_named(function):
     with pytest.raises(ValueError, match="^views: got 'mirror', accepted are none, flip"):
-        views.reference(pixels(1, 4, 4), "mirror", **NORMALISE, dtype=torch.float32)
+        function(pixels(1, 4, 4), "mirror", **NORMALISE, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("function", [views.weighted_mean, views.weigh])
+def test_logits_of_unknown_or_too_many_views_are_named(function):
+    with pytest.raises(ValueError, match="^views: got 'mirror', accepted are none, flip"):
+        function(torch.zeros(2, 4, 10), "mirror")
+    with pytest.raises(ValueError, match="^logits: got 3 views, accepted are the 2 of flip"):
+        function(torch.zeros(3, 4, 10), "flip")
+
+
+def test_kernel_takes_no_image_that_a_shift_cannot_reflect_and_no_other_dtype():
+    with pytest.raises(ValueError, match="^images: got 1 x 4, accepted is 2 x 2 or larger"):
+        views.op(pixels(1, 1, 4), "flip+shift", **NORMALISE, dtype=torch.float32)
+    with pytest.raises(ValueError, match="^dtype: got torch.float64, accepted are float32"):
+        views.op(pixels(1, 4, 4), "flip", **NORMALISE, dtype=torch.float64)
 
 
 @pytest.fixture

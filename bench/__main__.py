@@ -1,0 +1,5 @@
+import sys
+
+from .micro import main
+
+sys.exit(main())

@@ -1,0 +1,138 @@
+"""`python -m kernels`: the catalogue of ops. `python -m kernels check`: the ahead-of-time check."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+import typing
+from pathlib import Path
+
+import torch
+
+from . import CATALOGUE, launch
+from .spec import KernelSpec
+
+HELP = """\
+usage: python -m kernels [--json]
+       python -m kernels check [NAME ...] [--all] [--update] [--json FILE|-] [--jobs N]
+
+Alone: the ops that have a kernel. check: compiles every launch of these ops, or of all, for compute
+capability 8.0, 8.9, 9.0 and 10.0, which needs no GPU, and fails on spills, too much shared memory, dots
+without tensor cores, loops without asynchronous copies, narrow memory accesses and grown registers.
+
+  --all        dtypes other than float16 too at every case for every chip, not one case for 9.0
+  --update     rewrite the snapshot of registers that later checks compare with
+  --json FILE  everything that was found; - is standard output
+  --jobs N     processes; as many as there are CPUs
+"""
+WIDTH = 100
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        fail(message)
+
+    def format_help(self) -> str:
+        return HELP
+
+
+def fail(message: str) -> typing.NoReturn:
+    print(f"kernels: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def positive(text: str) -> int:
+    """An option's whole number; argparse names the option when it is none."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a whole number above 0")
+    return int(text)
+
+
+def parser() -> Parser:
+    """The parser of both commands."""
+    top = Parser(prog="kernels", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", parser_class=Parser)
+    show = commands.add_parser("list", allow_abbrev=False)
+    show.add_argument("--json", action="store_true")
+    show.set_defaults(run=_list)
+    check = commands.add_parser("check", allow_abbrev=False)
+    check.add_argument("names", nargs="*", metavar="NAME")
+    check.add_argument("--all", action="store_true")
+    check.add_argument("--update", action="store_true")
+    check.add_argument("--json", metavar="FILE|-")
+    check.add_argument("--jobs", type=positive)
+    check.set_defaults(run=_check)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit status: 0, 1 (a kernel breaks a rule), 2 (a mistake)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["list", *arguments]
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has left; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _work(spec: KernelSpec) -> dict:
+    """An op for a program to read. Bytes and FLOPs of a case are sums over its kernels, in float16."""
+    dtype = torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
+    return {
+        "formula": spec.formula,
+        "ops": list(spec.ops),
+        "dtypes": [str(each).removeprefix("torch.") for each in spec.dtypes],
+        "cases": [
+            {
+                "name": case.name,
+                "bytes": sum(spec.bytes(case, dtype).values()),
+                "flops": sum(spec.flops(case).values()),
+            }
+            for case in spec.cases
+        ],
+    }
+
+
+def _list(options: argparse.Namespace) -> int:
+    catalogue = {name: _work(spec) for name, spec in CATALOGUE.items()}
+    if options.json:
+        print(json.dumps(catalogue, indent=1))
+        return 0
+    for name, work in catalogue.items():
+        print(f"{name:24}{len(work['cases']):3} cases   {' '.join(work['dtypes'])}")
+        for text in (work["formula"], " ".join(work["ops"])):
+            print(textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="        "))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    if unknown := [name for name in options.names if name not in CATALOGUE]:
+        fail(f"no op {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
+    if options.json not in (None, "-") and not os.access(Path(options.json).resolve().parent, os.W_OK):
+        fail(f"--json: {options.json} cannot be written")
+    if not launch.INSTALLED:
+        fail("check needs triton, which is not installed here")
+    if launch.INTERPRETED:  # as it was imported, triton cannot compile
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, environment)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(os.environ.get("HLB_CACHE") or Path(base) / "hlb")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "aot"))
+    from . import report
+
+    return report.run(options.names, options.all, options.update, options.json, options.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""How long a call takes on its device: seconds per call, in samples.
+
+    copies = [make_inputs() for _ in range(sets(bytes_of_one, device))]
+    timing = measure([partial(op, **inputs) for inputs in copies], device)
+    timing.median, timing.spread                seconds per call; the distance between the quartiles
+
+On CUDA many calls are captured in one graph, and its replays are timed by events: neither Python nor launch
+gaps are in the number. The calls go round several sets of inputs, whose bytes exceed twice the L2 cache, and
+outputs are kept until their set's next turn, so nothing is found in the cache that the call itself did not
+put there. At most SETS sets are made: inputs below 2 * L2 / SETS bytes (about 1 MB) do stay in L2, as they
+do in training, where another op has just written them. On a CPU the clock is the wall clock, and there is
+one set.
+
+`copy` and `matmul` are the ceilings of the chip, timed the same way in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+Call = Callable[[], object]
+Device = str | torch.device
+
+SAMPLES = 20
+SETS = 128  # at most so many copies of a call's inputs
+CALLS = 4096  # in one graph, at most
+# A sample is at least so long, as far as CALLS allow: what is between two replays takes microseconds.
+SAMPLE_SECONDS = {"cuda": 2e-3, "cpu": 1e-2}
+SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices of `matmul`
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Samples of seconds per call."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """The distance between the quartiles, 0 for a single sample."""
+        if len(self.samples) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return high - low
+
+
+def measure(calls: Sequence[Call], device: Device, samples: int = SAMPLES) -> Timing:
+    """Times calls that do the same on different memory. On CUDA they must not wait for the device, so that a
+    graph can hold them; RuntimeError where they do.
+    """
+    take = sampler(calls, device)
+    return Timing(tuple(take() for _ in range(samples)))
+
+
+def sampler(calls: Sequence[Call], device: Device) -> Callable[[], float]:
+    """A function that takes one sample: seconds per call. `calls` are warmed up, and captured on CUDA."""
+    device = torch.device(device)
+    return _device_sampler(calls, device) if device.type == "cuda" else _wall_sampler(calls)
+
+
+def repeats(seconds: float, calls: int, kind: str) -> int:
+    """How often to go round `calls` calls that take `seconds` together, for one sample."""
+    return max(1, min(math.ceil(SAMPLE_SECONDS[kind] / max(seconds, 1e-9)), CALLS // calls))
+
+
+def sets(nbytes: int, device: Device) -> int:
+    """How many sets of inputs of `nbytes` a device needs: see `rotation`; 1 on a CPU."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return 1
+    return rotation(nbytes, torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+def rotation(nbytes: int, cache: int) -> int:
+    """The least count, 2 to SETS, of sets of `nbytes` that together exceed twice `cache` bytes."""
+    return min(max(2, 2 * cache // max(1, nbytes) + 1), SETS)
+
+
+def copy(size: int, device: Device, samples: int = SAMPLES) -> Timing:
+    """Time to move `size` bytes by copying: half of them read, half written."""
+    half = max(1, size // 2)
+
+    def one() -> Call:
+        source, target = (torch.empty(half, dtype=torch.uint8, device=device).random_() for _ in range(2))
+        return partial(target.copy_, source)
+
+    return measure([one() for _ in range(sets(size, device))], device, samples)
+
+
+def matmul(dtype: torch.dtype, device: Device, samples: int = SAMPLES) -> float:
+    """FLOP/s of a large square matrix product in `dtype`, float32 under torch's current precision setting."""
+    side = SIDE[torch.device(device).type]
+    pairs = [
+        [torch.randn(side, side, device=device).to(dtype) for _ in range(2)]
+        for _ in range(sets(2 * side * side * dtype.itemsize, device))
+    ]
+    return 2 * side**3 / measure([partial(torch.mm, a, b) for a, b in pairs], device, samples).median
+
+
+def _wall_sampler(calls: Sequence[Call]) -> Callable[[], float]:
+    def seconds(rounds: int) -> float:
+        start = time.perf_counter()
+        for _ in range(rounds):
+            for call in calls:
+                call()
+        return time.perf_counter() - start
+
+    seconds(1)  # warm-up
+    rounds = repeats(seconds(1), len(calls), "cpu")
+    return lambda: seconds(rounds) / (rounds * len(calls))
+
+
+def _device_sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]:
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for call in calls[
+                :3
+            ]:  # compiles, loads modules and creates library handles, which no capture may
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        once = _seconds(_capture(calls, 1, stream))
+        rounds = repeats(once, len(calls), "cuda")
+        graph = _capture(calls, rounds, stream)
+
+    def take() -> float:
+        with torch.cuda.device(device):
+            return _seconds(graph) / (rounds * len(calls))
+
+    return take
+
+
+def _capture(calls: Sequence[Call], rounds: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    kept: list = [None] * len(calls)  # a set's outputs, so that the next set's go elsewhere
+    with _no_collection(), torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for i, call in enumerate(calls):
+                kept[i] = call()
+    return graph
+
+
+def _seconds(graph: torch.cuda.CUDAGraph) -> float:
+    """Of one replay. The replay before it keeps the device busy while the host queues events and replay."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    start.record()
+    graph.replay()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A collection during a capture could unload a module, which ends the capture with an error."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

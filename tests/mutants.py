@@ -1,0 +1,134 @@
+"""Breaks each kernel in one place at a time and expects its tests to notice.
+
+    python tests/mutants.py [NAME ...] [--jobs N] [--seconds N]
+
+NAME is a module of kernels/; without one it is every module that has a kernel in the catalogue. The mutants
+of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a comment:
+
+    old text ==> new text
+
+Old text occurs exactly once in the module. Each mutant is tried on a copy of the tree by the general kernel
+tests of the module's ops, after the module as it is. A mutant is caught when a test fails, or when the
+tests run out of time, as a loop without an end does; one that cannot be imported is a mistake in the list.
+Exit status 1 if one survives, or if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("kernels", "hlb", "tests", "pytest.ini")
+FEWEST = 5
+SEPARATOR = " ==> "
+PASSED, FAILED = 0, 1  # pytest's exit status; any other is no verdict
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One replacement in kernels/<module>.py; without a text, the module as it is."""
+
+    module: str
+    old: str = ""
+    new: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.old}{SEPARATOR}{self.new}" if self.old else f"{self.module} as it is"
+
+
+def read(module: str, root: Path = ROOT) -> list[Mutant]:
+    """The mutants of a module. ValueError for a list that is missing, short, or does not fit the module."""
+    path, source = root / "tests" / "mutants" / f"{module}.txt", root / "kernels" / f"{module}.py"
+    if not path.exists():
+        raise ValueError(f"{path.name}: not there, and {source.name} has a kernel")
+    text = source.read_text()
+    mutants = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        old, separator, new = line.partition(SEPARATOR)
+        if not separator or old == new:
+            raise ValueError(f"{path.name}:{number}: got {line!r}, accepted is old text{SEPARATOR}new text")
+        if text.count(old) != 1:
+            raise ValueError(f"{path.name}:{number}: {old!r} occurs {text.count(old)} times in {source.name}")
+        mutants.append(Mutant(module, old, new))
+    if len(mutants) < FEWEST:
+        raise ValueError(f"{path.name}: got {len(mutants)} mutants, accepted are {FEWEST} or more")
+    return mutants
+
+
+def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -> str:
+    """`passed`, `caught`, `caught, out of time`, or what kept the tests from running."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(root / name, copy / name)
+        if mutant.old:
+            path = copy / "kernels" / f"{mutant.module}.py"
+            path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/test_kernels.py"]
+        command += ["-k", " or ".join(ops)]
+        try:
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return "caught, out of time"
+    if done.returncode in (PASSED, FAILED):
+        return "caught" if done.returncode == FAILED else "passed"
+    lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
+    return f"no verdict, pytest ended with {done.returncode}: {lines[-1]}"
+
+
+def catalogue() -> dict[str, list[str]]:
+    """module -> names of the ops in it that have kernels."""
+    sys.path.insert(0, str(ROOT))
+    from kernels import CATALOGUE
+
+    modules: dict[str, list[str]] = {}
+    for spec in CATALOGUE.values():
+        modules.setdefault(spec.op.__module__.removeprefix("kernels."), []).append(spec.name)
+    return modules
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python tests/mutants.py", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=600, help="for the tests of one mutant (600)")
+    options = parser.parse_args(arguments)
+    modules = catalogue()
+    for name in options.names:
+        if name not in modules:
+            print(f"mutants: NAME: got {name!r}, accepted are {', '.join(modules)}", file=sys.stderr)
+            return 2
+    todo, failures = [], []
+    for module in options.names or modules:
+        try:
+            todo += [Mutant(module), *read(module)]
+        except ValueError as error:
+            failures.append(str(error))
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        results = pool.map(lambda mutant: outcome(mutant, modules[mutant.module], options.seconds), todo)
+        for mutant, result in zip(todo, results):
+            print(f"{result:<8}{mutant}", flush=True)
+            if mutant.old and result == "passed":
+                failures.append(f"survived: {mutant}")
+            elif not result.startswith("caught" if mutant.old else "passed"):
+                failures.append(f"{result}: {mutant}")
+    print(f"{sum(bool(mutant.old) for mutant in todo)} mutants, {len(failures)} failures")
+    for failure in failures:
+        print(failure)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

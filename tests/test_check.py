@@ -1,0 +1,513 @@
+"""The ahead-of-time check: what it reads from compiled kernels, its rules, its command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import CATALOGUE, __main__, check, launch, ptx
+from kernels.aot import TYPES, Compiled, dot_faults, identity, loops, signature
+from kernels.launch import Launch, tl, triton
+
+pytestmark = pytest.mark.skipif(not launch.INSTALLED, reason="triton is not installed")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# Widths of accesses, from PTX
+
+
+def accesses(*instructions: str):
+    """Of a kernel whose parameters 0 and 1 are in %rd1 and %rd2, the thread's index in %r1."""
+    start = (
+        "ld.param.b64 %rd1, [k_param_0];",
+        "ld.param.b64 %rd2, [k_param_1];",
+        "mov.u32 %r1, %tid.x;",
+        "mov.u32 %r2, %ctaid.x;",
+    )
+    return ptx.accesses(
+        "\n".join((".visible .entry k(", ")", "{", ".reg .b32 %r<9>;", *start, *instructions, "}"))
+    )
+
+
+@pytest.mark.parametrize(
+    "access, width",
+    [
+        ("ld.global.v4.b32 {%r5, %r6, %r7, %r8}, [%rd3];", 16),
+        ("@%p1 ld.global.L1::evict_last.v2.b64 { %rd5, %rd6 }, [ %rd3 + 0 ];", 16),
+        ("@!%p1 st.global.v8.b32 [ %rd3 + 32 ], { %r1, %r1, %r1, %r1, %r1, %r1, %r1, %r1 };", 32),
+        ("st.global.b16 [%rd3], %rs1;", 2),
+        ("ld.global.nc.v2.f32 {%f1, %f2}, [%rd3+8];", 8),
+        ("ld.global.u8 %rs1, [%rd3];", 1),
+        ("cp.async.cg.shared.global [ %r5 + 0 ], [ %rd3 + 0 ], 0x10, %r6;", 16),
+        ("cp.async.ca.shared.global [ %r5 + 0 ], [ %rd3 + 0 ], 4, 4;", 4),
+    ],
+)
+def test_width_of_an_access(access, width):
+    assert accesses("mad.wide.s32 %rd3, %r1, 16, %rd1;", access) == ({0: {width}}, set())
+
+
+def test_an_address_is_followed_through_arithmetic_and_selection():
+    found = accesses(
+        "shl.b32 %r3, %r1, 4;",
+        "cvt.u64.u32 %rd3, %r3;",
+        "add.s64 %rd4, %rd2, %rd3;",
+        "selp.b64 %rd5, %rd4, %rd2, %p1;",
+        "st.global.b32 [%rd5], %r3;",
+    )
+    assert found == ({1: {4}}, set())
+
+
+def test_an_address_is_followed_around_a_loop():
+    found = accesses(
+        "mov.b64 %rd3, %rd1;",
+        "$L__BB0_1:",
+        "ld.global.b64 %rd9, [%rd3];",
+        "mov.b64 %rd3, %rd4;",  # before what it copies is computed, in the text
+        "add.s64 %rd4, %rd3, %rd5;",
+        "cvt.u64.u32 %rd5, %r1;",
+        "@%p1 bra $L__BB0_1;",
+    )
+    assert found == ({0: {8}}, set())
+
+
+def test_what_is_loaded_through_a_pointer_does_not_derive_from_it_but_does_differ_between_threads():
+    found = accesses(
+        "mad.wide.s32 %rd3, %r1, 8, %rd1;",
+        "ld.global.v2.b64 {%rd4, %rd5}, [%rd3];",  # indices
+        "add.s64 %rd6, %rd2, %rd4;",
+        "ld.global.b16 %rs1, [%rd6];",
+    )
+    assert found == ({0: {16}, 1: {2}}, set())
+
+
+def test_an_access_of_one_address_a_program_is_kept_apart():
+    found = accesses("mad.wide.s32 %rd3, %r2, 4, %rd1;", "@%p1 st.global.b32 [%rd3], %r1;")
+    assert found == ({}, {0})
+
+
+def test_accesses_of_shared_memory_are_none_of_device_memory():
+    assert accesses("add.s32 %r3, %r4, %r1;", "ld.shared.b32 %r5, [%r3];", "st.shared.b32 [%r3], %r5;") == (
+        {},
+        set(),
+    )
+
+
+def test_comments_and_inline_assembly_are_read():
+    found = accesses(
+        "add.s64 %rd3, %rd1, %rd4; // and; st.global.b8 [%rd3], %r1;",
+        "cvt.u64.u32 %rd4, %r1;",
+        "// begin inline asm",
+        "{ .reg .pred p; mov.u64 %rd7, 0x0;",
+        "@%p1 ld.global.v4.b32 { %r5, %r6, %r7, %r8 }, [ %rd3 + 0 ]; }",
+        "// end inline asm",
+    )
+    assert found == ({0: {16}}, set())
+
+
+# Dots and loops, from Triton's IR
+
+HALF = "%d = tt.dot %a, %b, %c : tensor<16x32xf16> * tensor<32x16xf16> -> tensor<16x16xf32>"
+TF32 = "%d = tt.dot %a, %b, %c, inputPrecision = tf32 : tensor<16x32xf32> * tensor<32x16xf32>"
+FULL = "%d = tt.dot %a, %b, %c : tensor<16x32xf32> * tensor<32x16xf32> -> tensor<16x16xf32>"
+SCALAR = "%d = tt.dot %a, %b, %c : tensor<16x32xf32, #ttg.dot_op<{opIdx = 0, parent = #blocked}>>"
+MMA = "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%r1}, %rd1, %rd2, 1, 1, 1, 0, 1;"
+WITHOUT = ["a dot runs without tensor cores"]
+
+
+@pytest.mark.parametrize(
+    "ttir, ttgir, code, faults",
+    [
+        (HALF, "", MMA, []),
+        (HALF, "", "fma.rn.f32 %f1, %f2, %f3, %f4;", WITHOUT),
+        (HALF, SCALAR, MMA, WITHOUT),  # one of several
+        (TF32, "", "fma.rn.f32 %f1, %f2, %f3, %f4;", WITHOUT),
+        (TF32, "", MMA, []),
+        (FULL, SCALAR, "fma.rn.f32 %f1, %f2, %f3, %f4;", []),
+        (HALF + "\n" + FULL, SCALAR, MMA, []),
+    ],
+)
+def test_dots_that_tensor_cores_can_do_are_done_by_them(ttir, ttgir, code, faults):
+    indented = "\n".join(f"  {line}" for line in ttir.splitlines())
+    assert dot_faults(indented, f"  {ttgir}", code, num_stages=1) == faults
+
+
+LOOP = """\
+  %x = tt.load %p : tensor<16x32x!tt.ptr<f16>>
+  %acc:2 = scf.for %i = %0 to %n step %1 iter_args(%c = %z) -> (tensor<16x16xf32>) : i32 {{
+    {copy}
+    %w = tt.load %q : tensor<32x16x!tt.ptr<f16>>
+    %d = ttng.warp_group_dot %a, %b, %c : tensor<16x32xf16> * tensor<32x16xf16> -> tensor<16x16xf32>
+  }} loc(#loc)
+  tt.store %o, %acc
+"""
+
+
+@pytest.mark.parametrize(
+    "copy, num_stages, wrong",
+    [
+        ("", 3, True),
+        ("", 1, False),
+        ("%t = ttg.async_copy_global_to_local %p, %s", 3, False),
+        ("ttng.async_tma_copy_global_to_local %desc[%i] %s", 3, False),
+    ],
+)
+def test_a_pipelined_loop_around_a_dot_copies_asynchronously(copy, num_stages, wrong):
+    faults = dot_faults("", LOOP.format(copy=copy), "", num_stages)
+    assert len(faults) == wrong and all("asynchronous" in fault for fault in faults)
+
+
+def test_a_loop_around_a_dot_of_what_is_loaded_before_copies_nothing():
+    loop = LOOP.format(copy="").replace("%w = tt.load", "%w = tt.trans")
+    assert dot_faults("", loop, "", num_stages=3) == []
+
+
+def test_the_body_of_a_loop_ends_where_the_loop_does():
+    (body,) = loops(LOOP.format(copy=""))
+    assert "%w = " in body and "%x = " not in body and "tt.store" not in body
+
+
+# A launch
+
+
+@triton.jit
+def _kernel(p_x, p_y, n, m, BLOCK: tl.constexpr, UNUSED: tl.constexpr = 7):
+    pass
+
+
+def launched(*arguments, num_warps: int = 4, grid=(1,), **constants) -> Launch:
+    return Launch(_kernel, grid, arguments, constants, num_warps, 2)
+
+
+X = torch.zeros(64, dtype=torch.float16)
+SIXTEEN = [["tt.divisibility", 16]]
+
+
+def test_signature_of_a_launch():
+    types, constants, attributes = signature(launched(X, None, 48, 1, BLOCK=32))
+    assert types == {"p_x": "*fp16", "p_y": "constexpr", "n": "i32", "m": "constexpr"} | dict.fromkeys(
+        ("BLOCK", "UNUSED"), "constexpr"
+    )
+    assert constants == {"p_y": None, "m": 1, "BLOCK": 32, "UNUSED": 7}
+    assert attributes == {(0,): SIXTEEN, (2,): SIXTEEN}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(2, dtype=dtype) for dtype in TYPES] + [0, 1, 2, 16, 100, -16, 2**31 - 1, 2**31, 2**40],
+    ids=lambda value: str(getattr(value, "dtype", value)),
+)
+def test_an_argument_is_specialised_as_triton_does_at_a_call(value):
+    from triton._C.libtriton import native_specialize_impl
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    kind, what = native_specialize_impl(CUDABackend, value, False, True, True)
+    types, constants, attributes = signature(launched(X, X, value, 3, BLOCK=32))
+    assert types["n"] == kind
+    assert constants.get("n") == (what if kind == "constexpr" else None)
+    assert ((2,) in attributes) == (what == "D")
+
+
+def test_a_view_that_starts_off_16_bytes_is_known_to_be_no_multiple():
+    assert (0,) not in signature(launched(X[1:], X, 2, 2, BLOCK=1))[2]
+    assert (0,) in signature(launched(X[8:], X, 2, 2, BLOCK=1))[2]
+
+
+def test_a_float_at_run_time_is_an_error():
+    with pytest.raises(ValueError, match="^n: got 0.5"):
+        signature(launched(X, X, 0.5, 2, BLOCK=1))
+
+
+def test_launches_that_compile_alike_share_an_identity():
+    base = identity(launched(X, X, 32, 2, BLOCK=32))
+    assert identity(launched(X[8:], X, 48, 3, BLOCK=32)) == base
+    others = (
+        launched(X, X, 33, 2, BLOCK=32),
+        launched(X.float(), X, 32, 2, BLOCK=32),
+        launched(X, X, 32, 2, BLOCK=64),
+        launched(X, X, 32, 2, BLOCK=32, num_warps=8),
+    )
+    assert len({identity(other) for other in others} | {base}) == 5
+
+
+# The rules
+
+GOOD = Compiled(cc=90, registers=32, stack=0, shared=1024, num_warps=4, widths={"p_x": (16, 16)})
+
+
+def broken_rules(narrow=(), x=X, grid=(1,), **changes) -> list[str]:
+    return check.violations(
+        launched(x, X, 32, 2, grid=grid, BLOCK=32), dataclasses.replace(GOOD, **changes), narrow
+    )
+
+
+def test_rules_of_one_launch():
+    assert broken_rules() == []
+    assert broken_rules(stack=8) == ["spills: 8 bytes of stack"]
+    assert broken_rules(shared=99 * 1024, cc=89) == []
+    assert broken_rules(shared=99 * 1024 + 1, cc=89) != []
+    assert broken_rules(shared=163 * 1024 + 1, cc=90) == []
+    assert broken_rules(faults=("a dot",)) == ["a dot"]
+    assert broken_rules(error="no") == ["does not compile: no"]
+    assert broken_rules(grid=(70000, 65535)) == []
+    assert broken_rules(grid=(1, 70000)) != []
+
+
+def test_narrow_accesses_need_an_excuse_or_rows_of_no_multiple_of_16_bytes():
+    (fault,) = broken_rules(widths={"p_x": (4, 16)})
+    assert fault.startswith("p_x: 4 bytes")
+    assert broken_rules(widths={"p_x": (4, 16)}, narrow=("p_x",)) == []
+    assert broken_rules(widths={"p_x": (4, 4)}, x=torch.zeros(8, 10, dtype=torch.float16)) == []
+    assert broken_rules(widths={"p_x": (4, 4)}, x=torch.zeros(10, 8, dtype=torch.float16)) != []
+
+
+def test_a_row_is_what_lies_contiguous():
+    assert check.row_bytes(torch.zeros(2, 24, 5, 5).to(memory_format=torch.channels_last)) == 96
+    assert check.row_bytes(torch.zeros(2, 24, 1, 1, dtype=torch.float16)) == 48
+    assert check.row_bytes(torch.zeros(7)) == 28
+    assert check.row_bytes(torch.zeros(1)) == 4
+
+
+def test_an_excuse_that_nothing_needs_is_reported():
+    narrow = dict.fromkeys(("p_x", "p_y", "p_z", "p_w"), "reasons")
+    results = [
+        dataclasses.replace(GOOD, widths={"p_x": (16, 16), "p_y": (16, 16)}, uniform=("p_z",)),
+        dataclasses.replace(GOOD, widths={"p_y": (8, 16)}),
+    ]
+    assert check.stale(narrow, results) == ["p_w", "p_x"]
+    assert check.stale(narrow, [*results, dataclasses.replace(GOOD, error="no")]) == []
+
+
+@pytest.mark.parametrize(
+    "registers, before, wrong",
+    [(40, None, False), (40, 40, False), (44, 40, False), (45, 40, True), (20, 40, False), (9, 8, False)]
+    + [(10, 8, True)],
+)
+def test_registers_may_grow_by_10_percent_and_by_one(registers, before, wrong):
+    assert bool(check.grown(registers, before)) == wrong
+
+
+def test_occupancy_is_that_of_the_scarcer_resource():
+    assert GOOD.occupancy == 1
+    assert dataclasses.replace(GOOD, registers=128).occupancy == 0.25
+    assert dataclasses.replace(GOOD, registers=33).occupancy == 0.75  # as 40
+    assert dataclasses.replace(GOOD, shared=100 * 1024).occupancy == 2 * 4 / 64
+    assert dataclasses.replace(GOOD, num_warps=1).occupancy == 0.5  # 32 programs
+
+
+# Plan and snapshot
+
+SPEC = CATALOGUE["cross_entropy"]
+
+
+def test_plan_takes_float16_everywhere_and_other_dtypes_once():
+    rows, faults = check.plan([SPEC])
+    assert faults == []
+    assert [(check.short(row.dtype), row.ccs) for row in rows] == [
+        ("float16", (80, 89, 90, 100)),
+        ("float32", (90,)),
+        ("bfloat16", (90,)),
+    ]
+    assert rows[0].cases == [case.name for case in SPEC.cases]
+    assert rows[0].launch.arguments[-1] == SPEC.cases[0].n  # the recipe's own size
+    everything, _ = check.plan([SPEC], everything=True)
+    assert all(row.ccs == (80, 89, 90, 100) and len(row.cases) == len(SPEC.cases) for row in everything)
+
+
+def test_plan_reports_an_undeclared_kernel_and_an_op_that_raises():
+    def refuses(**inputs):
+        raise RuntimeError("nothing works")
+
+    _, faults = check.plan([dataclasses.replace(SPEC, bytes=lambda case, dtype: {"_other": 1})])
+    assert any("_cross_entropy, _other" in fault for fault in faults)
+    rows, faults = check.plan([dataclasses.replace(SPEC, op=refuses), SPEC])
+    assert len(rows) == 3 and any("nothing works" in fault for fault in faults)
+
+
+def row(op: str, case: str, registers: int) -> check.Row:
+    found = check.Row(
+        spec=dataclasses.replace(SPEC, name=op),
+        launch=launched(X, X, 32, 2, BLOCK=32),
+        dtype=torch.float16,
+        ccs=(90,),
+        cases=[case],
+        number=1,
+    )
+    found.results[90] = dataclasses.replace(GOOD, registers=registers)
+    return found
+
+
+def test_an_update_replaces_what_the_snapshot_knew_of_the_ops_and_nothing_else():
+    before = check.updated({"3.0": {"a/b": {"9.0": 1}}}, "3.6", [row("a", "gone", 10), row("b", "kept", 20)])
+    after = check.updated(before, "3.6", [row("a", "new", 30)])
+    config = "float16/4 warps 2 stages"
+    assert after == {
+        "3.0": {"a/b": {"9.0": 1}},
+        "3.6": {f"a/_kernel/new/{config}": {"9.0": 30}, f"b/_kernel/kept/{config}": {"9.0": 20}},
+    }
+    assert json.loads(check.snapshot_text(after)) == after
+
+
+def test_judge_compares_with_the_snapshot():
+    snapshot = check.updated({}, "3.6", [row("a", "one", 100), row("a", "two", 100)])["3.6"]
+    rows = [row("a", "one", 110), row("a", "two", 111), row("a", "three", 200)]
+    check.judge(rows, snapshot)
+    assert [list(r.faults.values()) for r in rows] == [[], [[90]], []]
+
+
+def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
+    def compiler(launch, cc):
+        if launch.num_warps == 8:
+            os._exit(1)
+        return GOOD
+
+    monkeypatch.setattr(check, "compile_launch", compiler)
+    rows = [row("a", "one", 1), row("a", "two", 1), row("a", "three", 1)]
+    for i, each in enumerate(rows):
+        each.launch = launched(X, X, 32, 2, BLOCK=32, num_warps=(4, 8, 2)[i])
+        each.results.clear()
+    check.compile_all(rows, 2, lambda done, of: None)
+    assert [each.results[90].error for each in rows] == ["", "the compiler aborts", ""]
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bogus"],
+        ["--bogus"],
+        ["check", "no_such_op"],
+        ["check", "--jobs", "0"],
+        ["check", "--json", "/no/where"],
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        __main__.main(arguments)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("kernels: ")
+
+
+def test_the_catalogue_is_listed_within_100_columns(capsys):
+    assert __main__.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(CATALOGUE)
+
+
+def test_the_catalogue_as_json(capsys):
+    assert __main__.main(["--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed.keys() == CATALOGUE.keys()
+    case = listed["cross_entropy"]["cases"][0]
+    assert case == {
+        "name": SPEC.cases[0].name,
+        "bytes": sum(SPEC.bytes(SPEC.cases[0], torch.float16).values()),
+        "flops": 0,
+    }
+    assert listed["cross_entropy"]["ops"] == list(SPEC.ops)
+
+
+def in_a_process(*command: str, cache: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_the_check_passes_a_good_kernel_even_from_an_interpreting_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    found = in_a_process("-m", "kernels", "check", "cross_entropy", "--json", "-", cache=tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
+    results = json.loads(found.stdout)
+    assert results["faults"] == [] and len(results["launches"]) == 3
+    chips = results["launches"][0]["chips"]
+    assert list(chips) == ["8.0", "8.9", "9.0", "10.0"]
+    assert all(10 < one["registers"] < 100 and one["stack"] == 0 for one in chips.values())
+
+
+BAD_KERNELS = """
+import json, torch
+from kernels.aot import compile_launch
+from kernels.check import violations
+from kernels.launch import launch, recording, tl, triton
+
+@triton.jit
+def _good(p_x, p_y, n, BLOCK: tl.constexpr):
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(p_x + o, mask=o < n, other=0.0)
+    tl.store(p_y + o, x - tl.sum(x, axis=0), mask=o < n)  # holds the whole block
+
+@triton.jit
+def _strided(p_x, p_y, n, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    tl.store(p_y + o, tl.load(p_x + 2 * o))
+
+@triton.jit
+def _dot(p_x, p_y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    k = tl.arange(0, STEP)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for i in range(0, n, STEP):
+        a = tl.load(p_x + o[:, None] * n + (i + k)[None, :])
+        b = tl.load(p_x + o[None, :] * n + (i + k)[:, None])
+        acc = tl.dot(a.to(tl.float16), b.to(tl.float16), acc)
+    tl.store(p_y + o[:, None] * BLOCK + o[None, :], acc)
+
+@triton.jit
+def _wrong(p_x, p_y, n, BLOCK: tl.constexpr):
+    tl.store(p_y + tl.arange(0, BLOCK), tl.zeros((2 * BLOCK,), tl.float32))
+
+x, half, byte = torch.zeros(65536), torch.zeros(65536).half(), torch.zeros(65536, dtype=torch.uint8)
+with recording() as launches:
+    launch(_good, (4,), x, x, 65536, BLOCK=1024)
+    launch(_good, (4,), x, x, 65536, BLOCK=16384, num_warps=1)
+    launch(_strided, (4,), x, x, 65536, BLOCK=1024)
+    launch(_dot, (4,), half, x, 512, BLOCK=64, STEP=32, num_stages=3)
+    launch(_dot, (4,), half, x, 512, BLOCK=64, STEP=256, num_stages=6)
+    launch(_dot, (4,), byte, x, 511, BLOCK=64, STEP=32, num_stages=3)
+    launch(_wrong, (4,), x, x, 65536, BLOCK=1024)
+names = ("good", "spilling", "strided", "dot", "large", "bytes", "wrong")
+print(json.dumps({name: violations(one, compile_launch(one, 80)) for name, one in zip(names, launches)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """What the check finds wrong with each of these kernels, in a process that does not interpret."""
+    folder = tmp_path_factory.mktemp("kernels")
+    script = folder / "bad_kernels.py"
+    script.write_text(BAD_KERNELS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        found = in_a_process(str(script), cache=folder / "cache")
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize(
+    "kernel, message",
+    [
+        ("spilling", "spills: "),
+        ("strided", "p_x: 4 bytes an access"),
+        ("large", "shared memory: "),
+        ("bytes", "a loop around a dot loads without asynchronous copies"),
+        ("wrong", "does not compile: "),
+    ],
+)
+def test_a_kernel_that_breaks_a_rule_fails(faults, kernel, message):
+    assert any(fault.startswith(message) for fault in faults[kernel]), faults[kernel]
+
+
+@pytest.mark.parametrize("kernel", ["good", "dot"])
+def test_a_kernel_that_breaks_none_passes(faults, kernel):
+    assert faults[kernel] == []

@@ -1,0 +1,108 @@
+"""The timer: its arithmetic anywhere, the wall clock on a CPU, graphs and events where there is a GPU."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import timing
+from kernels.timing import Timing
+
+MEGABYTE = 1 << 20
+
+
+def test_median_and_spread_of_known_samples():
+    known = Timing((5.0, 1.0, 2.0, 4.0, 3.0))
+    assert (known.median, known.spread) == (3.0, 2.0)  # quartiles 2 and 4
+
+
+def test_one_sample_has_no_spread():
+    assert Timing((2.0,)).spread == 0.0
+
+
+@given(st.integers(1, 1 << 32), st.integers(1, 1 << 28))
+def test_rotated_sets_exceed_twice_the_cache_with_the_fewest_sets_or_reach_the_cap(nbytes, cache):
+    count = timing.rotation(nbytes, cache)
+    assert 2 <= count <= timing.SETS
+    assert count * nbytes > 2 * cache or count == timing.SETS
+    assert (count - 1) * nbytes <= 2 * cache or count == 2
+
+
+def test_rotation_of_known_sizes():
+    cache = 50 * MEGABYTE
+    assert timing.rotation(0, cache) == timing.rotation(1000, cache) == timing.SETS
+    assert timing.rotation(30 * MEGABYTE, cache) == 4
+    assert timing.rotation(50 * MEGABYTE, cache) == 3  # two are no more than twice the cache
+    assert timing.rotation(500 * MEGABYTE, cache) == 2
+
+
+def test_a_cpu_needs_one_set():
+    assert timing.sets(1, "cpu") == 1
+
+
+@pytest.mark.parametrize("kind", timing.SAMPLE_SECONDS)
+def test_a_sample_goes_round_until_it_is_long_enough(kind):
+    wanted = timing.SAMPLE_SECONDS[kind]
+    assert timing.repeats(wanted / 10, 4, kind) in (10, 11)
+    assert timing.repeats(10 * wanted, 4, kind) == 1
+    assert timing.repeats(0.0, 4, kind) * 4 == timing.CALLS
+    assert timing.repeats(0.0, 10 * timing.CALLS, kind) == 1
+
+
+def test_wall_clock_gives_seconds_per_call_of_as_many_samples_as_asked_for():
+    pause = 0.02
+    result = timing.measure([partial(time.sleep, pause)] * 4, "cpu", samples=3)
+    assert len(result.samples) == 3
+    assert pause <= min(result.samples) < 3 * pause
+
+
+def test_every_set_is_called_equally_often():
+    called = [0, 0, 0]
+
+    def call(i):
+        called[i] += 1
+
+    timing.measure([partial(call, i) for i in range(3)], "cpu", samples=2)
+    assert called[0] == called[1] == called[2] > 2
+
+
+def test_copy_moves_half_of_the_bytes_each_way(monkeypatch):
+    copied = []
+
+    def note(calls, device, samples):
+        before = [call.args[0].clone() for call in calls]
+        for call in calls:
+            assert torch.equal(call(), call.args[0])
+        copied.extend(source.nbytes for source in before)
+        return Timing((1.0,))
+
+    monkeypatch.setattr(timing, "measure", note)
+    timing.copy(4096, "cpu")
+    assert copied == [2048]
+
+
+def test_matmul_rate_counts_a_multiplication_and_an_addition_a_term(monkeypatch):
+    monkeypatch.setattr(timing, "SIDE", {"cpu": 8})
+    monkeypatch.setattr(timing, "measure", lambda *_: Timing((0.5,)))
+    assert timing.matmul(torch.float32, "cpu") == 2 * 8**3 / 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_device_time_of_a_copy_grows_with_its_bytes_and_stays_below_the_memory_bandwidth():
+    small, large = (timing.copy(size, "cuda").median for size in (256 * MEGABYTE, 1024 * MEGABYTE))
+    assert 3 < large / small < 5
+    assert 1024 * MEGABYTE / large < 10e12  # bytes/s: no chip has that, the L2 cache would
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_forward_and_backward_can_be_captured():
+    x = torch.randn(1 << 20, device="cuda", requires_grad=True)
+
+    def both():
+        return torch.autograd.grad(x.sin().square().sum(), x)
+
+    result = timing.measure([both, both], "cuda", samples=3)
+    assert len(result.samples) == 3 and 0 < min(result.samples) < 1e-2
