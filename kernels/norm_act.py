@@ -37,6 +37,7 @@ Sources: Ioffe and Szegedy, arXiv 1502.03167; Chan, Golub, LeVeque (1983).
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -907,7 +908,7 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
         values = torch.randn(case.n, h, w, case.c, device=device) + case.offset
         return values.to(dtype).permute(0, 3, 1, 2)
 
-    x = image(case.h, case.w)
+    x = image(*case.map)
     return {
         "x": x,
         "weight": torch.rand(case.c, device=device) + 0.5,
@@ -925,7 +926,8 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 def _count(case: Case) -> int:
     """Values per channel of y."""
-    return case.n * (case.h // 2 * (case.w // 2) if case.pool else case.h * case.w)
+    h, w = case.map
+    return case.n * ((h // 2) * (w // 2) if case.pool else h * w)
 
 
 def _images(case: Case, span: int) -> int:
@@ -960,24 +962,15 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         "_sums": 2 * values + parameters(few, 4 + 2, case.gate + case.spatial),
         "_gradient": 2 * values
         + case.pool * m * c
-        + case.n * case.h * case.w * c * dtype.itemsize
+        + case.n * prod(case.map) * c * dtype.itemsize
         + parameters(backward, 6, case.gate + case.spatial)
         + case.gate * case.n * channels,
     }
 
 
-def _case(
-    label: str,
-    n: int,
-    c: int,
-    h: int,
-    w: int = 0,
-    options: str = "",
-    activation: str = "gelu",
-    training: bool = True,
-) -> Case:
+def _case(label: str, n: int, c: int, map: tuple[int, int], options: str, training: bool = True) -> Case:
     flags = {name: name in options.split() for name in ("pool", "gate", "residual", "spatial")}
-    return Case(label, n=n, c=c, h=h, w=w or h, **flags, activation=activation, offset=0.0, training=training)
+    return Case(label, n=n, c=c, map=map, **flags, activation="gelu", offset=0.0, training=training)
 
 
 def _network(training: bool) -> tuple[Case, ...]:
@@ -1000,16 +993,15 @@ def _network(training: bool) -> tuple[Case, ...]:
         ("record94 g3.conv2", batch, 256, 3, ""),
     )
     return tuple(
-        _case(label if training else f"{label} eval", *extents, options=options, training=training)
-        for label, *extents, options in rows
+        _case(label if training else f"{label} eval", images, c, (side, side), options, training)
+        for label, images, c, side, options in rows
     )
 
 
 SPACE = {
     "n": (1, 3),
-    "c": (3, 12, 24, 32, 40, 72),
-    "h": (31, 13, 7, 5, 3),
-    "w": (27, 15, 6, 3, 2),
+    "c": (3, 12, 32, 40, 72),
+    "map": ((31, 27), (23, 15), (13, 11), (7, 6), (5, 3), (3, 2), (2, 7)),
     "pool": (False, True),
     "gate": (False, True),
     "residual": (False, True),
@@ -1018,11 +1010,8 @@ SPACE = {
     "offset": (0.0, 100.0),  # mean / std
 }
 NARROW = {
-    "p_mean": "one number a channel",
+    "p_argmax": "one byte beside each value of u: 8 bytes beside its 16",
     "p_rstd": "one number a channel",
-    "p_weight": "one number a channel",
-    "p_bias": "one number a channel",
-    "p_sums": "two numbers a channel",
     "p_stats": "two numbers a channel",
     "p_partial": "two numbers a program and channel",
     "p_spatial": "one number an image and channel",
@@ -1032,7 +1021,7 @@ NARROW = {
 
 def _small(case: Case) -> bool:
     """Whether the interpreter has it done in a second."""
-    return case.n * case.c * case.h * case.w <= 1 << 16
+    return case.n * case.c * prod(case.map) <= 1 << 16
 
 
 def _well_conditioned(case: Case) -> bool:
@@ -1040,7 +1029,7 @@ def _well_conditioned(case: Case) -> bool:
     of two values and d gate of a single image are 0, and of a few are mostly cancellation; at
     mean / std = 100 the mean's last bit is 1e-5 of the deviation, which only many values average out.
     """
-    return _count(case) >= (64 if case.offset else 5) and (case.n > 1 or not case.gate)
+    return _count(case) >= (256 if case.offset else 5) and (case.n > 1 or not case.gate)
 
 
 SPEC = KernelSpec(
@@ -1053,8 +1042,8 @@ SPEC = KernelSpec(
     cases=_network(training=True),
     space=SPACE | {"training": (True,)},
     counted=(
-        _case("pooled", 3, 32, 15, 13, "pool spatial residual"),
-        _case("gated", 3, 64, 9, 11, "gate residual"),
+        _case("pooled", 3, 32, (15, 13), "pool spatial residual"),
+        _case("gated", 3, 64, (9, 11), "gate residual"),
     ),
     bytes=_bytes,
     valid=lambda case: _small(case) and _well_conditioned(case),
@@ -1071,9 +1060,9 @@ EVAL_SPEC = KernelSpec(
     ops=("hlb::norm_act_eval",),
     make=_make,
     cases=_network(training=False),
-    space=SPACE | {"c": (3, 24, 32, 72), "training": (False,)},
-    counted=(_case("pooled", 3, 32, 15, 13, "pool gate spatial residual", training=False),),
+    space=SPACE | {"c": (3, 32, 72), "training": (False,)},
+    counted=(_case("pooled", 3, 32, (15, 13), "pool gate spatial residual", training=False),),
     bytes=_bytes,
     valid=lambda case: _small(case) and _count(case) > 0,
-    narrow=NARROW,
+    narrow={"p_spatial": NARROW["p_spatial"]},
 )

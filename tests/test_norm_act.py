@@ -14,8 +14,8 @@ from kernels.spec import Case
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-12
 CASES = (
-    Case(n=3, c=5, h=9, w=7, pool=True, gate=True, residual=True, spatial=True),
-    Case(n=3, c=5, h=9, w=7, pool=False, gate=False, residual=False, spatial=False),
+    Case(n=3, c=5, map=(9, 7), pool=True, gate=True, residual=True, spatial=True),
+    Case(n=3, c=5, map=(9, 7), pool=False, gate=False, residual=False, spatial=False),
 )
 
 pytestmark = pytest.mark.skipif(
