@@ -2,7 +2,8 @@
 
     python tests/mutants.py [NAME ...] [--jobs N] [--seconds N]
 
-NAME is a module of kernels/; without one it is every module that has a kernel in the catalogue. The mutants
+NAME is a module of kernels/; without one it is every module that has a kernel in the catalogue, or a list of
+mutants and a part in one (then the tests are those of the ops that import it). The mutants
 of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a comment:
 
     old text ==> new text
@@ -89,13 +90,22 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
 
 
 def catalogue() -> dict[str, list[str]]:
-    """module -> names of the ops in it that have kernels."""
+    """module -> names of the ops with kernels that are in it, or made of it."""
     sys.path.insert(0, str(ROOT))
     from kernels import CATALOGUE
 
     modules: dict[str, list[str]] = {}
     for spec in CATALOGUE.values():
         modules.setdefault(spec.op.__module__.removeprefix("kernels."), []).append(spec.name)
+    owners = dict(modules)
+    for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
+        if path.stem not in modules:  # passes that ops are made of
+            modules[path.stem] = [
+                name
+                for owner, names in owners.items()
+                for name in names
+                if f"from .{path.stem} import" in (ROOT / "kernels" / f"{owner}.py").read_text()
+            ]
     return modules
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_near, channels_last
 
-from kernels import conv_bn_act, launch, norm_act
+from kernels import conv_bn_act, launch, norm_act, norm_passes
 from kernels.compare import check
 from kernels.spec import Case
 
@@ -44,9 +44,9 @@ def image(*shape: int, dtype=torch.float32):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_few_programs_walking_many_tiles_give_the_same(case, offset, monkeypatch):
-    monkeypatch.setattr(norm_act, "BLOCK", 32)  # 4 rows of 8 channels
-    monkeypatch.setattr(norm_act, "PROGRAMS", 3)
-    monkeypatch.setattr(norm_act, "MERGED", 2)
+    monkeypatch.setattr(norm_passes, "BLOCK", 32)  # 4 rows of 8 channels
+    monkeypatch.setattr(norm_passes, "PROGRAMS", 3)
+    monkeypatch.setattr(norm_passes, "MERGED", 2)
     fields = case | {"activation": "gelu", "offset": offset, "training": True}
     assert not check(norm_act.SPEC, Case(**fields), torch.float32, DEVICE)
 

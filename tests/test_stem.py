@@ -9,7 +9,7 @@ from torch import Tensor
 import kernels
 from hlb import recipe, whitening
 from hlb.networks import Network
-from kernels import stem
+from kernels import launch, stem
 
 
 def correlated_images(n: int) -> Tensor:
@@ -93,3 +93,38 @@ def test_whiten_sets_the_stem_from_the_first_images_of_the_recipe(name):
     whitening.whiten(network, torch.cat((images, pixels(10, 20, 20))), MEAN, STD)
     filters = network.stem.whiten[:12]
     assert_whitens(filters, unfolded(images), settings.whiten_eps, settings.whiten_centered)
+
+
+def stem_inputs(**options) -> dict:
+    inputs = {"x": channels_last(3, 3, 9, 8, dtype=torch.float32), "whiten": torch.randn(6, 3, 2, 2)}
+    return inputs | {"bias": torch.randn(6)} | options
+
+
+@pytest.mark.parametrize("name", ["x", "whiten"])
+def test_kernel_refuses_an_input_that_it_has_no_gradient_for(name):
+    inputs = stem_inputs()
+    inputs[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"^{name}: got a tensor that requires a gradient"):
+        stem.op(**inputs)
+
+
+@pytest.mark.parametrize("function", [stem.reference, stem.op])
+@pytest.mark.parametrize(
+    "options", [{"activation": "tanh"}, {"activation": "gelu", "project": torch.ones(6, 6, 1, 1)}]
+)
+def test_unknown_activation_and_one_after_a_projection_are_errors(function, options):
+    with pytest.raises(ValueError, match="^activation: got"):
+        function(**stem_inputs(**options))
+
+
+@pytest.mark.skipif(not launch.runnable("cpu"), reason="needs Triton's interpreter")
+def test_gradient_is_whole_when_a_program_takes_several_blocks(monkeypatch):
+    monkeypatch.setattr(stem, "PROGRAMS", 2)
+    whiten = torch.randn(6, 3, 2, 2)
+    inputs = {"x": channels_last(2, 3, 18, 21, dtype=torch.float32), "bias": torch.randn(6)}
+    grads = []
+    for function, cast in ((stem.op, Tensor.float), (stem.reference, Tensor.double)):
+        bias = cast(inputs["bias"]).detach().requires_grad_()
+        function(cast(inputs["x"]), cast(whiten), bias=bias, activation="silu").square().sum().backward()
+        grads.append(bias.grad)
+    assert_near(*grads, 1e-5, "d bias")
