@@ -17,8 +17,9 @@ from hlb.train import Trainer
 from kernels import launch
 
 ROOT = Path(__file__).parent.parent
-# One step an epoch, so that every step's loss shows.
-FIRST_STEPS = {"batch_size": 6, "epochs": 3, "eval_batch_size": 4, "base_depth": 4, "whiten_images": 6,
+# One step an epoch, so that every step's loss shows. Of much fewer images one rounding that flips an argmax
+# shows too: with 6, the reference's third loss differs by 2e-3 from that of its own contiguous layout.
+FIRST_STEPS = {"batch_size": 16, "epochs": 3, "eval_batch_size": 4, "base_depth": 4, "whiten_images": 16,
                "dtype": "float32"}  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_everything_but_the_kernels_works_where_triton_is_not_installed():
 
 @pytest.mark.parametrize("name", ["smoke", "seed", "record94"])
 def test_triton_gives_the_losses_and_the_accuracy_of_the_reference(name):
-    data = hlb.Dataset("synthetic", synthetic.make(6, 4))
+    data = hlb.Dataset("synthetic", synthetic.make(16, 4))
     runs = []
     for choice in ("reference", "triton"):
         execution = hlb.Execution(device="cpu", kernels=choice)
