@@ -210,7 +210,7 @@ def measure(
     for direction in directions(spec, inputs):
         group = []
         for implementation in chosen:
-            labels = (spec.name, case.name, str(dtype).removeprefix("torch."), direction, implementation)
+            labels = (spec.name, case.name, launch.short(dtype), direction, implementation)
             row = Row(*labels, fields=dict(case))
             group.append(row)
             if implementation == "triton" and wrong:

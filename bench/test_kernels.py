@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import timing
+from kernels import launch, timing
 from kernels.compare import check
 from kernels.spec import Case
 
@@ -49,7 +49,7 @@ def calls():
         for case in spec.cases if DTYPE in spec.dtypes else ():
             if DEVICE == "cpu" and "n" in case:
                 case = Case(case.name, **{**case, "n": min(case.n, BATCH)})
-            for direction in ("forward", "training") if spec.differentiable else ("forward",):
+            for direction in micro.directions(spec, spec.make(case, DTYPE, DEVICE)):
                 yield pytest.param(spec, case, direction, id=f"{spec.name}-{case.name}-{direction}")
 
 
@@ -58,8 +58,6 @@ def calls():
 @pytest.mark.parametrize("spec, case, direction", list(calls()))
 def test_speed(benchmark, spec, case, direction, implementation):
     inputs = spec.make(case, DTYPE, DEVICE)
-    if direction not in micro.directions(spec, inputs):
-        pytest.skip("it has no gradient")
     if implementation == "triton":
         assert not check(spec, case, DTYPE, DEVICE)
     function = micro.IMPLEMENTATIONS[implementation](spec)
@@ -69,5 +67,5 @@ def test_speed(benchmark, spec, case, direction, implementation):
         CLOCK.seconds += take()
 
     benchmark.group = f"{spec.name} {case.name} {direction}"
-    benchmark.extra_info.update(dtype=str(DTYPE).removeprefix("torch."), **case)
+    benchmark.extra_info.update(dtype=launch.short(DTYPE), **case)
     benchmark.pedantic(sample, rounds=timing.SAMPLES, iterations=1)

@@ -91,7 +91,7 @@ def _work(spec: KernelSpec) -> dict:
     return {
         "formula": spec.formula,
         "ops": list(spec.ops),
-        "dtypes": [str(each).removeprefix("torch.") for each in spec.dtypes],
+        "dtypes": [launch.short(each) for each in spec.dtypes],
         "cases": [
             {
                 "name": case.name,
@@ -118,8 +118,10 @@ def _list(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.names if name not in CATALOGUE]:
         fail(f"no op {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
-    if options.json not in (None, "-") and not os.access(Path(options.json).resolve().parent, os.W_OK):
-        fail(f"--json: {options.json} cannot be written")
+    if options.json not in (None, "-"):
+        file = Path(options.json).resolve()
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            fail(f"--json: {options.json!r} cannot be written")
     if not launch.INSTALLED:
         fail("check needs triton, which is not installed here")
     if launch.INTERPRETED:  # as it was imported, triton cannot compile

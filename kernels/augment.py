@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, tl, triton
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, short, tl, triton
 from .random import AUGMENT, _below, _philox, _unit, below, philox, unit
 from .spec import Case, KernelSpec
 
@@ -342,7 +342,7 @@ def op(
 def expect_float(argument: str, dtype: torch.dtype) -> None:
     """Raises ValueError naming `argument` unless kernels write this dtype."""
     if dtype not in FLOATS:
-        accepted = ", ".join(str(one).removeprefix("torch.") for one in FLOATS)
+        accepted = ", ".join(map(short, FLOATS))
         raise ValueError(f"{argument}: got {dtype}, accepted are {accepted}")
 
 

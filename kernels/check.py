@@ -31,16 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .aot import Compiled, broken, compile_launch, identity
 from .compare import execute
-from .launch import Launch, recording
+from .launch import Launch, recording, short
 from .spec import Case, KernelSpec
 
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # compute capability -> KiB of shared memory for a program
 SNAPSHOT = Path(__file__).with_name("registers.json")
-
-
-def short(dtype: torch.dtype) -> str:
-    """torch.float16 -> float16"""
-    return str(dtype).removeprefix("torch.")
 
 
 def chip(cc: int) -> str:

@@ -19,53 +19,16 @@ from .launch import expect
 
 
 def reference(
-    x: Tensor,
-    filters: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: Tensor,
-    *,
-    training: bool,
-    eps: float,
-    activation: str,
-    pool: bool = False,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
-    spatial_mean: bool = False,
+    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, running: Tensor, **options
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments and errors as
-    `norm_act.reference`.
+    """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments, `options` and errors are
+    those of `norm_act.reference`.
     """
-    u = F.conv2d(x, filters, padding=1)
-    return norm_act.reference(
-        u,
-        weight,
-        bias,
-        running,
-        training=training,
-        eps=eps,
-        activation=activation,
-        pool=pool,
-        gate=gate,
-        residual=residual,
-        spatial_mean=spatial_mean,
-    )
+    return norm_act.reference(F.conv2d(x, filters, padding=1), weight, bias, running, **options)
 
 
 def composed(
-    x: Tensor,
-    filters: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: Tensor,
-    *,
-    training: bool,
-    eps: float,
-    activation: str,
-    pool: bool = False,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
-    spatial_mean: bool = False,
+    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, running: Tensor, **options
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `reference`, with PyTorch's convolution and the kernels of `norm_act`.
 
@@ -73,17 +36,4 @@ def composed(
     """
     expect("x", x, None, None, None, None, channels_last=True)
     expect("filters", filters, None, x.shape[1], 3, 3, dtypes=(x.dtype,), device=x.device, channels_last=True)
-    u = F.conv2d(x, filters, padding=1)
-    return norm_act.op(
-        u,
-        weight,
-        bias,
-        running,
-        training=training,
-        eps=eps,
-        activation=activation,
-        pool=pool,
-        gate=gate,
-        residual=residual,
-        spatial_mean=spatial_mean,
-    )
+    return norm_act.op(F.conv2d(x, filters, padding=1), weight, bias, running, **options)

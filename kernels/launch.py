@@ -102,6 +102,11 @@ def power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def short(dtype: torch.dtype) -> str:
+    """torch.float16 -> float16"""
+    return str(dtype).removeprefix("torch.")
+
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -120,7 +125,7 @@ def expect(
         wanted = ", ".join("any" if extent is None else str(extent) for extent in shape)
         raise ValueError(f"{argument}: got shape {list(tensor.shape)}, accepted is [{wanted}]")
     if tensor.dtype not in dtypes:
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        accepted = ", ".join(map(short, dtypes))
         raise ValueError(f"{argument}: got {tensor.dtype}, accepted are {accepted}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{argument}: got a tensor on {tensor.device}, accepted is {device}")

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import CATALOGUE, check
-from .check import Row, chip, short
-from .launch import triton
+from .check import Row, chip
+from .launch import short, triton
 
 
 def run(names: list[str], everything: bool, update: bool, file: str | None, jobs: int | None) -> int:

@@ -128,9 +128,7 @@ def _device_sampler(calls: Sequence[Call], device: torch.device) -> Callable[[],
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for call in calls[
-                :3
-            ]:  # compiles, loads modules and creates library handles, which no capture may
+            for call in calls[:3]:  # compiles, loads modules, creates handles: no capture may
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()

@@ -24,6 +24,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("kernels", "hlb", "tests", "pytest.ini")
@@ -109,11 +110,25 @@ def catalogue() -> dict[str, list[str]]:
     return modules
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"mutants: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a whole number above 0")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python tests/mutants.py", description=__doc__.split("\n")[0])
+    parser = Parser(prog="mutants", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=600, help="for the tests of one mutant (600)")
+    parser.add_argument("--jobs", type=positive, default=1)
+    parser.add_argument("--seconds", type=positive, default=600, help="for the tests of one mutant (600)")
     options = parser.parse_args(arguments)
     modules = catalogue()
     for name in options.names:
@@ -126,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
             todo += [Mutant(module), *read(module)]
         except ValueError as error:
             failures.append(str(error))
-    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         results = pool.map(lambda mutant: outcome(mutant, modules[mutant.module], options.seconds), todo)
         for mutant, result in zip(todo, results):
             print(f"{result:<8}{mutant}", flush=True)
