@@ -18,11 +18,6 @@ dz is rounded to the dtype of dy; its sums over pixels are float32, one per prog
 Bytes (16-bit, 32 x 32, c = 32): 6,144 read + 61,504 written per image forward, as much read backward. FLOPs:
 2 * 12 * c * 31 * 31 per image.
 
-Also the covariance of the 2x2 patches from which the whitening filters are made (see hlb/whitening.py).
-Pixels are integers, so its kernel sums products of integers, exactly: with v = (the 12 pixels of a patch less
-128, 1) one matrix product gives M = sum of v v^T. The normalised patch is A v, so the second moment is
-A M A^T / count and the mean patch the last column of A M / count, in float64. Bytes: the images read once.
-
 Sources: Page, "How to train your ResNet" (2019); hlb-CIFAR10.
 """
 
@@ -33,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activate, activation_slope
-from .augment import normalise
 from .launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, tl, triton
 from .norm_act import ACTIVATIONS
+from .patch_covariance import GATHERED, _patch_offsets, patch_bytes, patch_count
 from .spec import Case, KernelSpec
 
 
@@ -58,47 +53,6 @@ def reference(
         weight = torch.einsum("ok,kihw->oihw", project[:, :, 0, 0].to(wide), whiten.to(wide))
     z = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     return z if activation is None else ACTIVATIONS[activation](z)
-
-
-def patch_covariance(
-    images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...], centered: bool, chunk: int = 1000
-) -> Tensor:
-    """Covariance of all 2x2 patches of the normalised images: uint8 [n, h, w, 3] -> [12, 12], order (c, dy,
-    dx).
-
-    `centered` subtracts the mean patch (a covariance proper); otherwise it is the second moment about zero.
-    Products are float32 within a chunk of images, sums over chunks float64 (float32 where the device has
-    none).
-    """
-    wide = torch.float32 if images.device.type == "mps" else torch.float64
-    second = torch.zeros(12, 12, dtype=wide, device=images.device)
-    first = torch.zeros(12, dtype=wide, device=images.device)
-    count = 0
-    for part in images.split(chunk):
-        x = normalise(part, mean, std, torch.float32)
-        patches = (
-            torch.stack(
-                [x[:, dy : x.shape[1] - 1 + dy, dx : x.shape[2] - 1 + dx] for dy in (0, 1) for dx in (0, 1)],
-                dim=-1,
-            )
-            .flatten(0, 2)
-            .flatten(1)
-        )  # [m, 12]
-        second += (patches.T @ patches).to(wide)
-        first += patches.sum(0, dtype=wide)
-        count += len(patches)
-    second, first = second / count, first / count
-    return second - torch.outer(first, first) if centered else second
-
-
-@triton.jit
-def _patch_offsets(pixels, values, H: tl.constexpr, W: tl.constexpr):
-    """Where value (c, dy, dx) of the patch at an output pixel lies in [n, H, W, 3]: [pixels, values]."""
-    x = pixels % (W - 1)
-    y = pixels // (W - 1) % (H - 1)
-    image = pixels // ((H - 1) * (W - 1))
-    corner = ((image * H + y) * W + x).to(tl.int64) * 3
-    return corner[:, None] + ((values // 2 % 2 * W + values % 2) * 3 + values // 4)[None, :]
 
 
 @triton.jit
@@ -216,35 +170,8 @@ def _stem_bwd(
     tl.store(p_partial + o_sums, b_sums, mask=(values < 13)[:, None] & (channels < C))
 
 
-@triton.jit
-def _patch_moments(
-    p_images,  # uint8 [n, H, W, 3]
-    p_partial,  # int32 [programs, 16, 16]
-    pixels,  # n * (H - 1) * (W - 1)
-    H: tl.constexpr,
-    W: tl.constexpr,
-    SPAN: tl.constexpr,  # patches of a program
-    BLOCK: tl.constexpr,
-):
-    program = tl.program_id(0)
-    values = tl.arange(0, 16)
-    b_moments = tl.zeros([16, 16], tl.int32)
-    for start in range(program * SPAN, tl.minimum(program * SPAN + SPAN, pixels), BLOCK):
-        rows = start + tl.arange(0, BLOCK)  # [BLOCK]
-        m_rows = (rows < pixels)[:, None]
-        o_patches = _patch_offsets(rows, values, H, W)  # [BLOCK, 16]
-        b_pixels = tl.load(p_images + o_patches, mask=m_rows & (values < 12), other=128)
-        b_patches = b_pixels.to(tl.int16) - 128
-        b_patches = tl.where(m_rows & (values == 12), 1, b_patches).to(tl.int8)
-        b_moments = tl.dot(tl.trans(b_patches), b_patches, b_moments, out_dtype=tl.int32)
-    o_moments = (program * 16 + values)[:, None] * 16 + values
-    tl.store(p_partial + o_moments, b_moments)
-
-
 BLOCK = 128  # pixels of a step
 PROGRAMS = 1024  # at most, backward: each writes one partial sum
-MOMENTS_BLOCK = 512  # patches of a step
-SPAN = 16 * MOMENTS_BLOCK  # patches of a program: 128 * 128 * SPAN stays below 2^31
 
 
 def _constants(x: Tensor, c: int, activation: str | None) -> dict:
@@ -355,43 +282,6 @@ def op(
     return _forward(project, bias, x, whiten, activation)
 
 
-@torch.library.custom_op("hlb::patch_moments", mutates_args=(), device_types=("cuda", "cpu"))
-def _moments(images: Tensor) -> Tensor:
-    """int64 [13, 13]: sum over all patches of v v^T, v = (pixels - 128, 1)."""
-    n, h, w, _ = images.shape
-    pixels = n * (h - 1) * (w - 1)
-    programs = cdiv(pixels, SPAN)
-    partial = torch.empty((programs, 16, 16), dtype=torch.int32, device=images.device)
-    sizes = {"H": h, "W": w, "SPAN": SPAN, "BLOCK": MOMENTS_BLOCK}
-    # One stage: single bytes cannot be copied asynchronously.
-    launch(_patch_moments, (programs,), images, partial, pixels, num_stages=1, **sizes)
-    return partial.sum(0)[:13, :13].contiguous()
-
-
-@_moments.register_fake
-def _(images):
-    return images.new_empty((13, 13), dtype=torch.int64)
-
-
-def patch_covariance_op(
-    images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...], centered: bool, chunk: int = 1000
-) -> Tensor:
-    """As `patch_covariance`, in one launch over all images, whatever `chunk`; float64.
-
-    Raises ValueError for a wrong shape, dtype, layout or device, naming the argument.
-    """
-    expect("images", images, None, None, None, 3, dtypes=(torch.uint8,))
-    if len(images) == 0 or min(images.shape[1:3]) < 2:
-        raise ValueError(f"images: got shape {list(images.shape)}, accepted is one image of 2x2 or more")
-    moments = _moments(images).double()
-    wide = {"dtype": torch.float64, "device": images.device}
-    centre, spread = (torch.tensor(v, **wide).repeat_interleave(4)[:, None] for v in (mean, std))
-    affine = torch.cat((torch.eye(12, **wide) / 255, 128 / 255 - centre), dim=1) / spread  # A, [12, 13]
-    second, first = affine @ moments @ affine.T, affine @ moments[:, 12]
-    second, first = second / moments[12, 12], first / moments[12, 12]
-    return second - torch.outer(first, first) if centered else second
-
-
 def _check_activation(activation: str | None, project: Tensor | None) -> None:
     accepted = (None, *ACTIVATIONS) if project is None else (None,)
     if activation not in accepted:
@@ -410,19 +300,10 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
     }
 
 
-def _case_pixels(case: Case) -> int:
-    return case.n * (case.h - 1) * (case.w - 1)
-
-
-def _x_bytes(case: Case, block: int, itemsize: int) -> int:
-    """Each pixel once, and a row of them again wherever two blocks of the output meet."""
-    return 3 * itemsize * (case.n * case.h + cdiv(_case_pixels(case), block) - 1) * case.w
-
-
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    pixels, itemsize = _case_pixels(case), dtype.itemsize
+    pixels, itemsize = patch_count(case), dtype.itemsize
     programs = cdiv(pixels, BLOCK)
-    maps = _x_bytes(case, BLOCK, itemsize) + pixels * case.c * itemsize
+    maps = patch_bytes(case, BLOCK, itemsize) + pixels * case.c * itemsize
     filters = (12 + case.c if case.project else 12) * case.k * itemsize + 4 * case.c * case.bias
     bytes = {"_stem_fwd": maps + programs * filters}
     if case.project or case.bias:
@@ -434,7 +315,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 def _flops(case: Case) -> dict[str, int]:
     """Products on whole tiles: merging, z, and the sums backward."""
-    block_c, steps = max(16, power_of_2(case.c)), cdiv(_case_pixels(case), BLOCK)
+    block_c, steps = max(16, power_of_2(case.c)), cdiv(patch_count(case), BLOCK)
     merge = 2 * 16 * max(16, power_of_2(case.k)) * block_c if case.project else 0
     step = 2 * 16 * BLOCK * block_c
     return {"_stem_fwd": steps * (merge + step), "_stem_bwd": steps * step * (2 if case.activation else 1)}
@@ -448,7 +329,6 @@ def _biased(label: str, n: int) -> Case:
     return Case(label, n=n, h=32, w=32, k=24, c=24, project=False, bias=True, activation="gelu")
 
 
-_GATHERED = "two pixels of 3 channels lie side by side in a patch"
 _SMALL = "a few hundred filter values, from the cache"
 
 SPEC = KernelSpec(
@@ -475,69 +355,11 @@ SPEC = KernelSpec(
     valid=lambda case: case.activation is None if case.project else case.c == case.k,
     dtypes=FLOATS,
     differentiable=("project", "bias"),
-    reduction=lambda case: 12 + _case_pixels(case),
+    reduction=lambda case: 12 + patch_count(case),
     narrow={
-        "p_x": _GATHERED,
+        "p_x": GATHERED,
         "p_whiten": _SMALL,
         "p_project": _SMALL,
         "p_bias": _SMALL,
-    },
-)
-
-
-def _make_images(case: Case, dtype: torch.dtype, device) -> dict:
-    """Images whose channels share most of their signal, of values up to both ends."""
-    shape = case.n, case.h, case.w
-    shared, own = torch.randn(*shape, 1, device=device), torch.randn(*shape, 3, device=device)
-    return {
-        "images": (120 + 70 * shared + 20 * own).round().clamp(0, 255).to(torch.uint8),
-        "mean": (0.4914, 0.4822, 0.4465),
-        "std": (0.2470, 0.2435, 0.2616),
-        "centered": case.centered,
-        "chunk": case.chunk,
-    }
-
-
-def _moments_bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    programs = cdiv(_case_pixels(case), SPAN)
-    return {"_patch_moments": _x_bytes(case, SPAN, 1) + programs * 16 * 16 * 4}
-
-
-def _moments_flops(case: Case) -> dict[str, int]:
-    steps = cdiv(_case_pixels(case), MOMENTS_BLOCK)
-    return {"_patch_moments": 2 * 16 * 16 * MOMENTS_BLOCK * steps}
-
-
-def _images(label: str, n: int, centered: bool) -> Case:
-    return Case(label, n=n, h=32, w=32, centered=centered, chunk=1000)
-
-
-COVARIANCE_SPEC = KernelSpec(
-    name="patch_covariance",
-    formula="mean over all 2x2 patches p of p p^T, minus mean p (mean p)^T where centered",
-    reference=patch_covariance,
-    op=patch_covariance_op,
-    ops=("hlb::patch_moments",),
-    make=_make_images,
-    cases=(
-        _images("seed", 50000, True),
-        _images("record94", 5000, False),
-        _images("smoke", 1000, False),
-    ),
-    space={
-        "n": (1, 3, 7),
-        "h": (2, 3, 8, 40),
-        "w": (2, 5, 16, 40),
-        "centered": (True, False),
-        "chunk": (1, 2, 1000),
-    },
-    counted=(_images("counted", 9, True),),
-    bytes=_moments_bytes,
-    flops=_moments_flops,
-    valid=lambda case: not case.centered or _case_pixels(case) > 1,  # of one patch the covariance is 0
-    dtypes=(torch.float32,),
-    narrow={
-        "p_images": _GATHERED,
-        "p_partial": "256 sums a program, two for each thread",
     },
 )

@@ -164,6 +164,17 @@ def test_a_mix_of_one_is_a_copy_and_none_leaves_the_average(garbage):
     assert torch.equal(slow, value)
 
 
+@pytest.mark.parametrize("mix, take", sgd.AVERAGES.values())
+def test_average_compiles_to_one_graph(mix, take):
+    torch._dynamo.reset()
+    compiled = torch.compile(sgd.average, fullgraph=True, backend="eager")
+    table, ours = torch.tensor([[mix, take]]), torch.randn(2, 100)
+    theirs = ours.clone()
+    sgd.average(*ours, table, FIRST)
+    compiled(*theirs, table, FIRST)
+    assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
 def test_orthogonalise_applies_its_polynomial_to_the_singular_values(shape):
     g = 1e4 * torch.randn(shape).double()  # large, so that the guard against norm 0 does not show
