@@ -126,7 +126,7 @@ def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict
         if roots:
             torch.autograd.backward(roots, upstream(roots))
         training = Counter(one.name for one in launches)
-    moved, done = spec.bytes(case, dtype), spec.flops(case)
+    moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
 
     def total(declared: dict[str, int], counts: Counter) -> int:
         """A kernel that both directions launch is divided by the number of its launches."""

@@ -11,6 +11,8 @@ import typing
 from rich.console import Console
 from rich.table import Table
 
+from kernels import chips
+
 from . import STARTED, __version__, checkpoint, cost, environment
 from .data import FOLDER, cache_dir, load
 from .display import duration
@@ -48,7 +50,7 @@ Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
   hlb --recipe seed --set base_depth=128 epochs=80     hlb-CIFAR10's long run
   hlb --recipe smoke --data synthetic              seconds, and needs no data
   hlb --save model.pt && hlb eval model.pt --views flip
-  hlb recipes seed
+  hlb recipes seed --kernels triton         what its steps launch, do and move
 """
 
 
@@ -62,6 +64,14 @@ RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `cost.report
     "steps": lambda name, r: str(r["steps"]),
     "epochs": lambda name, r: f"{r['epochs']:g}",
     "batch": lambda name, r: str(r["batch_size"]),
+}
+PASS_COLUMNS = {  # heading -> cell, from a `cost.Pass`; GFLOP and MB are per step
+    "layer": lambda p: p.layer,
+    "pass or kernel": lambda p: p.name,
+    "form": lambda p: p.form,
+    "GFLOP": lambda p: f"{p.flops / 1e9:.2f}" if p.flops else "",
+    "MB": lambda p: f"{p.bytes / 1e6:.1f}",
+    "issued / useful": lambda p: f"{p.flops / p.useful:.2f}" if p.useful else "",
 }
 
 
@@ -119,6 +129,7 @@ def parser() -> Parser:
 
     show = commands.add_parser("recipes", allow_abbrev=False)
     show.add_argument("name", nargs="?")
+    show.add_argument("--kernels")
     show.add_argument("--json", action="store_true")
     show.set_defaults(run=_recipes)
 
@@ -237,6 +248,15 @@ def _eval(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> int:
     names = [options.name] if options.name is not None else list(RECIPES)
     reports = {name: cost.report(recipe(name)) for name in names}
+    passes = []
+    if options.kernels is not None:
+        if options.name is None:
+            raise UserError("--kernels: of which recipe? take `hlb recipes NAME --kernels CHOICE`")
+        try:
+            passes = cost.launched(recipe(options.name), options.kernels)
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
+        reports[options.name] |= {"kernels": options.kernels, "launched": [vars(p) for p in passes]}
     if options.json:
         print(json.dumps(reports))
         return 0
@@ -255,7 +275,31 @@ def _recipes(options: argparse.Namespace) -> int:
         for field, value in vars(recipe(options.name)).items():
             if field != "name":
                 print(f"  {field}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    if passes:
+        chip = chips.here()
+        print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name}:")
+        _print_passes(passes)
     return 0
+
+
+def _print_passes(passes: list[cost.Pass]) -> None:
+    """A row each, however narrow the terminal, and the totals."""
+    table = Table(box=None, pad_edge=False, show_footer=True)
+    convolutions = [p for p in passes if p.useful]
+    totals = {
+        "layer": "total",
+        "GFLOP": f"{sum(p.flops for p in passes) / 1e9:.2f}",
+        "MB": f"{sum(p.bytes for p in passes) / 1e6:.1f}",
+        "issued / useful": f"{sum(p.flops for p in convolutions) / sum(p.useful for p in convolutions):.2f}",
+    }
+    for heading in PASS_COLUMNS:
+        left = heading in ("layer", "pass or kernel", "form")
+        table.add_column(heading, totals.get(heading, ""), justify="left" if left else "right", no_wrap=True)
+    for p in passes:
+        table.add_row(*(cell(p) for cell in PASS_COLUMNS.values()))
+    console = Console(highlight=False)
+    console.width = max(console.width, 150)
+    console.print(table)
 
 
 def _env(options: argparse.Namespace) -> int:

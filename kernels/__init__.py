@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from . import (
     augment,
+    conv,
     conv_bn_act,
     cross_entropy,
     muon,
@@ -28,6 +29,7 @@ from . import (
 BACKENDS: dict[str, dict] = {
     "reference": {
         "augment": augment.reference,
+        "conv": conv.reference,
         "conv_bn_act": conv_bn_act.reference,
         "cross_entropy": cross_entropy.reference,
         "muon": muon.reference,
@@ -49,7 +51,8 @@ BACKENDS["triton"] = BACKENDS["reference"] | {
     "augment": augment.op,
     "views": views.op,
     "weigh_views": views.weigh,
-    "conv_bn_act": conv_bn_act.composed,
+    "conv": conv.op,
+    "conv_bn_act": conv_bn_act.op,
     "norm_act": norm_act.op,
     "update_running_stats": running_stats.op,
     "cross_entropy": cross_entropy.op,
@@ -63,6 +66,9 @@ BACKENDS["triton"] = BACKENDS["reference"] | {
     "normal": random.normal_op,
 }
 
+# Ops that choose by shape among reference, cuDNN and kernels.
+BACKENDS["tuned"] = {"conv_bn_act": conv_bn_act.measured}
+
 # Every op that has a kernel, by name. Tests, benchmark, checks and counts go over this.
 CATALOGUE = {
     spec.name: spec
@@ -75,6 +81,9 @@ CATALOGUE = {
         se_gate.SPEC,
         stem.SPEC,
         patch_covariance.SPEC,
+        conv.SPEC,
+        conv_bn_act.SPEC,
+        conv_bn_act.EVAL_SPEC,
         norm_act.SPEC,
         norm_act.EVAL_SPEC,
         running_stats.SPEC,
@@ -86,8 +95,8 @@ CATALOGUE = {
 }
 
 
-# op -> backend that `tuned` takes. An op enters with a measurement on a GPU, and after its kernel's values
-# were tested there; until then `tuned` is the reference.
+# op -> backend that `tuned` takes for the others. An op enters with a measurement on a GPU, and after its
+# kernel's values were tested there; until then `tuned` is the reference.
 MEASURED: dict[str, str] = {}
 
 CHOICES = ("reference", "triton", "tuned")
@@ -108,7 +117,8 @@ def choose(choice: str) -> dict[str, str]:
     for name in {default, *chosen.values()}:
         if name not in CHOICES:
             raise ValueError(f"kernels: got {name!r}, accepted are {', '.join(CHOICES)}")
-    return {op: MEASURED.get(op, "reference") if name == "tuned" else name for op, name in chosen.items()}
+    measured = dict.fromkeys(BACKENDS["tuned"], "tuned") | MEASURED
+    return {op: measured.get(op, "reference") if name == "tuned" else name for op, name in chosen.items()}
 
 
 def backend(choice: str = "reference") -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""`python -m kernels`: the catalogue of ops. `python -m kernels check`: the ahead-of-time check."""
+"""`python -m kernels`: the catalogue of ops; `check`: the ahead-of-time check; `tune`: fastest launches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from . import CATALOGUE, launch
 from .spec import KernelSpec
 
 HELP = """\
-usage: python -m kernels [--json]
+usage: python -m kernels [--json | --markdown]
        python -m kernels check [NAME ...] [--all] [--update] [--json FILE|-] [--jobs N]
+       python -m kernels tune [NAME ...] [--dry-run] [--json FILE|-] [--jobs N]
 
 Alone: the ops that have a kernel. check: compiles every launch of these ops, or of all, for compute
 capability 8.0, 8.9, 9.0 and 10.0, which needs no GPU, and fails on spills, too much shared memory, dots
-without tensor cores, loops without asynchronous copies, narrow memory accesses and grown registers.
+without tensor cores, loops without asynchronous copies, narrow memory accesses and grown registers. tune:
+measures the launch configurations of the recipes' convolutions of every NAME (record94, r1.conv1, forward,
+block, 31x31, float16 ...) on the GPU that is here, beside cuDNN, and keeps the fastest for later runs.
 
+  --markdown   what each op does and moves: kernels/README.md
   --all        dtypes other than float16 too at every case for every chip, not one case for 9.0
   --update     rewrite the snapshot of registers that later checks compare with
+  --dry-run    show configurations and modelled times, which needs no GPU
   --json FILE  everything that was found; - is standard output
   --jobs N     processes; as many as there are CPUs
 """
@@ -58,7 +63,9 @@ def parser() -> Parser:
     top = Parser(prog="kernels", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", parser_class=Parser)
     show = commands.add_parser("list", allow_abbrev=False)
-    show.add_argument("--json", action="store_true")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--markdown", action="store_true")
     show.set_defaults(run=_list)
     check = commands.add_parser("check", allow_abbrev=False)
     check.add_argument("names", nargs="*", metavar="NAME")
@@ -67,6 +74,12 @@ def parser() -> Parser:
     check.add_argument("--json", metavar="FILE|-")
     check.add_argument("--jobs", type=positive)
     check.set_defaults(run=_check)
+    tune = commands.add_parser("tune", allow_abbrev=False)
+    tune.add_argument("names", nargs="*", metavar="NAME")
+    tune.add_argument("--dry-run", action="store_true")
+    tune.add_argument("--json", metavar="FILE|-")
+    tune.add_argument("--jobs", type=positive)
+    tune.set_defaults(run=_tune)
     return top
 
 
@@ -96,7 +109,7 @@ def _work(spec: KernelSpec) -> dict:
             {
                 "name": case.name,
                 "bytes": sum(spec.bytes(case, dtype).values()),
-                "flops": sum(spec.flops(case).values()),
+                "flops": sum(spec.flops(case, dtype).values()),
             }
             for case in spec.cases
         ],
@@ -104,6 +117,11 @@ def _work(spec: KernelSpec) -> dict:
 
 
 def _list(options: argparse.Namespace) -> int:
+    if options.markdown:
+        from . import page
+
+        print(page.text())
+        return 0
     catalogue = {name: _work(spec) for name, spec in CATALOGUE.items()}
     if options.json:
         print(json.dumps(catalogue, indent=1))
@@ -115,13 +133,17 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _expect_writable(name: str | None) -> None:
+    if name not in (None, "-"):
+        file = Path(name).resolve()
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            fail(f"--json: {name!r} cannot be written")
+
+
 def _check(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.names if name not in CATALOGUE]:
         fail(f"no op {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
-    if options.json not in (None, "-"):
-        file = Path(options.json).resolve()
-        if file.is_dir() or not os.access(file.parent, os.W_OK):
-            fail(f"--json: {options.json!r} cannot be written")
+    _expect_writable(options.json)
     if not launch.INSTALLED:
         fail("check needs triton, which is not installed here")
     if launch.INTERPRETED:  # as it was imported, triton cannot compile
@@ -134,6 +156,28 @@ def _check(options: argparse.Namespace) -> int:
     from . import report
 
     return report.run(options.names, options.all, options.update, options.json, options.jobs)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    _expect_writable(options.json)
+    if not launch.INSTALLED:
+        fail("tune needs triton, which is not installed here")
+    from . import launches, tune
+
+    jobs = tune.jobs(options.names)
+    if not jobs:
+        fail(f"no convolution of the recipes is named {' '.join(options.names)!r}; --dry-run shows all")
+    try:
+        if options.dry_run:
+            return tune.dry_run(jobs, options.json)
+        if not torch.cuda.is_available() or launch.INTERPRETED:
+            fail("tune needs a CUDA device and no TRITON_INTERPRET; --dry-run shows what it would measure")
+        if not os.access(launches.FILE.parent, os.W_OK):
+            fail(f"tune writes {launches.FILE}, which cannot be written")
+        command = ["python", "-m", "kernels", *sys.argv[1:]]
+        return tune.run(jobs, command, options.json, options.jobs or len(os.sched_getaffinity(0)))
+    except ValueError as error:  # of the table that is there
+        fail(str(error))
 
 
 if __name__ == "__main__":

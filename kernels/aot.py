@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import ptx
-from .launch import Launch, triton
+from .launch import Launch, TensorDescriptor, triton
 
 TYPES = {
     torch.float16: "fp16",
@@ -77,6 +77,9 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, object], dict[t
         if isinstance(value, Tensor):
             types[name] = f"*{TYPES[value.dtype]}"
             aligned = value.storage_offset() * value.itemsize % 16 == 0
+        elif TensorDescriptor is not None and isinstance(value, TensorDescriptor):
+            types[name] = f"tensordesc<{TYPES[value.base.dtype]}[{', '.join(map(str, value.block_shape))}]>"
+            aligned = False
         elif type(value) is int:
             types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             aligned = value % 16 == 0
@@ -99,7 +102,13 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
     from triton.compiler import ASTSource
 
     try:
-        types, constants, attributes = signature(launch)
+        types, constants, known = signature(launch)
+        # As a call would have it, to the letter, so that it finds in triton's cache what is compiled here.
+        attributes = {
+            (i,): known.get((i,), [])
+            for i, (name, kind) in enumerate(types.items())
+            if kind[0] in "*i" or isinstance(constants.get(name), str)
+        }
         binary = triton.compile(
             ASTSource(launch.kernel, types, constants, attributes),
             target=GPUTarget("cuda", cc, 32),
@@ -122,6 +131,7 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
         uniform=tuple(pointers[i] for i in sorted(uniform) if i in pointers),
         faults=tuple(
             dot_faults(binary.asm["ttir"], binary.asm["ttgir"], binary.asm["ptx"], launch.num_stages)
+            + (wgmma_faults(binary.asm["ttgir"]) if cc == 90 and launch.num_warps >= 4 else [])
         ),
     )
 
@@ -168,6 +178,17 @@ def dot_faults(ttir: str, ttgir: str, ptx_text: str, num_stages: int) -> list[st
             "a loop around a dot loads without asynchronous copies; launch it with num_stages=1 if it must"
         )
     return faults
+
+
+_SMALL_DOT = re.compile(r" tt\.dot .*x(?:f16|bf16)\b.*-> tensor<(\d+)x")
+
+
+def wgmma_faults(ttgir: str) -> list[str]:
+    """What is wrong with a kernel's dots on 9.0, whose own instruction takes 4 warps and 64 rows or more."""
+    found = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
+    return (
+        ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in found) else []
+    )
 
 
 def loops(ir: str) -> list[str]:

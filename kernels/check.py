@@ -1,10 +1,10 @@
 """The ahead-of-time check: every launch of every op, compiled for four chips on a machine that needs no GPU.
 
 `plan` runs the ops on fake tensors (shapes without memory) at the recipes' full sizes and notes what they
-launch, `compile_all` compiles that, `judge` applies the rules:
+launch on each chip, `compile_all` compiles that, `judge` applies the rules:
 
 - no local-memory stack, so no register is spilled; shared memory within the chip's limit; a possible grid;
-- tensor-core instructions for every `tl.dot` of float16, bfloat16 and tf32;
+- tensor-core instructions for every `tl.dot` of float16, bfloat16 and tf32, those of 9.0 (wgmma) there;
 - an asynchronous copy in every loop that loads for a `tl.dot`, where the launch asks for pipeline stages;
 - 16-byte accesses wherever each thread has an address of its own and rows are multiples of 16 bytes, but for
   the arguments that the SPEC names in `narrow`; and those really are accessed in narrower pieces somewhere;
@@ -13,10 +13,11 @@ launch, `compile_all` compiles that, `judge` applies the rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -30,11 +31,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .aot import Compiled, broken, compile_launch, identity
+from .chips import TARGETS, targeting
 from .compare import execute
-from .launch import Launch, recording, short
+from .launch import Launch, TensorDescriptor, recording, short
 from .spec import Case, KernelSpec
 
-SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # compute capability -> KiB of shared memory for a program
 SNAPSHOT = Path(__file__).with_name("registers.json")
 
 
@@ -69,55 +70,108 @@ class Row:
     spec: KernelSpec
     launch: Launch
     dtype: torch.dtype
-    ccs: tuple[int, ...]
+    ccs: tuple[int, ...]  # of the chips on which it is launched
     cases: list[str]
     number: int  # among the launches of this kernel in the first case
+    tf32: bool = False  # whether torch's float32 products were to be tf32
     results: dict[int, Compiled] = field(default_factory=dict)
     faults: dict[str, list[int]] = field(default_factory=dict)  # what is wrong -> on which chips
 
     @property
+    def precision(self) -> str:
+        return "tf32" if self.tf32 else short(self.dtype)
+
+    @property
     def key(self) -> str:
-        """In the snapshot."""
+        """In the snapshot. Rows of one key differ in what some chips' integers are multiples of, only."""
         config = f"{self.launch.num_warps} warps {self.launch.num_stages} stages"
+        options = f" {words}" if (words := tile_options(self.launch)) else ""
         number = f" #{self.number}" if self.number > 1 else ""
-        return "/".join((self.spec.name, self.launch.name, self.cases[0], short(self.dtype), config + number))
+        parts = (self.spec.name, self.launch.name, self.cases[0], self.precision, config + options + number)
+        return "/".join(parts)
+
+
+def tile(launch: Launch) -> str:
+    """ROWSxCOLSxDEPTH of a kernel that multiplies matrices in such tiles; else nothing."""
+    extents = [str(launch.constants.get(name, "")) for name in ("ROWS", "COLS", "DEPTH")]
+    return "x".join(extents) if all(extents) else ""
+
+
+def tile_options(launch: Launch) -> str:
+    """The tile and what else tells configurations apart: 128x128x64 images pool."""
+    if not tile(launch):
+        return ""
+    words = [name.lower() for name, value in launch.constants.items() if value is True]
+    words += ["descriptors"] * any(isinstance(a, TensorDescriptor) for a in launch.arguments)
+    return " ".join((tile(launch), *words))
+
+
+@contextlib.contextmanager
+def _tf32(on: bool) -> Iterator[None]:
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, on
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _on_chips(
+    spec: KernelSpec, case: Case, dtype: torch.dtype, tf32: bool, ccs: Iterable[int]
+) -> dict[str, tuple[Launch, int, tuple[int, ...]]]:
+    """identity -> a launch of a case, its number among those of its kernel, the chips that launch it."""
+    found: dict[str, tuple[Launch, int, tuple[int, ...]]] = {}
+    for cc in ccs:
+        with targeting(TARGETS[cc]), _tf32(tf32):
+            launches = {identity(launch): launch for launch in record(spec, case, dtype)}
+        numbers = Counter()
+        for key, launch in launches.items():
+            numbers[launch.name] += 1
+            _, number, others = found.get(key, (launch, numbers[launch.name], ()))
+            found[key] = launch, number, (*others, cc)
+    return found
 
 
 def plan(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
     """(launches to compile, what went wrong before that).
 
-    float16, or an op's only dtype, at every case for every chip; other dtypes for 9.0 until each kernel has
-    had a case; or, if `everything`, these too at every case for every chip.
+    float16, or an op's only dtype, at every case for every chip; other dtypes, and tf32 where it makes a
+    difference, for 9.0 until each kernel has had a case; or, if `everything`, these too at every case for
+    every chip.
     """
     rows, faults = [], []
     for spec in specs:
         main = torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
-        for dtype in sorted(spec.dtypes, key=lambda d: d != main):
+        variants = [(dtype, False) for dtype in sorted(spec.dtypes, key=lambda d: d != main)]
+        if torch.float32 in spec.dtypes and any(spec.flops(case, torch.float32) for case in spec.cases):
+            variants.append((torch.float32, True))
+        planned: dict[tuple[str, torch.dtype], Row] = {}
+        for dtype, tf32 in variants:
             whole = everything or dtype == main
-            found: dict[str, Row] = {}
+            ccs = tuple(TARGETS) if whole else (90,)
+            seen: set[str] = set()
             for case in spec.cases:
                 declared = set(spec.bytes(case, dtype))
-                seen = {row.launch.name for row in found.values()}
                 if not whole and declared <= seen:
                     continue
                 where = f"{spec.name} {case.name} {short(dtype)}"
                 try:
-                    launches = {identity(launch): launch for launch in record(spec, case, dtype)}
+                    launches = _on_chips(spec, case, dtype, tf32, ccs)
                 except Exception as error:  # of one op: the others are still checked
                     faults.append(f"{where}: cannot be recorded: {type(error).__name__}: {error}")
                     continue
-                launched = {launch.name for launch in launches.values()}
+                launched = {launch.name for launch, _, _ in launches.values()}
                 if undeclared := declared ^ launched:
                     faults.append(f"{where}: not both launched and in bytes: {', '.join(sorted(undeclared))}")
-                numbers = Counter()
-                for key, launch in launches.items():
-                    numbers[launch.name] += 1
-                    if key in found:
-                        found[key].cases.append(case.name)
-                    elif whole or launch.name not in seen:
-                        ccs = tuple(SHARED) if whole else (90,)
-                        found[key] = Row(spec, launch, dtype, ccs, [case.name], numbers[launch.name])
-            rows += found.values()
+                for key, (launch, number, chips) in launches.items():
+                    row = planned.get((key, dtype))
+                    if not row and (whole or launch.name not in seen):
+                        row = Row(spec, launch, dtype, chips, [case.name], number, tf32)
+                        planned[key, dtype] = row
+                    elif row and row.tf32 == tf32:  # else tf32 makes no difference
+                        row.cases.append(case.name)
+                        row.ccs = tuple(cc for cc in TARGETS if cc in (*row.ccs, *chips))
+                seen |= launched
+        rows += planned.values()
     return rows, faults
 
 
@@ -176,8 +230,8 @@ def violations(launch: Launch, result: Compiled, narrow: Container[str] = ()) ->
     found = list(result.faults)
     if result.stack:
         found.append(f"spills: {result.stack} bytes of stack")
-    if result.shared > SHARED[result.cc] * 1024:
-        found.append(f"shared memory: {result.shared / 1024:.0f} KiB, the limit is {SHARED[result.cc]}")
+    if result.shared > (limit := TARGETS[result.cc].shared) * 1024:
+        found.append(f"shared memory: {result.shared / 1024:.0f} KiB, the limit is {limit}")
     if max(launch.grid[1:], default=1) > 65535:
         found.append(f"grid: {launch.grid}, only the first extent may be above 65535")
     tensors = dict(zip(launch.kernel.arg_names, launch.arguments))
@@ -231,7 +285,10 @@ def updated(snapshot: dict, version: str, rows: list[Row]) -> dict:
     """The snapshot with these rows' registers in place of all that it knew of their ops for this version."""
     ops = {row.spec.name for row in rows}
     kept = {key: value for key, value in snapshot.get(version, {}).items() if key.split("/")[0] not in ops}
-    new = {row.key: {chip(cc): r.registers for cc, r in row.results.items() if not r.error} for row in rows}
+    new: dict[str, dict[str, int]] = {}
+    for row in rows:
+        found = {chip(cc): r.registers for cc, r in row.results.items() if not r.error}
+        new[row.key] = new.get(row.key, {}) | found
     return snapshot | {version: dict(sorted((kept | new).items()))}
 
 

@@ -1,21 +1,44 @@
 """The block: conv -> [pool] -> [x gate] -> BN -> activation [+ residual], as one op.
 
-    u[n, o, y, x] = sum over i, r, s of x[n, i, y + r - 1, x + s - 1] * filters[o, i, r, s]    zero padding
-    y, stats, spatial mean = norm_act(u, ...)                                         kernels/norm_act.py
+    z[n, y, x, o] = sum over r, s, c of x[n, y + r - 1, x + s - 1, c] * filters[o, r, s, c]       zero padding
+    u = maxpool2x2(z)                 optional; drops an odd last row and column
+    v = u * gate                      optional
+    y = act((v - mean) * rstd * weight + bias) + residual,     rstd = 1 / sqrt(max(var, 0) + eps)
 
-x [n, i, h, w] and filters [o, i, 3, 3] channels-last, accumulated in float32. What BN sees is the pooled,
-gated output of the convolution, so the row and column that floor pooling drops influence nothing.
+x [n, c, h, w], filters [o, c, 3, 3], y and residual [n, o, h', w'], all channels-last and of one dtype; gate
+[n, o], weight and bias [o], running [2, o] float32. Convolutions accumulate in float32, statistics are those
+of v in float32, u as rounded to its dtype. In training mean and var are the batch's, in evaluation running.
 
-FLOPs: 2 * 9 * i * o * h * w per image forward, as much again for each of d x and d filters.
+    forward   A  the convolution, pool and tile statistics (kernels/conv_passes.py); their merge
+              B  y from u, and its spatial mean (kernels/norm_passes.py, as C and D)
+    backward  C  the sums of dz = dy * act'(...), which are d bias and d weight
+              D  du, and d gate
+              E  d x and F  d filters (kernels/conv_passes.py), expanding a pooled du as they load it
+    eval         one kernel; the spatial mean is another pass over y
+
+Saved for backward: x, u, and of a pool a byte of argmax each; gate, mean and rstd in float32. A gradient goes
+to the first of the largest of its window, as stored; where two are equal but for rounding, an op in another
+precision may choose otherwise.
+
+Bytes: x, filters and u, and in B u and y, once forward; C and D read u and dy and write du; E and F read du, x
+and filters and write dx and d filters. FLOPs: 2 * 9 * c * o for each output that is kept, and as many for each
+gradient, without the taps that kernels/tiling.py skips.
+Sources: those of kernels/conv_passes.py and kernels/norm_act.py.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from math import prod
+
+import torch
 from torch import Tensor
 
-from . import norm_act
-from .launch import expect
+from . import chips, conv, conv_passes, launch, launches, norm_act, norm_passes, tiling
+from .conv import configured, declared, expect_conv, make_filters, make_images, passes
+from .launch import FLOATS
+from .norm_passes import float32_like, image_like
+from .spec import Case, KernelSpec
+from .tiling import Problem
 
 
 def reference(
@@ -24,16 +47,382 @@ def reference(
     """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments, `options` and errors are
     those of `norm_act.reference`.
     """
-    return norm_act.reference(F.conv2d(x, filters, padding=1), weight, bias, running, **options)
+    return norm_act.reference(conv.reference(x, filters), weight, bias, running, **options)
 
 
-def composed(
+def _outputs(x: Tensor, filters: Tensor, pool: bool, spatial_mean: bool) -> tuple[Tensor, ...]:
+    """Unwritten y, spatial mean, u and argmax; empty where there is none."""
+    oh, ow = conv.problem("forward", x, filters, pool).output
+    o = len(filters)
+    spatial = float32_like(x, len(x), o) if spatial_mean else float32_like(x, 0, 0)
+    u = image_like(x, oh, ow, channels=o)
+    argmax = image_like(u, oh, ow, torch.int8) if pool else x.new_empty((0,) * 4, dtype=torch.int8)
+    return torch.empty_like(u), spatial, u, argmax
+
+
+@torch.library.custom_op("hlb::conv_bn_act", mutates_args=(), device_types=("cuda", "cpu"))
+def _train(
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str,
+    pool: bool,
+    spatial_mean: bool,
+    tuned: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, statistics, spatial mean, u, argmax, rstd)"""
+    problem, config = configured("forward", x, filters, pool, tuned)
+    y, spatial, u, argmax = _outputs(x, filters, pool, spatial_mean)
+    if config is None:
+        z = conv.reference(x, filters)
+        u = u if pool else z
+        partial, span = norm_passes.statistics(z, gate, u, argmax, pool=pool)
+        places = 1
+    else:
+        partial, span = conv_passes.forward(problem, config, x, filters, gate, u, argmax), config.rows
+        places = conv_passes.tiles(problem, config)[1]
+    stats, rstd = norm_passes.merge(partial, span, u.numel() // problem.o, eps, places)
+    norm_passes.normalise(u, gate, stats, rstd, weight, bias, residual, y, spatial, activation=activation)
+    return y, stats, spatial, u, argmax, rstd
+
+
+@_train.register_fake
+def _(x, filters, weight, bias, gate, residual, eps, activation, pool, spatial_mean, tuned):
+    y, spatial, u, argmax = _outputs(x, filters, pool, spatial_mean)
+    o = len(filters)
+    return y, float32_like(x, 2, o), spatial, u, argmax, float32_like(x, o)
+
+
+@torch.library.custom_op("hlb::conv_bn_act_backward", mutates_args=(), device_types=("cuda", "cpu"))
+def _train_backward(
+    argmax: Tensor,
+    dy: Tensor,
+    d_mean: Tensor | None,
+    x: Tensor,
+    filters: Tensor,
+    u: Tensor,
+    stats: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    wants_dx: bool,
+    tuned: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(d x, d filters, (d bias, d weight) [2, o], d gate); d x empty where it is not wanted"""
+    places = argmax if argmax.numel() else None
+    for_x, for_filters = (
+        configured(kind, x, filters, places is not None, tuned) for kind in ("dgrad", "wgrad")
+    )
+    dz, d_gate = torch.empty_like(u), _gate_gradient(u, gate)
+    expanded = None
+    if places is not None and None in (for_x[1], for_filters[1]):  # cuDNN takes the gradient of all of z
+        dz, expanded, places = image_like(u, *conv.problem("dgrad", x, filters).output), places, None
+    saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
+    both = norm_passes.sums(*saved, *norm, activation=activation)
+    norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
+    d_filters = conv.filter_gradient(for_filters, dz, places, x, filters)
+    dx = conv.input_gradient(for_x, dz, places, x, filters) if wants_dx else x.new_empty((0,) * 4)
+    return dx, d_filters, both, d_gate
+
+
+def _gate_gradient(u: Tensor, gate: Tensor | None) -> Tensor:
+    """Unwritten; empty without a gate."""
+    return float32_like(u, 0, 0) if gate is None else torch.empty_like(gate)
+
+
+@_train_backward.register_fake
+def _(argmax, dy, d_mean, x, filters, u, stats, rstd, weight, bias, gate, activation, wants_dx, tuned):
+    dx = torch.empty_like(x) if wants_dx else x.new_empty((0,) * 4)
+    return dx, torch.empty_like(filters), float32_like(u, 2, u.shape[1]), _gate_gradient(u, gate)
+
+
+def _setup(ctx, inputs, output):
+    x, filters, weight, bias, gate, residual, _, activation, _, spatial_mean, tuned = inputs
+    y, stats, spatial, u, argmax, rstd = output
+    ctx.save_for_backward(x, filters, u, argmax, stats, rstd, weight, bias, gate)
+    ctx.activation, ctx.residual, ctx.tuned = activation, residual is not None, tuned
+    ctx.mark_non_differentiable(stats, u, argmax, rstd, *(() if spatial_mean else (spatial,)))
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dy, d_stats, d_mean, *_):
+    x, filters, u, argmax, stats, rstd, weight, bias, gate = ctx.saved_tensors
+    dy, d_mean, d_residual = norm_act.upstream(u, dy, d_mean, ctx.residual)
+    saved = (x, filters, u, stats, rstd, weight, bias, gate)
+    dx, d_filters, (d_bias, d_weight), d_gate = _train_backward(
+        argmax, dy, d_mean, *saved, ctx.activation, ctx.needs_input_grad[0], ctx.tuned
+    )
+    return (
+        dx if ctx.needs_input_grad[0] else None,
+        d_filters,
+        d_weight,
+        d_bias,
+        None if gate is None else d_gate,
+        d_residual,
+        *(None,) * 5,
+    )
+
+
+_train.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("hlb::conv_bn_act_eval", mutates_args=(), device_types=("cuda", "cpu"))
+def _evaluate(
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str,
+    pool: bool,
+    tuned: bool,
+) -> Tensor:
+    y = _outputs(x, filters, pool, False)[0]
+    how = configured("forward", x, filters, pool, tuned)
+    options = {"eps": eps, "activation": activation}
+    if how[1] is None:
+        z, spatial = conv.reference(x, filters), float32_like(x, 0, 0)
+        norm = (*running, weight, bias)
+        norm_passes.normalise(z, gate, *norm, residual, y, spatial, pool=pool, running=True, **options)
+    else:
+        conv_passes.evaluate(*how, x, filters, gate, (*running, weight, bias), residual, y, **options)
+    return y
+
+
+@_evaluate.register_fake
+def _(x, filters, weight, bias, running, gate, residual, eps, activation, pool, tuned):
+    return _outputs(x, filters, pool, False)[0]
+
+
+def op(
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    *,
+    training: bool,
+    eps: float,
+    activation: str,
+    pool: bool = False,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    spatial_mean: bool = False,
+    tuned: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `reference`, for x and filters channels-last, and float32 weight, bias, running and gate; without
+    gradient in evaluation. If `tuned`, cuDNN does the passes in which no kernel was measured to be faster.
+
+    Raises ValueError for a wrong shape, dtype, layout or device, or an unknown activation, naming the
+    argument.
+    """
+    expect_conv(x, filters)
+    outputs = len(x), len(filters), *conv.problem("forward", x, filters, pool).output
+    norm_act.expect_norm(x, outputs, weight, bias, running, gate, residual, activation, training)
+    inputs = (gate, residual, eps, activation, pool)
+    if training:
+        y, stats, spatial, *_ = _train(x, filters, weight, bias, *inputs, spatial_mean, tuned)
+        return y, stats, spatial if spatial_mean else None
+    y = _evaluate(x, filters, weight, bias, running, *inputs, tuned)
+    return y, running, y.mean((2, 3), dtype=torch.float32) if spatial_mean else None
+
+
+def measured(
     x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, running: Tensor, **options
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `reference`, with PyTorch's convolution and the kernels of `norm_act`.
-
-    Raises ValueError for a wrong shape, dtype, layout or device, naming the argument.
+    """The faster of `reference` and `op` for blocks of this shape, as `python -m kernels tune` measured them,
+    and in `op` the faster of kernel and cuDNN for each pass; what was never measured is the reference.
     """
-    expect("x", x, None, None, None, None, channels_last=True)
-    expect("filters", filters, None, x.shape[1], 3, 3, dtypes=(x.dtype,), device=x.device, channels_last=True)
-    return norm_act.op(F.conv2d(x, filters, padding=1), weight, bias, running, **options)
+    if launch.runnable(x.device) and x.dtype in FLOATS:
+        extents = (*x.shape, *filters.shape[::3], options.get("pool", False), x.dtype)
+        if winner(extents, x.device) == "triton":
+            return op(x, filters, weight, bias, running, **options, tuned=True)
+    return reference(x, filters, weight, bias, running, **options)
+
+
+@torch.compiler.assume_constant_result
+def winner(extents: tuple, device: torch.device) -> str:
+    """ "triton" or "reference", for x [n, c, h, w] and filters [o, c, size, size]."""
+    n, c, h, w, o, size, pool, dtype = extents
+    return launches.block_winner(Problem("forward", n, h, w, c, o, size, pool, dtype), chips.current(device))
+
+
+def _make(case: Case, dtype: torch.dtype, device) -> dict:
+    filters = make_filters(case.o, case.c, 3, dtype, device)
+    x = make_images(case.n, case.c, *case.map, dtype, device)
+    oh, ow = conv.problem("forward", x, filters, case.pool).output
+    return {
+        "x": x,
+        "filters": filters,
+        "weight": torch.rand(case.o, device=device) + 0.5,
+        "bias": torch.randn(case.o, device=device),
+        "running": torch.rand(2, case.o, device=device) + 0.5,
+        "training": case.training,
+        "eps": 1e-12,
+        "activation": case.activation,
+        "pool": case.pool,
+        "gate": torch.rand(case.n, case.o, device=device) if case.gate else None,
+        "residual": make_images(case.n, case.o, oh, ow, dtype, device) if case.residual else None,
+        "spatial_mean": case.spatial,
+    }
+
+
+def _given(inputs: dict) -> dict:
+    """The argmax that the op takes, where it pools and trains."""
+    if not (inputs["pool"] and inputs["training"]):
+        return {}
+    names = (
+        "x",
+        "filters",
+        "weight",
+        "bias",
+        "gate",
+        "residual",
+        "eps",
+        "activation",
+        "pool",
+        "spatial_mean",
+    )
+    return {"argmax": _train(*(inputs[name] for name in names), tuned=False)[4]}
+
+
+def _norm_case(case: Case) -> Case:
+    """What is left of the block after its convolution, as a case of `norm_act`."""
+    problem, _ = passes(case, torch.float16, ("forward",))["_conv_fwd"]
+    return Case(case.name, **{**case, "c": case.o, "map": problem.output, "pool": False})
+
+
+def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
+    counts = declared(case, dtype, tiling.PASSES if case.training else tiling.PASSES[:1])
+    forward = passes(case, dtype, ("forward",))["_conv_fwd"]
+    values = case.n * case.o * prod(forward[0].output)
+    counts["_conv_fwd"] += 4 * case.n * case.o * case.gate
+    if not case.training:
+        counts["_conv_fwd"] += values * dtype.itemsize * case.residual + 4 * 4 * case.o
+        return counts
+    tiles, _ = conv_passes.tiles(*forward)
+    norm = norm_act.SPEC.bytes(_norm_case(case), dtype)
+    counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
+    counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o
+    return counts | {name: norm[name] for name in ("_normalise", "_sums", "_gradient")}
+
+
+def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
+    found = passes(case, dtype, tiling.PASSES if case.training else tiling.PASSES[:1])
+    return {name: tiling.flops(*how) for name, how in found.items()}
+
+
+def _case(label: str, n: int, c: int, o: int, side: int, options: str, training: bool) -> Case:
+    flags = {name: name in options.split() for name in ("pool", "gate", "residual", "spatial")}
+    return Case(label, n=n, c=c, o=o, map=(side, side), **flags, activation="gelu", training=training)
+
+
+def _network(training: bool) -> tuple[Case, ...]:
+    """Every block of the recipes."""
+    n, batch, small = (512, 2000, 500) if training else (1000, 2000, 1000)
+    rows = (
+        ("r1.conv1", n, 32, 128, 31, "pool spatial"),
+        ("r1.conv2", n, 128, 128, 15, ""),
+        ("r1.conv3", n, 128, 128, 15, "gate residual"),
+        ("r2.conv1", n, 128, 256, 15, "pool"),
+        ("r3.conv1", n, 256, 512, 7, "pool spatial"),
+        ("r3.conv2", n, 512, 512, 3, ""),
+        ("r3.conv3", n, 512, 512, 3, "gate residual"),
+        ("record94 g1.conv1", batch, 24, 64, 31, "pool"),
+        ("record94 g1.conv2", batch, 64, 64, 15, ""),
+        ("record94 g2.conv1", batch, 64, 256, 15, "pool"),
+        ("record94 g2.conv2", batch, 256, 256, 7, ""),
+        ("record94 g3.conv1", batch, 256, 256, 7, "pool"),
+        ("record94 g3.conv2", batch, 256, 256, 3, ""),
+        ("smoke g1.conv1", small, 24, 16, 31, "pool"),
+        ("smoke g1.conv2", small, 16, 16, 15, ""),
+        ("smoke g2.conv1", small, 16, 64, 15, "pool"),
+        ("smoke g2.conv2", small, 64, 64, 7, ""),
+        ("smoke g3.conv1", small, 64, 64, 7, "pool"),
+        ("smoke g3.conv2", small, 64, 64, 3, ""),
+    )
+    return tuple(
+        _case(label if training else f"{label} eval", *extents, training) for label, *extents in rows
+    )
+
+
+SPACE = {
+    "n": (1, 3, 20),
+    "c": (3, 12, 24, 32, 40, 64),
+    "o": (3, 16, 24, 40),
+    "map": ((31, 27), (23, 15), (13, 11), (7, 6), (5, 3), (3, 2), (2, 2)),
+    "pool": (False, True),
+    "gate": (False, True),
+    "residual": (False, True),
+    "spatial": (False, True),
+    # In training without relu, whose slope jumps where rounding moves a value past 0; norm_act has its gradient.
+    "activation": tuple(name for name in norm_act.ACTIVATIONS if name != "relu"),
+}
+NARROW = {
+    name: norm_act.NARROW[name] for name in ("p_rstd", "p_stats", "p_partial", "p_spatial", "p_dgate")
+} | dict.fromkeys(("p_mean", "p_variance", "p_weight", "p_bias"), "one number a channel")
+
+
+def _outputs_of(case: Case) -> int:
+    """Values per channel of y."""
+    h, w = case.map
+    return case.n * ((h // 2) * (w // 2) if case.pool else h * w)
+
+
+def _small(case: Case) -> bool:
+    """Whether the interpreter has it done in seconds."""
+    h, w = case.map
+    return case.n * h * w * max(case.c, case.o) <= 1 << 14
+
+
+SPEC = KernelSpec(
+    name="conv_bn_act",
+    formula="y = act((v - mean) * rstd * weight + bias) + residual, v = maxpool(conv(x)) * gate, statistics of v",
+    reference=reference,
+    op=op,
+    ops=("hlb::conv_bn_act", "hlb::conv_bn_act_backward"),
+    make=_make,
+    cases=_network(training=True),
+    space=SPACE | {"training": (True,)},
+    counted=(
+        _case("gated", 3, 24, 16, 5, "gate residual", True),  # a flat axis of taps and channels
+        _case("pooled", 3, 32, 32, 7, "pool spatial residual", True),
+        _case("images", 64, 32, 32, 3, "pool", True),
+    ),
+    bytes=_bytes,
+    flops=_flops,
+    # As of norm_act: of a few values, gradients are what cancellation leaves, here also of u's rounding.
+    valid=lambda case: _small(case) and _outputs_of(case) >= 24 and (case.n > 1 or not case.gate),
+    differentiable=("x", "filters", "weight", "bias", "gate", "residual"),
+    reduction=lambda case: max(9 * case.c, _outputs_of(case)),
+    narrow=NARROW,
+    shared_reads=conv.SHARED_READS,
+    given=_given,
+)
+
+EVAL_SPEC = KernelSpec(
+    name="conv_bn_act_eval",
+    formula="y = act((v - mean) * rstd * weight + bias) + residual, v = maxpool(conv(x)) * gate, fixed statistics",
+    reference=reference,
+    op=op,
+    ops=("hlb::conv_bn_act_eval",),
+    make=_make,
+    cases=_network(training=False),
+    space=SPACE | {"activation": tuple(norm_act.ACTIVATIONS), "training": (False,)},
+    counted=(_case("pooled", 3, 32, 32, 7, "pool gate spatial residual", False),),
+    bytes=_bytes,
+    flops=_flops,
+    valid=lambda case: _small(case) and _outputs_of(case) > 0,
+    reduction=lambda case: 9 * case.c,
+    narrow={},
+    shared_reads=conv.SHARED_READS,
+)

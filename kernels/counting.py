@@ -4,8 +4,8 @@
         op(...)
     counts["_kernel"].bytes, counts["_kernel"].flops, counts["_kernel"].programs
 
-Bytes are those of unmasked elements of loads and stores, each address once per program and direction;
-FLOPs are 2 * m * n * k of each `tl.dot`, zero padding included. Works by wrapping the interpreter's builder.
+Bytes are those of unmasked elements of loads and stores, each address once per program and direction, in
+`distinct` once per launch and direction; FLOPs are 2 * m * n * k of each `tl.dot`, zero padding included. Works by wrapping the interpreter's builder.
 """
 
 from __future__ import annotations
@@ -25,24 +25,36 @@ from . import launch
 class Count:
     """Of one kernel: bytes loaded and stored, FLOPs of dots, programs and launches."""
 
-    loaded: int = 0
-    stored: int = 0
+    bytes: int = 0
+    distinct: int = 0
     flops: int = 0
     programs: int = 0
     launches: int = 0
-    _seen: dict[str, dict[int, int]] = field(default_factory=lambda: {"loaded": {}, "stored": {}})
-
-    @property
-    def bytes(self) -> int:
-        return self.loaded + self.stored
+    # (direction, size of an element) -> addresses, of a program and of a launch
+    _touched: dict[tuple, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    _different: dict[tuple, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
     def touch(self, direction: str, addresses: np.ndarray, itemsize: int) -> None:
-        self._seen[direction].update(dict.fromkeys(addresses.tolist(), itemsize))
+        self._touched[direction, itemsize].append(addresses)
 
     def end_program(self) -> None:
-        self.loaded += sum(self._seen["loaded"].values())
-        self.stored += sum(self._seen["stored"].values())
-        self._seen = {"loaded": {}, "stored": {}}
+        self.bytes += _merge(self._touched, self._different)
+
+    def end_launch(self) -> None:
+        self.end_program()
+        self.distinct += _merge(self._different)
+
+
+def _merge(addresses: dict[tuple, list[np.ndarray]], into: dict[tuple, list] | None = None) -> int:
+    """Bytes of the different addresses, which go `into` another such table; empties this one."""
+    total = 0
+    for key, arrays in addresses.items():
+        different = np.unique(np.concatenate(arrays))
+        total += len(different) * key[1]
+        if into is not None:
+            into[key].append(different)
+    addresses.clear()
+    return total
 
 
 @contextlib.contextmanager
@@ -60,11 +72,12 @@ def counting() -> Iterator[dict[str, Count]]:
 
     def addresses(pointers, mask):
         itemsize = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        return pointers.data[mask.data.astype(bool)], itemsize
+        mask = mask if isinstance(mask, np.ndarray) else mask.data  # an array where a descriptor made it
+        return pointers.data[mask.astype(bool)], itemsize
 
-    def counted_load(pointers, mask, *rest):
+    def counted_load(pointers, mask, *rest, **options):
         current.touch("loaded", *addresses(pointers, mask))
-        return load(pointers, mask, *rest)
+        return load(pointers, mask, *rest, **options)
 
     def counted_store(pointers, value, mask, *rest):
         current.touch("stored", *addresses(pointers, mask))
@@ -84,7 +97,7 @@ def counting() -> Iterator[dict[str, Count]]:
         current = counts[self.fn.__name__]
         current.launches += 1
         execute(self, *args, **kwargs)
-        current.end_program()
+        current.end_launch()
 
     builder.create_masked_load, builder.create_masked_store = counted_load, counted_store
     builder.create_dot, builder.set_grid_idx = counted_dot, counted_program

@@ -9,6 +9,7 @@ imported, kernel modules still can: their references work, and `launch` raises.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,15 +22,22 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # macOS, Windows
     triton = None
 
 INSTALLED = triton is not None
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
+if INTERPRETED:  # integers wrap as on a GPU; checking that none does takes three quarters of the time
+    from triton.runtime.interpreter import interpreter_builder
+
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+
 if not INSTALLED:  # enough for kernel modules to be imported
     triton = SimpleNamespace(jit=lambda function: function)
     tl = SimpleNamespace(constexpr=lambda value: value)
+    TensorDescriptor = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,13 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)
+
+
+def box(tensor: Tensor, *extents: int):
+    """A descriptor of `tensor` [any rank, last dimension contiguous] that loads boxes of these extents; what
+    lies outside the tensor is 0.
+    """
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(extents))
 
 
 def power_of_2(n: int) -> int:

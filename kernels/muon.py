@@ -544,7 +544,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return moved
 
 
-def _flops(case: Case) -> dict[str, int]:
+def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     layout = _layout([(0, *shape) for shape in case.shapes])
     sides = list(zip(layout["M"], layout["K"]))
     thin, cube = (

@@ -99,6 +99,13 @@ class _Normalise(torch.autograd.Function):
         return *grads, None
 
 
+def _taken(x: Tensor, argmax: Tensor) -> Tensor:
+    """The values of 2x2 windows of x that argmax names by their place 0..3."""
+    h, w = (extent // 2 * 2 for extent in x.shape[2:])
+    windows = x[:, :, :h, :w].unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4).flatten(4)
+    return windows.gather(4, argmax.long()[..., None])[..., 0]
+
+
 def reference(
     x: Tensor,
     weight: Tensor,
@@ -112,14 +119,18 @@ def reference(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     spatial_mean: bool = False,
+    argmax: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns y, the batch's statistics [2, c] (mean and unbiased variance; in evaluation `running`
     itself), and with `spatial_mean` the mean of y over h and w, [n, c] in float32 or wider, else None.
 
     `running` [2, c] holds mean and variance; it is read in evaluation and never written here (see
-    `running_stats`). Raises ValueError when training with one value per channel.
+    `running_stats`). `argmax` [n, c, h // 2, w // 2], if given, says which value 0..3 of a window the pool
+    takes, whichever is the largest. Raises ValueError when training with one value per channel.
     """
-    v = F.max_pool2d(x, 2) if pool else x
+    v = x
+    if pool:
+        v = F.max_pool2d(x, 2) if argmax is None else _taken(x, argmax)
     if gate is not None:
         v = v * gate[:, :, None, None].to(v.dtype)
     wide = torch.promote_types(v.dtype, torch.float32)
@@ -227,17 +238,26 @@ def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
+def upstream(
+    u: Tensor, dy: Tensor | None, d_mean: Tensor | None, residual: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of y and of its spatial mean as the passes take them, and that of the residual."""
+    dy = torch.zeros_like(u) if dy is None else dy.contiguous(memory_format=torch.channels_last)
+    if d_mean is None:
+        return dy, None, dy if residual else None
+    d_residual = None
+    if residual:
+        pixels = u.shape[2] * u.shape[3]
+        d_residual = (dy + d_mean[:, :, None, None] / pixels).to(dy.dtype)
+    return dy, d_mean.contiguous(), d_residual
+
+
 def _backward(ctx, dy, d_stats, d_mean, *_):
     u, argmax, stats, rstd, weight, bias, gate = ctx.saved_tensors
-    dy = torch.zeros_like(u) if dy is None else dy.contiguous(memory_format=torch.channels_last)
-    d_mean = None if d_mean is None else d_mean.contiguous()
+    dy, d_mean, d_residual = upstream(u, dy, d_mean, ctx.residual)
     dx, (d_bias, d_weight), d_gate = _train_backward(
         argmax, dy, d_mean, u, stats, rstd, weight, bias, gate, *ctx.map, ctx.activation
     )
-    d_residual = None
-    if ctx.residual:
-        pixels = u.shape[2] * u.shape[3]
-        d_residual = dy if d_mean is None else (dy + d_mean[:, :, None, None] / pixels).to(dy.dtype)
     return dx, d_weight, d_bias, None if gate is None else d_gate, d_residual, None, None, None, None
 
 
@@ -284,6 +304,38 @@ def _(x, weight, bias, running, gate, residual, eps, activation, pool, spatial_m
     return y, spatial
 
 
+def expect_norm(
+    x: Tensor,
+    outputs: tuple[int, ...],  # the shape of y
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    training: bool,
+) -> None:
+    """ValueError, naming the argument, unless the passes can normalise values of this shape."""
+    n, c, oh, ow = outputs
+    narrow = {"dtypes": (torch.float32,), "device": x.device}
+    expect("weight", weight, c, **narrow)
+    expect("bias", bias, c, **narrow)
+    for row in running if running.dim() == 2 and len(running) == 2 else ():
+        expect("running", row, c, **narrow)
+    if running.dim() != 2 or len(running) != 2:
+        expect("running", running, 2, c, **narrow)
+    if gate is not None:
+        expect("gate", gate, n, c, **narrow)
+    if residual is not None:
+        expect("residual", residual, *outputs, dtypes=(x.dtype,), device=x.device, channels_last=True)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: got {activation!r}, accepted are {', '.join(ACTIVATIONS)}")
+    if n * oh * ow == 0 or c == 0:
+        raise ValueError(f"x: got shape {list(x.shape)}, accepted is one with an output")
+    if training and n * oh * ow < 2:
+        raise ValueError(f"x: got one value per channel (shape {outputs}), training needs two or more")
+
+
 def op(
     x: Tensor,
     weight: Tensor,
@@ -305,29 +357,11 @@ def op(
     or an unknown activation, naming the argument.
     """
     expect("x", x, None, None, None, None, channels_last=True)
-    n, c = x.shape[:2]
-    oh, ow = shrunk(x, pool)
-    narrow = {"dtypes": (torch.float32,), "device": x.device}
-    expect("weight", weight, c, **narrow)
-    expect("bias", bias, c, **narrow)
-    for row in running if running.dim() == 2 and len(running) == 2 else ():
-        expect("running", row, c, **narrow)
-    if running.dim() != 2 or len(running) != 2:
-        expect("running", running, 2, c, **narrow)
-    if gate is not None:
-        expect("gate", gate, n, c, **narrow)
-    if residual is not None:
-        expect("residual", residual, n, c, oh, ow, dtypes=(x.dtype,), device=x.device, channels_last=True)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: got {activation!r}, accepted are {', '.join(ACTIVATIONS)}")
-    count = n * oh * ow
-    if count == 0 or c == 0:
-        raise ValueError(f"x: got shape {list(x.shape)}, accepted is one with an output")
+    outputs = *x.shape[:2], *shrunk(x, pool)
+    expect_norm(x, outputs, weight, bias, running, gate, residual, activation, training)
     if not training:
         y, spatial = _evaluate(x, weight, bias, running, gate, residual, eps, activation, pool, spatial_mean)
         return y, running, spatial if spatial_mean else None
-    if count < 2:
-        raise ValueError(f"x: got one value per channel (shape {(n, c, oh, ow)}), training needs two or more")
     y, stats, spatial, *_ = _train(x, weight, bias, gate, residual, eps, activation, pool, spatial_mean)
     return y, stats, spatial if spatial_mean else None
 

@@ -131,7 +131,8 @@ def _merge_statistics(
     tiles,
     C: tl.constexpr,
     EPS: tl.constexpr,
-    SPAN: tl.constexpr,  # rows of a tile; the last has what is left of m
+    PLACES: tl.constexpr,  # m / PLACES rows are cut into tiles PLACES times, side by side
+    SPAN: tl.constexpr,  # rows of a tile; the last PLACES of them have what is left
     TILES: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -140,7 +141,9 @@ def _merge_statistics(
     b_delta = tl.zeros((COLS,), dtype=tl.float32)
     for start in range(0, tiles, TILES):
         t = start + tl.arange(0, TILES)[:, None]
-        b_count = tl.minimum(tl.maximum(m - t * SPAN, 0), SPAN).to(tl.float32)  # [TILES, 1]
+        b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN).to(
+            tl.float32
+        )  # [TILES, 1]
         m_all = (t < tiles) & (cols < C)[None, :]  # [TILES, COLS]
         b_mean = tl.load(p_partial + t * 2 * C + cols[None, :], mask=m_all, other=0.0)
         b_delta += tl.sum(b_count * (b_mean - b_first[None, :]), axis=0)
@@ -148,7 +151,7 @@ def _merge_statistics(
     b_m2 = tl.zeros((COLS,), dtype=tl.float32)
     for start in range(0, tiles, TILES):
         t = start + tl.arange(0, TILES)[:, None]
-        b_count = tl.minimum(tl.maximum(m - t * SPAN, 0), SPAN).to(tl.float32)
+        b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN).to(tl.float32)
         m_all = (t < tiles) & (cols < C)[None, :]
         o_all = t * 2 * C + cols[None, :]
         b_between = tl.load(p_partial + o_all, mask=m_all, other=0.0) - b_all_mean[None, :]
@@ -380,10 +383,12 @@ def _grid(m: int, c: int, blocks: dict[str, int]) -> tuple[int, int]:
     return cdiv(m, blocks["SPAN"]), cdiv(c, blocks["COLS"])
 
 
-def image_like(like: Tensor, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An unwritten channels-last tensor of the images and channels of `like`."""
+def image_like(
+    like: Tensor, h: int, w: int, dtype: torch.dtype | None = None, channels: int | None = None
+) -> Tensor:
+    """An unwritten channels-last tensor of the images of `like`, and of its channels where not told."""
     return torch.empty(
-        (*like.shape[:2], h, w),
+        (len(like), channels or like.shape[1], h, w),
         dtype=dtype or like.dtype,
         device=like.device,
         memory_format=torch.channels_last,
@@ -431,9 +436,10 @@ def statistics(
     return partial, blocks["SPAN"]
 
 
-def merge(partial: Tensor, span: int, m: int, eps: float) -> tuple[Tensor, Tensor]:
+def merge(partial: Tensor, span: int, m: int, eps: float, places: int = 1) -> tuple[Tensor, Tensor]:
     """The rest of pass A: statistics [2, c] (mean, unbiased variance) and rstd [c] of `m` rows, from those of
-    tiles of `span` rows, the last of which may be shorter.
+    tiles of `span` rows, the last of which may be shorter. Where the rows are images at some `places`, tile i
+    is of place i % places, and the last tile of each is shorter.
     """
     tiles, _, c = partial.shape
     stats, rstd = float32_like(partial, 2, c), float32_like(partial, c)
@@ -448,6 +454,7 @@ def merge(partial: Tensor, span: int, m: int, eps: float) -> tuple[Tensor, Tenso
         tiles,
         C=c,
         EPS=eps,
+        PLACES=places,
         SPAN=span,
         TILES=min(MERGED, power_of_2(tiles)),
         COLS=cols,

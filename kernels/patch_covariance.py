@@ -159,7 +159,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {"_patch_moments": patch_bytes(case, SPAN, 1) + programs * 16 * 16 * 4}
 
 
-def _flops(case: Case) -> dict[str, int]:
+def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     steps = cdiv(patch_count(case), BLOCK)
     return {"_patch_moments": 2 * 16 * 16 * BLOCK * steps}
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from . import CATALOGUE, check
 from .check import Row, chip
-from .launch import short, triton
+from .chips import TARGETS
+from .launch import triton
 
 
 def run(names: list[str], everything: bool, update: bool, file: str | None, jobs: int | None) -> int:
@@ -52,7 +53,7 @@ def _grouped(rows: list[Row]) -> list[str]:
     places: dict[str, list[str]] = {}
     for row in rows:
         for fault, on in row.faults.items():
-            place = f"{row.cases[0]} {short(row.dtype)} on {', '.join(map(chip, on))}"
+            place = f"{row.cases[0]} {row.precision} on {', '.join(map(chip, on))}"
             places.setdefault(f"{row.spec.name} {row.launch.name}: {fault}", []).append(place)
     return [f"{fault} ({'; '.join(found)})" for fault, found in places.items()]
 
@@ -81,11 +82,13 @@ COLUMNS = {  # heading -> cell of a row, the worst over the chips
     "op": lambda row: row.spec.name,
     "kernel": lambda row: row.launch.name,
     "case": lambda row: row.cases[0] + f" +{len(row.cases) - 1}" * (len(row.cases) > 1),
-    "dtype": lambda row: short(row.dtype),
+    "dtype": lambda row: row.precision,
+    "chips": lambda row: "" if row.ccs == tuple(TARGETS) else " ".join(map(chip, row.ccs)),
+    "tile": lambda row: check.tile(row.launch),
     "warps": lambda row: str(row.launch.num_warps),
     "regs": lambda row: str(max(r.registers for r in row.results.values())),
     "KiB": lambda row: f"{max(r.shared for r in row.results.values()) / 1024:.0f}",
-    "resident": lambda row: f"{row.results[90].occupancy:.0%}",
+    "resident": lambda row: f"{row.results[90].occupancy:.0%}" if 90 in row.results else "",
     "bytes": _accesses,
     "": lambda row: "[red]FAIL[/]" if row.faults else "[green]ok[/]",
 }
@@ -115,7 +118,7 @@ def _plain(rows: list[Row], faults: list[str]) -> dict:
                 "op": row.spec.name,
                 "kernel": row.launch.name,
                 "cases": row.cases,
-                "dtype": short(row.dtype),
+                "dtype": row.precision,
                 "grid": row.launch.grid,
                 "warps": row.launch.num_warps,
                 "stages": row.launch.num_stages,

@@ -211,7 +211,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def _flops(case: Case) -> dict[str, int]:
+def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     """Both matrix products on whole tiles."""
     block_c = min(64, max(16, power_of_2(case.c)))
     c, r = cdiv(case.c, block_c) * block_c, max(16, power_of_2(case.r))

@@ -40,9 +40,13 @@ class KernelSpec:
     `cases` are the calls of the shipped recipes. `space` gives small values for each field of a case: tests
     cover every pair of values, hypothesis draws from it, and `valid` says which combinations make sense.
     `counted` are cases large enough for edges not to matter, small enough for the interpreter. `bytes(case,
-    dtype)` and `flops(case)` map the name of each kernel that the op launches, forward and backward, to what
+    dtype)` and `flops(case, dtype)` map the name of each kernel that the op launches, forward and backward, to what
     one call moves through device memory and to the FLOPs of its `tl.dot`s (kernels without one may be left
-    out of `flops`).
+    out of `flops`). Bytes that several programs of a launch read count for each of them, but for the kernels
+    named in `shared_reads`, which leave that to the L2 cache.
+
+    `given(inputs)` is what the reference is told of a run of the op: choices that rounding makes, such as the
+    argmax of a pool, on which a whole gradient hangs.
     """
 
     name: str
@@ -55,13 +59,15 @@ class KernelSpec:
     space: dict[str, tuple]
     counted: tuple[Case, ...]
     bytes: Callable[[Case, torch.dtype], dict[str, int]]
-    flops: Callable[[Case], dict[str, int]] = lambda case: {}
+    flops: Callable[[Case, torch.dtype], dict[str, int]] = lambda case, dtype: {}
     valid: Callable[[Case], bool] = lambda case: True
     dtypes: tuple[torch.dtype, ...] = FLOATS
     differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
     reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
     narrow: dict[str, str] = field(default_factory=dict)  # kernel argument: why not 16 bytes at a time
+    shared_reads: tuple[str, ...] = ()  # kernels
+    given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
 
     def small(self) -> list[Case]:
         """A covering array of `space`: every pair of values of two fields occurs in some valid case."""

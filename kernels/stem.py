@@ -313,7 +313,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return bytes
 
 
-def _flops(case: Case) -> dict[str, int]:
+def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     """Products on whole tiles: merging, z, and the sums backward."""
     block_c, steps = max(16, power_of_2(case.c)), cdiv(patch_count(case), BLOCK)
     merge = 2 * 16 * max(16, power_of_2(case.k)) * block_c if case.project else 0

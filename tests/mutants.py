@@ -9,7 +9,7 @@ of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a com
     old text ==> new text
 
 Old text occurs exactly once in the module. Each mutant is tried on a copy of the tree by the general kernel
-tests of the module's ops, after the module as it is. A mutant is caught when a test fails, or when the
+tests of the module's ops and by tests/test_OP.py, where there is one, after the module as it is. A mutant is caught when a test fails, or when the
 tests run out of time, as a loop without an end does; one that cannot be imported is a mistake in the list.
 Exit status 1 if one survives, or if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
 """
@@ -17,6 +17,7 @@ Exit status 1 if one survives, or if a list is missing, wrong or shorter than FE
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,9 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
         if mutant.old:
             path = copy / "kernels" / f"{mutant.module}.py"
             path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/test_kernels.py"]
+        own = (f"tests/test_{op}.py" for op in ops)
+        files = ["tests/test_kernels.py", *(file for file in own if (copy / file).exists())]
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
         command += ["-k", " or ".join(ops)]
         try:
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=seconds)
@@ -105,9 +108,15 @@ def catalogue() -> dict[str, list[str]]:
                 name
                 for owner, names in owners.items()
                 for name in names
-                if f"from .{path.stem} import" in (ROOT / "kernels" / f"{owner}.py").read_text()
+                if uses(owner, path.stem)
             ]
     return modules
+
+
+def uses(owner: str, module: str) -> bool:
+    """Whether kernels/OWNER.py imports the module, or names from it."""
+    text = (ROOT / "kernels" / f"{owner}.py").read_text()
+    return bool(re.search(rf"^from \.{module} import|^from \. import .*\b{module}\b", text, re.MULTILINE))
 
 
 class Parser(argparse.ArgumentParser):

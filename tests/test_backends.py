@@ -47,6 +47,7 @@ def test_tuned_takes_measured_ops_and_the_reference_for_the_rest(monkeypatch):
     monkeypatch.setattr(kernels, "MEASURED", {"cross_entropy": "triton"})
     choice = kernels.choose("tuned")
     assert choice.pop("cross_entropy") == "triton"
+    assert choice.pop("conv_bn_act") == "tuned"  # which chooses by shape
     assert set(choice.values()) == {"reference"}
 
 
@@ -102,6 +103,7 @@ except ValueError as error:
     assert "triton is not installed" in str(error), error
 else:
     raise AssertionError("a kernel ran without triton")
+assert main(["recipes", "smoke", "--kernels", "triton"]) == 0
 sys.exit(main(["--recipe", "smoke", "--data", "synthetic", "--kernels", "triton"]))
 """
 

@@ -60,7 +60,7 @@ def made(name: str = "doubled", factor: float = 2.0, gradient: bool = True) -> K
         space={},
         counted=(),
         bytes=lambda case, dtype: {"_first": 1000, "_second": 300},
-        flops=lambda case: {"_second": 7},
+        flops=lambda case, dtype: {"_second": 7},
         dtypes=(torch.float32, torch.float16),
         differentiable=("x",) if gradient else (),
     )

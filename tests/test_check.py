@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import CATALOGUE, __main__, check, launch, ptx
-from kernels.aot import TYPES, Compiled, dot_faults, identity, loops, signature
-from kernels.launch import Launch, tl, triton
+from kernels import CATALOGUE, __main__, check, chips, launch, ptx
+from kernels.aot import TYPES, Compiled, dot_faults, identity, loops, signature, wgmma_faults
+from kernels.launch import Launch, box, tl, triton
 
 pytestmark = pytest.mark.skipif(not launch.INSTALLED, reason="triton is not installed")
 
@@ -137,6 +137,21 @@ WITHOUT = ["a dot runs without tensor cores"]
 def test_dots_that_tensor_cores_can_do_are_done_by_them(ttir, ttgir, code, faults):
     indented = "\n".join(f"  {line}" for line in ttir.splitlines())
     assert dot_faults(indented, f"  {ttgir}", code, num_stages=1) == faults
+
+
+@pytest.mark.parametrize(
+    "dot, types, rows, wrong",
+    [
+        ("tt.dot", "f16", 64, True),
+        ("tt.dot", "bf16", 128, True),
+        ("tt.dot", "bf16", 32, False),
+        ("tt.dot", "f32", 64, False),
+        ("ttng.warp_group_dot", "f16", 64, False),
+    ],
+)
+def test_dots_of_16_bits_and_64_rows_take_the_instruction_of_9_0(dot, types, rows, wrong):
+    operands = f"tensor<{rows}x32x{types}, #op> * tensor<32x16x{types}, #op> -> tensor<{rows}x16xf32, #mma>"
+    assert bool(wgmma_faults(f"  %d = {dot} %a, %b, %c : {operands}\n")) == wrong
 
 
 LOOP = """\
@@ -331,6 +346,58 @@ def test_plan_reports_an_undeclared_kernel_and_an_op_that_raises():
     assert len(rows) == 3 and any("nothing works" in fault for fault in faults)
 
 
+@triton.jit
+def _tiled(p_x, n, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr, IMAGES: tl.constexpr):
+    pass
+
+
+def test_plan_takes_what_each_chip_launches():
+    """One kernel, in two tiles by chip, whose integer is a multiple of 16 on one chip only."""
+
+    def op(logits, **rest):
+        cc = chips.current(logits.device).cc
+        tile = {"ROWS": 32 if cc == 89 else 64, "COLS": 16, "DEPTH": 16, "IMAGES": cc != 89}
+        launch.launch(_tiled, (1,), logits, 32 if cc == 100 else 33, **tile)
+        return logits.sum(1)
+
+    fields = {"dtypes": (torch.float16,), "bytes": lambda case, dtype: {"_tiled": 1}, "cases": SPEC.cases[:2]}
+    rows, faults = check.plan([dataclasses.replace(SPEC, op=op, **fields)])
+    assert faults == []
+    assert [row.ccs for row in rows] == [(80, 90), (89,), (100,)]
+    assert all(len(row.cases) == 2 and row.number == 1 for row in rows)
+    ends = [row.key.partition("stages ")[2] for row in rows]
+    assert ends == ["64x16x16 images", "32x16x16", "64x16x16 images"]
+    for row, registers in zip(rows, (1, 2, 3)):
+        row.results |= {cc: dataclasses.replace(GOOD, registers=registers) for cc in row.ccs}
+    assert list(check.updated({}, "3.6", rows)["3.6"].values()) == [
+        {"8.9": 2},
+        {"8.0": 1, "9.0": 1, "10.0": 3},
+    ]
+
+
+def test_plan_takes_tf32_where_it_makes_a_difference():
+    def op(logits, **rest):
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        launch.launch(_kernel, (1,), logits, logits, 32, 2, BLOCK=32, UNUSED=tf32)
+        return logits.sum(1)
+
+    fields = {"dtypes": (torch.float32,), "bytes": lambda case, dtype: {"_kernel": 1}}
+    dots = dataclasses.replace(SPEC, op=op, flops=lambda case, dtype: {"_kernel": 1}, **fields)
+    rows, _ = check.plan([dots], everything=True)
+    assert [row.precision for row in rows] == ["float32", "tf32"]
+    assert all(row.cases == [case.name for case in SPEC.cases] for row in rows)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    (row,), _ = check.plan([dataclasses.replace(SPEC, op=op, **fields)])  # without a dot
+    assert row.precision == "float32"
+
+
+def test_descriptors_tell_configurations_apart():
+    tile = {"ROWS": 16, "COLS": 16, "DEPTH": 16}
+    plain, boxed = launched(X, X, 32, 2, **tile), launched(X, box(X, 16), 32, 2, **tile)
+    assert [check.tile_options(each) for each in (plain, boxed)] == ["16x16x16", "16x16x16 descriptors"]
+    assert check.tile_options(launched(X, X, 32, 2, BLOCK=32)) == ""
+
+
 def row(op: str, case: str, registers: int) -> check.Row:
     found = check.Row(
         spec=dataclasses.replace(SPEC, name=op),
@@ -436,7 +503,7 @@ def test_the_check_passes_a_good_kernel_even_from_an_interpreting_environment(tm
 
 
 BAD_KERNELS = """
-import json, torch
+import json, os, torch
 from kernels.aot import compile_launch
 from kernels.check import violations
 from kernels.launch import launch, recording, tl, triton
@@ -477,7 +544,19 @@ with recording() as launches:
     launch(_dot, (4,), byte, x, 511, BLOCK=64, STEP=32, num_stages=3)
     launch(_wrong, (4,), x, x, 65536, BLOCK=1024)
 names = ("good", "spilling", "strided", "dot", "large", "bytes", "wrong")
-print(json.dumps({name: violations(one, compile_launch(one, 80)) for name, one in zip(names, launches)}))
+found = {name: violations(one, compile_launch(one, 80)) for name, one in zip(names, launches)}
+
+class Driver:  # of a GPU that is not there
+    get_current_device = get_current_stream = lambda self, device=0: 0
+    get_current_target = lambda self: triton.backends.compiler.GPUTarget("cuda", 80, 32)
+
+triton.runtime.driver.set_active(Driver())
+cached = set(os.listdir(os.environ["TRITON_CACHE_DIR"]))
+for one in launches[:6]:
+    options = {"num_warps": one.num_warps, "num_stages": one.num_stages, "grid": one.grid}
+    one.kernel.warmup(*one.arguments, **options, **one.constants)
+found["new in the cache"] = sorted(set(os.listdir(os.environ["TRITON_CACHE_DIR"])) - cached)
+print(json.dumps(found))
 """
 
 
@@ -511,3 +590,7 @@ def test_a_kernel_that_breaks_a_rule_fails(faults, kernel, message):
 @pytest.mark.parametrize("kernel", ["good", "dot"])
 def test_a_kernel_that_breaks_none_passes(faults, kernel):
     assert faults[kernel] == []
+
+
+def test_a_launch_finds_in_the_cache_what_was_compiled_ahead_of_time(faults):
+    assert faults["new in the cache"] == []

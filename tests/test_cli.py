@@ -96,6 +96,8 @@ MISTAKES = [  # arguments, what the one line names
     (["--recipe", "rekord94"], "did you mean record94"),
     (["--recipe", ""], "recipe"),
     (["recipes", "NONSENSE"], "NONSENSE"),
+    (["recipes", "seed", "--kernels", "nonsense"], "--kernels: got 'nonsense', accepted are"),
+    (["recipes", "--kernels", "triton"], "hlb recipes NAME --kernels"),
     (["--set", "batchsize=5"], "did you mean batch_size"),
     (["--set", "xyzzy=5"], "xyzzy"),
     (["--set", "name=mine"], "name"),

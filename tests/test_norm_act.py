@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_near, channels_last
 
-from kernels import conv_bn_act, launch, norm_act, norm_passes
+from kernels import launch, norm_act, norm_passes
 from kernels.compare import check
 from kernels.spec import Case
 
@@ -145,30 +145,3 @@ def test_one_value_per_channel_is_an_error_in_training_only(shape, pool):
 def test_a_wrong_argument_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         norm(image(2, 4, 1, 3), **options)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_block_with_these_kernels_equals_its_reference(training):
-    generator = torch.Generator().manual_seed(1)
-    results = []
-    for function, dtype in ((conv_bn_act.composed, torch.float32), (conv_bn_act.reference, torch.float64)):
-        generator.manual_seed(1)
-        tensors = {
-            "x": (4, 3, 7, 5), "filters": (8, 3, 3, 3), "weight": (8,), "bias": (8,), "gate": (4, 8),
-            "residual": (4, 8, 3, 2), "running": (2, 8),
-        }  # fmt: skip
-        for name, shape in tensors.items():
-            value = torch.rand(shape, generator=generator).to(DEVICE, dtype)
-            layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-            tensors[name] = value.contiguous(memory_format=layout).requires_grad_(
-                training and name != "running"
-            )
-        y, stats, mean = function(
-            **tensors, training=training, eps=EPS, activation="silu", pool=True, spatial_mean=True
-        )
-        if training:
-            (y.square().sum() + (mean * stats.sum()).sum()).backward()
-        grads = {f"d {name}": value.grad for name, value in tensors.items() if value.grad is not None}
-        results.append({"y": y, "stats": stats, "mean": mean} | grads)
-    for name, expected in results[1].items():
-        assert_near(results[0][name], expected, 1e-5, name)

@@ -1,0 +1,271 @@
+"""Launch configurations that are worth a try for a pass of a convolution, and what each is modelled to take.
+
+candidates(problem, chip), model(problem, config, chip)
+with only(order="rows", rows=16): ...     none but these, for tests and comparisons
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from . import tiling
+from .chips import TARGETS, Chip
+from .launch import cdiv, power_of_2, short, triton
+from .tiling import Config, Problem
+
+REGISTERS = Path(__file__).with_name("registers.json")
+KERNELS = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
+
+# (rows, cols, depth, warps, stages) -> the capabilities for which such a tile spills registers. A tile is cut
+# down to a pass that is smaller.
+TILES: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {
+    "pooled forward": {
+        (128, 128, 64, 8, 3): (),
+        (128, 128, 32, 8, 4): (),
+        (128, 64, 64, 8, 3): (),
+        (128, 64, 64, 4, 3): (),
+        (64, 128, 64, 8, 3): (),
+        (64, 128, 64, 4, 3): (),
+        (64, 64, 64, 4, 3): (),
+        (64, 256, 64, 8, 3): (),
+        (256, 64, 64, 8, 3): (89,),
+    },
+    "flat pooled forward": {
+        (128, 64, 32, 8, 3): (89,),
+        (128, 64, 32, 8, 4): (100,),
+        (64, 64, 32, 4, 3): (),
+    },
+    "forward": {
+        (128, 128, 64, 8, 3): (),
+        (128, 128, 32, 8, 4): (),
+        (128, 64, 64, 8, 3): (),
+        (128, 64, 64, 4, 3): (),
+        (64, 128, 64, 4, 3): (),
+        (64, 64, 64, 4, 3): (),
+        (64, 256, 64, 8, 3): (),
+    },
+    "gradient": {
+        (128, 128, 64, 8, 3): (),
+        (128, 128, 64, 8, 2): (),
+        (128, 128, 32, 8, 4): (),
+        (128, 64, 64, 8, 3): (),
+        (128, 64, 64, 4, 3): (),
+        (64, 128, 64, 4, 3): (),
+        (64, 64, 64, 4, 3): (),
+        (64, 256, 64, 8, 3): (),
+        (128, 256, 64, 8, 3): (),
+        (256, 128, 64, 8, 3): (80, 89),
+        (256, 64, 64, 8, 3): (),
+    },
+    "tf32": {(128, 64, 32, 8, 3): (89,), (64, 128, 32, 8, 3): (), (64, 64, 32, 4, 3): ()},
+    "float32": {(64, 64, 16, 8, 3): (80, 89), (64, 64, 16, 8, 2): (), (32, 32, 16, 4, 3): ()},
+}
+FLAT = 32  # a step of a flat axis of taps and channels is at most so long, for the last one wastes its rest
+# The work that a pass may do, in multiples of what is useful, wherever some candidate does no more.
+WORK = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}
+LAUNCH = 1.5e-6  # seconds
+
+
+def precision(problem: Problem) -> str:
+    """The dtype, where float32 is tf32 if torch is told so, as in the kernels."""
+    tf32 = problem.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if tf32 else short(problem.dtype)
+
+
+# Candidates
+
+_only: dict = {}
+
+
+@contextlib.contextmanager
+def only(**having) -> Iterator[None]:
+    """Inside, only configurations that have these fields are taken, and the table is not asked. Where no
+    candidate has them they are forced on all, but descriptors only where there can be any:
+    only(rows=16, cols=16, depth=16) is for the interpreter. `splits` means wgrad alone.
+    """
+    global _only
+    if unknown := having.keys() - {field.name for field in fields(Config)}:
+        raise ValueError(f"only: got {', '.join(sorted(unknown))}, accepted are fields of Config")
+    before, _only = _only, having
+    try:
+        yield
+    finally:
+        _only = before
+
+
+def restricted() -> bool:
+    """Whether `only` is in force."""
+    return bool(_only)
+
+
+def candidates(problem: Problem, chip: Chip) -> list[Config]:
+    """Configurations that the chip can launch, each doing at most the work of WORK if one can."""
+    like = min(TARGETS, key=lambda cc: abs(cc - chip.cc))
+    found: dict[Config, int] = {}
+    for tile, spilling in TILES[_family(problem)].items():
+        for config in _variants(problem, _cut(problem, *tile), chip):
+            if fits(problem, config, chip) and like not in spilling:
+                found[config] = tiling.flops(problem, config)
+    bound = max(WORK[problem.kind] * tiling.useful(problem), 1.05 * min(found.values()))
+    return _having(problem, [config for config, work in found.items() if work <= bound], chip)
+
+
+def _family(problem: Problem) -> str:
+    if problem.dtype.itemsize > 2:
+        return precision(problem)
+    if problem.kind != "forward":
+        return "gradient"
+    flat = problem.c % 16 != 0
+    return "flat " * (flat and problem.pool) + "pooled " * problem.pool + "forward"
+
+
+def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages: int) -> Config:
+    """A tile no larger than the pass, whose step of channels divides them or else is one of a flat axis, with
+    no more warps than keep 16 sums a thread.
+    """
+
+    def within(tile: int, extent: int) -> int:
+        return min(tile, max(16, power_of_2(extent)))
+
+    def step(tile: int, channels: int) -> int:
+        divisor = channels & -channels  # the largest power of two that divides them
+        return min(tile, divisor) if divisor >= 16 else within(min(tile, FLAT), problem.size**2 * channels)
+
+    if problem.kind == "wgrad":
+        rows, cols = within(rows, problem.o), step(cols, problem.c)
+    else:
+        cols = within(cols, problem.columns)
+        depth = step(depth, problem.c if problem.kind == "forward" else problem.o)
+    warps = max(1, min(warps, rows * cols // (16 * 32)))
+    return Config("rows", rows, cols, depth, warps, stages)
+
+
+def _variants(problem: Problem, config: Config, chip: Chip) -> Iterator[Config]:
+    """Both orders if there are images enough for a tile, without and with descriptors, more or less split."""
+    along = config.depth if problem.kind == "wgrad" else config.rows
+    both = problem.n >= along and not tiling.flat(problem, config)
+    for order in tiling.ORDERS if both else ("rows",):
+        ordered = replace(config, order=order)
+        for descriptors in (False, True) if boxes(problem, ordered, chip) else (False,):
+            for splits in _splits(problem, ordered, chip) if problem.kind == "wgrad" else (1,):
+                yield replace(ordered, descriptors=descriptors, splits=splits)
+
+
+def _splits(problem: Problem, config: Config, chip: Chip) -> list[int]:
+    """1, and what fills the chip once and twice, with 8 steps of depth or more to each."""
+    slots = chip.multiprocessors * residents(problem, config, chip)
+    tiles = tiling.programs(problem, config)
+    steps = tiling.flops(problem, config) // (2 * config.rows * config.cols * config.depth * tiles)
+    return sorted({max(1, min(slots * times // tiles, steps // 8)) for times in (0, 1, 2)})
+
+
+def boxes(problem: Problem, config: Config, chip: Chip) -> bool:
+    """Whether tiles can come through descriptors: 9.0 on, strides of 16 bytes, boxes of at most 256."""
+    item = problem.dtype.itemsize
+    strides = [problem.c * item] if problem.kind == "forward" else [problem.c * item, problem.o * item]
+    if problem.pool and problem.kind != "forward":
+        strides.append(problem.o)  # of argmax
+    return (
+        chip.cc >= 90
+        and config.order == "images"
+        and not tiling.flat(problem, config)
+        and all(stride % 16 == 0 for stride in strides)
+        and max(config.rows, config.cols, config.depth) <= 256
+    )
+
+
+def shared_bytes(problem: Problem, config: Config) -> int:
+    """Shared memory of a program, at most: the tiles of all stages, and two of argmax where a pooled gradient
+    is expanded.
+    """
+    expanded = 2 * config.depth * config.rows if problem.pool and problem.kind != "forward" else 0
+    return config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize + expanded
+
+
+def fits(problem: Problem, config: Config, chip: Chip) -> bool:
+    """Whether the chip can launch a configuration."""
+    possible = not config.descriptors or boxes(problem, config, chip)
+    return possible and shared_bytes(problem, config) <= chip.shared * 1024
+
+
+def _having(problem: Problem, found: list[Config], chip: Chip) -> list[Config]:
+    wanted = {name: value for name, value in _only.items() if name != "splits" or problem.kind == "wgrad"}
+    if having := [c for c in found if all(getattr(c, name) == value for name, value in wanted.items())]:
+        return having
+    forced = [replace(config, **wanted) for config in found]
+    return list(
+        dict.fromkeys(replace(c, descriptors=c.descriptors and boxes(problem, c, chip)) for c in forced)
+    )
+
+
+# The model
+
+
+def model(problem: Problem, config: Config, chip: Chip) -> float:
+    """Seconds of a pass by arithmetic: the slowest of tensor cores, L2 and device memory, and the launches.
+
+    The busiest multiprocessor has programs / multiprocessors, rounded up, to do. It is busy a / (a + 8) of
+    the time, where a is how far loads run ahead: its resident warps times the stages but one, in steps of 64.
+    Each step loads its tiles from L2; device memory moves each tensor once, and the partial sums of wgrad
+    again, to be added up.
+    """
+    programs = tiling.programs(problem, config)
+    rounds = cdiv(programs, chip.multiprocessors)
+    warps = config.warps * min(rounds, residents(problem, config, chip))
+    ahead = warps * (config.stages - 1) * config.depth / 64
+    flops = tiling.flops(problem, config) * rounds * chip.multiprocessors / programs * (ahead + 8) / ahead
+    itemsize = problem.dtype.itemsize
+    flops_per_byte = 2 * config.rows * config.cols / ((config.rows + config.cols) * itemsize)
+    rate = chip.flops["tf32" if precision(problem) == "tf32" else problem.dtype]
+    moved, launches = tiling.bytes(problem, config), 1
+    if problem.kind == "wgrad":
+        moved += problem.o * problem.columns * (4 * config.splits + itemsize)
+        launches = 2
+    work = max(flops / rate, flops / flops_per_byte / chip.l2_bandwidth)
+    return max(work, moved / chip.bandwidth) + launches * LAUNCH
+
+
+def residents(problem: Problem, config: Config, chip: Chip) -> int:
+    """Programs that a multiprocessor holds at once: by registers, shared memory and warps."""
+    by_registers = 65536 // (cdiv(registers(problem, config, chip), 8) * 8 * 32 * config.warps)
+    by_shared = (chip.shared + 1) // (shared_bytes(problem, config) / 1024 + 1)  # 1 KiB each is the system's
+    return int(max(1, min(by_registers, by_shared, 48 // config.warps)))
+
+
+def registers(problem: Problem, config: Config, chip: Chip) -> int:
+    """Of a thread: as the ahead-of-time check's snapshot has it, else estimated from the accumulators."""
+    accumulators = config.rows * config.cols / (32 * config.warps)
+    each = 80 + 2.3 * accumulators if problem.kind == "forward" else 50 + 1.4 * accumulators
+    options = {
+        "images": config.order == "images",
+        "pool": problem.pool and problem.kind == "forward",
+        "expand": problem.pool and problem.kind != "forward",
+        "descriptors": config.descriptors,
+    }
+    tile = f"{config.warps} warps {config.stages} stages {config.rows}x{config.cols}x{config.depth}"
+    words = frozenset(word for word, there in options.items() if there)
+    known = _compiled().get((chip.cc, KERNELS[problem.kind], precision(problem), tile, words))
+    return known or min(255, round(each))
+
+
+@cache
+def _compiled() -> dict[tuple, int]:
+    """Registers by capability, kernel, precision, tile and options; where others differ, the most."""
+    snapshot = json.loads(REGISTERS.read_text()) if REGISTERS.exists() else {}
+    found: dict[tuple, int] = {}
+    for key, chips in snapshot.get(getattr(triton, "__version__", None), {}).items():
+        _, kernel, *_, dtype, config = key.split("/")
+        if tile := re.match(r"\d+ warps \d+ stages \d+x\d+x\d+", config):
+            words = frozenset(config[tile.end() :].split()) & {"images", "pool", "expand", "descriptors"}
+            for chip, count in chips.items():
+                which = (round(10 * float(chip)), kernel, dtype, tile[0], words)
+                found[which] = max(count, found.get(which, 0))
+    return found

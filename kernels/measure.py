@@ -1,0 +1,217 @@
+"""Right, and how fast: a pass of a convolution in each candidate configuration and by cuDNN, a block with its
+kernels and without. For `python -m kernels tune`.
+
+Values are compared with PyTorch's in float64; what is wrong or spills is not timed. cuDNN's time of a pooled
+forward pass is that of the convolution and the pool, of a pooled gradient that of the pool's gradient and the
+convolution's: what the kernel replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import check, compare, conv_bn_act, conv_passes, timing
+from .candidates import candidates
+from .chips import Chip
+from .conv import make_filters, make_images
+from .launch import INTERPRETED, recording
+from .spec import Case
+from .tiling import Config, Problem
+
+SAMPLES = 10
+AUTOTUNED = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "max_autotune_conv_backends": "ATEN",  # Inductor's own convolution is wrong with 8 warps in torch 2.11
+}
+
+
+def tensors(problem: Problem, device) -> SimpleNamespace:
+    """What a pass reads, at random, and room for what it writes."""
+    p = problem
+    filters = make_filters(p.o, p.c, p.size, p.dtype, device)
+    t = SimpleNamespace(x=make_images(p.n, p.c, p.h, p.w, p.dtype, device), filters=filters)
+    if p.kind == "forward":
+        t.u = make_images(p.n, p.o, *p.output, p.dtype, device)
+        t.argmax = torch.zeros_like(t.u, dtype=torch.int8)
+        return t
+    t.dz = make_images(p.n, p.o, *p.output, p.dtype, device)
+    t.dx, t.d_filters, t.argmax = torch.empty_like(t.x), torch.empty_like(t.filters), None
+    if p.pool:
+        t.argmax = torch.randint_like(t.dz, 4, dtype=torch.int8)
+        t.full = make_images(p.n, p.o, p.h, p.w, p.dtype, device)  # whose shape the pool's gradient takes
+        y, x = (2 * torch.arange(extent, device=device) for extent in p.output)
+        t.indices = (y[:, None] + t.argmax // 2) * p.w + x + t.argmax % 2
+    return t
+
+
+def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[], object]:
+    """A call of the kernel, which writes into `t`."""
+    if problem.kind == "forward":
+        return partial(conv_passes.forward, problem, config, t.x, t.filters, None, t.u, t.argmax)
+    if problem.kind == "dgrad":
+        return partial(conv_passes.dgrad, problem, config, t.dz, t.argmax, t.filters, t.dx)
+    return partial(conv_passes.wgrad, problem, config, t.dz, t.argmax, t.x, t.d_filters)
+
+
+def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
+    """A call of PyTorch's for the same."""
+    return partial(_torch_forward if problem.kind == "forward" else _torch_gradient, problem, t)
+
+
+def _torch_forward(problem: Problem, t: SimpleNamespace) -> object:
+    y = F.conv2d(t.x, t.filters, padding=problem.pad)
+    return F.max_pool2d(y, 2, return_indices=True) if problem.pool else y
+
+
+def _torch_gradient(problem: Problem, t: SimpleNamespace) -> Tensor:
+    dz = t.dz
+    if problem.pool:
+        two, none = [2, 2], [0, 0]
+        dz = torch.ops.aten.max_pool2d_with_indices_backward(
+            dz, t.full, two, two, none, [1, 1], False, t.indices
+        )
+    return _gradient(problem, dz, t.x, t.filters)
+
+
+def _gradient(problem: Problem, dz: Tensor, x: Tensor, filters: Tensor) -> Tensor:
+    which, pad = problem.kind == "wgrad", [problem.pad] * 2
+    options = [1, 1], pad, [1, 1], False, [0, 0], 1, [not which, which, False]
+    return torch.ops.aten.convolution_backward(dz, x, filters, None, *options)[which]
+
+
+def _places(full: Tensor, oh: int, ow: int) -> list[Tensor]:
+    """Views of the four values of each window, in order of argmax."""
+    return [full[:, :, y : 2 * oh : 2, x : 2 * ow : 2] for y in (0, 1) for x in (0, 1)]
+
+
+def expected(problem: Problem, t: SimpleNamespace) -> Tensor:
+    """In float64, the convolution before a pool, or the gradient."""
+    x, filters = t.x.double(), t.filters.double()
+    if problem.kind == "forward":
+        return F.conv2d(x, filters, padding=problem.pad)
+    dz = t.dz.double()
+    if problem.pool:
+        full = dz.new_zeros(t.full.shape)
+        for place, view in enumerate(_places(full, *problem.output)):
+            view.copy_(torch.where(t.argmax == place, dz, 0))
+        dz = full
+    return _gradient(problem, dz, x, filters)
+
+
+def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
+    """What of the values in `t` is not as `expected`."""
+    if problem.kind != "forward":
+        got, wants = {problem.kind: t.dx if problem.kind == "dgrad" else t.d_filters}, {problem.kind: want}
+    elif problem.pool:
+        places = _places(want, *problem.output)
+        at_argmax = sum(torch.where(t.argmax == place, view, 0) for place, view in enumerate(places))
+        got = {"u": t.u, "values at argmax": at_argmax.to(problem.dtype)}
+        wants = dict.fromkeys(got, torch.stack(places).amax(0))
+    else:
+        got, wants = {"u": t.u}, {"u": want}
+    length = {
+        "forward": problem.c * problem.size**2,
+        "dgrad": problem.o * problem.size**2,
+        "wgrad": problem.n * prod(problem.kept),
+    }
+    spec = SimpleNamespace(reduction=length.get)
+    return compare.faults(spec, problem.kind, problem.dtype, got, wants)
+
+
+def spilling(
+    problem: Problem, configs: list[Config], t: SimpleNamespace, chip: Chip, processes: int
+) -> dict[Config, str]:
+    """The configurations that spill or do not compile. What is compiled here need not be at the launch."""
+    if INTERPRETED:
+        return {}
+    rows = []
+    for config in configs:
+        with recording() as recorded:
+            kernel(problem, config, t)()
+        rows.append(check.Row(None, recorded[0], problem.dtype, (chip.cc,), [], 1))
+    check.compile_all(rows, processes, lambda done, of: None)
+    found = {}
+    for config, row in zip(configs, rows):
+        result = row.results[chip.cc]
+        if result.error or result.stack:
+            found[config] = result.error or f"spills: {result.stack} bytes of stack"
+    return found
+
+
+@dataclass
+class Found:
+    """A tuned pass: seconds of the candidates that are right, what is wrong with the others, cuDNN's time."""
+
+    seconds: dict[Config, float]
+    dropped: dict[Config, str]
+    cudnn: float
+
+    @property
+    def winner(self) -> Config | None:
+        return min(self.seconds, key=self.seconds.get, default=None)
+
+
+def one_pass(problem: Problem, chip: Chip, device: str, processes: int) -> Found:
+    """Compiles, tests and times the candidates of a pass."""
+    configs = candidates(problem, chip)
+    first = tensors(problem, device)
+    dropped = spilling(problem, configs, first, chip, processes)
+    want = expected(problem, first)
+    for config in (config for config in configs if config not in dropped):
+        for name in ("u", "dx", "d_filters"):
+            if hasattr(first, name):
+                getattr(first, name).fill_(float("nan"))
+        try:
+            kernel(problem, config, first)()
+            faults = wrong(problem, first, want)
+        except Exception as error:  # of one candidate: the others are still tuned
+            faults = [f"{type(error).__name__}: {error}"]
+        if faults:
+            dropped[config] = faults[0]
+    del want
+    size = sum(value.nbytes for value in vars(first).values() if isinstance(value, Tensor))
+    copies = [first, *(tensors(problem, device) for _ in range(timing.sets(size, device) - 1))]
+
+    def seconds(call: Callable) -> float:
+        return timing.measure([call(t) for t in copies], device, SAMPLES).median
+
+    timed = {c: seconds(partial(kernel, problem, c)) for c in configs if c not in dropped}
+    return Found(timed, dropped, seconds(partial(torch_call, problem)))
+
+
+def block(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, float], list[str]]:
+    """Seconds of each implementation of a block, forward and backward; what is wrong with the kernels'."""
+    spec = conv_bn_act.SPEC
+    if faults := compare.check(spec, case, dtype, device):
+        return {}, faults
+    inputs = spec.make(case, dtype, device)
+    size = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
+    copies = [compare.leaves(spec, inputs) for _ in range(timing.sets(size, device))]
+    torch._dynamo.reset()
+    implementations = {
+        "reference": spec.reference,
+        "compiled": torch.compile(spec.reference, dynamic=False, options=AUTOTUNED),
+        "triton": spec.op,
+    }
+    found = {}
+    for name, function in implementations.items():
+        roots = [out for out in function(**copies[0]) if out is not None and out.requires_grad]
+        gradients = compare.upstream(roots)
+        calls = [partial(_train, function, arguments, gradients) for arguments in copies]
+        found[name] = timing.measure(calls, device, SAMPLES).median
+    return found, []
+
+
+def _train(function: Callable, arguments: dict, gradients: list[Tensor]) -> tuple:
+    roots = [out for out in function(**arguments) if out is not None and out.requires_grad]
+    wanted = [value for value in arguments.values() if isinstance(value, Tensor) and value.requires_grad]
+    return torch.autograd.grad(roots, wanted, gradients, allow_unused=True)

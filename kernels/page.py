@@ -1,0 +1,158 @@
+"""README.md of this folder: what every kernel does and moves at the recipes' shapes, beside eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from . import CATALOGUE, chips, conv, launches, tiling
+from .launch import short
+from .spec import Case, KernelSpec
+from .tiling import Config, Problem
+from .traffic import fused, unfused
+
+CHIP = chips.AIMED_AT
+RATE, BANDWIDTH = CHIP.flops[torch.float16], CHIP.bandwidth
+HEAD = f"""\
+# What the kernels cost
+
+Every op that has a kernel, at the calls of the recipes. `python -m kernels --markdown` writes this page, and
+a test compares.
+
+| column | what it is |
+|--|--|
+| GFLOP | of matrix products as kernels issue them: with the zeros that fill tiles, without skipped padding |
+| eager MB | of the op's reference in eager PyTorch: each operator reads its inputs and writes its outputs |
+| fused MB | of its kernels, and of what they leave to operators, such as sums of partial gradients |
+| floor µs | on {CHIP.name}: a launch takes its FLOPs at {RATE / 1e12:.0f} TFLOP/s, or its bytes at \
+{BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; all added up |
+| measured µs | on that chip, by `python -m kernels tune`; – where it was not |
+
+MB are 10^6 bytes, GFLOP 10^9 operations, a multiply-add is two. An op with a gradient is counted forward and
+backward. The dtype is float16 where an op has it.
+
+A kernel's bytes and FLOPs are declared in its SPEC; a test counts them in Triton's interpreter, within 5 %.
+Bytes of operators are counted on shapes (`kernels/traffic.py`), each tensor once an operator: the least they
+can be.
+
+References are written to be right: `norm_act` takes its statistics in float32 in several operators, where
+`F.batch_norm` would take one. And a ratio below 1 is what it seems: there the kernels move more, in fewer
+launches.
+"""
+PASSES = """\
+How each pass of the convolution is launched: in tiles of rows x columns x depth, where rows are images at one
+place, or places row by row. `issued / useful`: FLOPs of the launch over those of the outputs that are kept,
+padding taps included.
+"""
+
+
+COLUMNS = ("case", "GFLOP", "eager MB", "fused MB", "eager / fused", "floor µs", "measured µs")
+PASS_COLUMNS = (
+    "case",
+    "pass",
+    "configuration",
+    "chosen by",
+    "GFLOP",
+    "issued / useful",
+    "floor µs",
+    "measured µs",
+)
+CONVOLUTIONS = ("conv", "conv_bn_act", "conv_bn_act_eval")
+
+
+def text() -> str:
+    """The page as Markdown, without the last line's end."""
+    with chips.targeting(CHIP):
+        return "\n".join((HEAD, *(part for spec in CATALOGUE.values() for part in _section(spec))))
+
+
+def dtype_of(spec: KernelSpec) -> torch.dtype:
+    """float16, or an op's first dtype."""
+    return torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
+
+
+def _section(spec: KernelSpec) -> Iterator[str]:
+    dtype = dtype_of(spec)
+    eager = {case: unfused(spec, case, dtype) for case in spec.cases}
+    backward = any(bytes["training"] > bytes["forward"] for bytes in eager.values())
+    names = " ".join(f"`{name}`" for name in spec.bytes(spec.cases[0], dtype))
+    yield f"## {spec.name}\n"
+    yield f"    {spec.formula}\n"
+    yield f"{'Forward and backward' if backward else 'Forward'}, {short(dtype)}: {names}\n"
+    rows = []
+    for case in spec.cases:
+        unfused_bytes, moved = eager[case]["training"], fused(spec, case, dtype)
+        done, floor = sum(spec.flops(case, dtype).values()), floor_seconds(spec, case, dtype, moved)
+        numbers = done / 1e9, unfused_bytes / 1e6, moved / 1e6, unfused_bytes / moved, floor * 1e6
+        rows.append((case.name, *map(number, numbers), _microseconds(_block_seconds(spec, case, dtype))))
+    yield table(COLUMNS, rows, words=1)
+    if spec.name in CONVOLUTIONS:
+        yield PASSES
+        rows = [row for case in spec.cases for row in _passes(spec, case, dtype)]
+        yield table(PASS_COLUMNS, rows, words=4)
+
+
+def _passes(spec: KernelSpec, case: Case, dtype: torch.dtype) -> Iterator[tuple[str, ...]]:
+    bytes = spec.bytes(case, dtype)
+    for kernel, (problem, config) in conv.passes(case, dtype, tiling.PASSES).items():
+        if kernel in bytes:
+            done = tiling.flops(problem, config)
+            floor = max(done / RATE, bytes[kernel] / BANDWIDTH)
+            numbers = done / 1e9, done / tiling.useful(problem), floor * 1e6
+            chosen_by, seconds = _choice(problem, config)
+            yield (
+                case.name,
+                problem.kind,
+                str(config),
+                chosen_by,
+                *map(number, numbers),
+                _microseconds(seconds),
+            )
+
+
+def _choice(problem: Problem, config: Config) -> tuple[str, float | None]:
+    """What chose a configuration, and its measured seconds."""
+    for name, section in sorted(launches.table().items(), key=lambda item: item[0] != CHIP.name):
+        if (known := section.launches.get(launches.key(problem))) and known[0] == config:
+            return ("measured", known[1]) if name == CHIP.name else ("another chip", None)
+    return "model", None
+
+
+def _block_seconds(spec: KernelSpec, case: Case, dtype: torch.dtype) -> float | None:
+    """Measured seconds of a whole block, forward and backward."""
+    section = launches.table().get(CHIP.name)
+    if section is None or spec.name != "conv_bn_act":
+        return None
+    problem, _ = conv.passes(case, dtype, ("forward",))[conv.NAMES["forward"]]
+    return section.blocks.get(launches.key(problem, "block"), {}).get("triton")
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else number(seconds * 1e6)
+
+
+def floor_seconds(spec: KernelSpec, case: Case, dtype: torch.dtype, moved: int) -> float:
+    """Of a call that moves so many bytes, those of PyTorch's operators included."""
+    bytes, flops = spec.bytes(case, dtype), spec.flops(case, dtype)
+    kernels = sum(max(bytes[name] / BANDWIDTH, flops.get(name, 0) / RATE) for name in bytes)
+    return kernels + (moved - sum(bytes.values())) / BANDWIDTH
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point; nothing for 0."""
+    if not value:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def table(headings: tuple[str, ...], rows: list[tuple[str, ...]], words: int) -> str:
+    """Markdown, readable as it stands; the first `words` columns are words, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows)]
+
+    def line(cells: tuple[str, ...]) -> str:
+        padded = (c.ljust(w) if i < words else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths)))
+        return f"| {' | '.join(padded)} |"
+
+    rule = tuple("-" * w if i < words else "-" * (w - 1) + ":" for i, w in enumerate(widths))
+    return "\n".join(map(line, (headings, rule, *rows))) + "\n"

@@ -1,0 +1,174 @@
+"""How a convolution's passes are cut into tiles: what is computed, how, and what that costs.
+
+    problem = Problem("forward", n=512, h=31, w=31, c=32, o=128, pool=True)
+    config = Config("images", rows=128, cols=64, depth=32, warps=4, stages=3)
+    useful(problem), flops(problem, config), bytes(problem)
+
+A pass is a matrix product of tiles of rows x cols that are summed over depth: forward rows are outputs
+(pooling windows, four outputs each), columns their channels; dgrad rows are pixels of x, columns its channels;
+wgrad rows are channels of y, columns (tap, channel of x), and the depth goes over outputs.
+
+The outputs come in one of two orders. `images`: a tile (in wgrad a step of depth) lies at one place of many
+images, and taps in the zero padding, or on what floor pooling drops, are skipped by loop bounds. `rows`:
+outputs row by row, image by image, and such taps are masked. Where c (the depth's channels) is no multiple of
+a step, taps and channels are one flat axis of size * size * c, which is cut into steps: then nothing is skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from .launch import cdiv
+
+PASSES = ("forward", "dgrad", "wgrad")
+ORDERS = ("images", "rows")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One pass over one convolution: x [n, c, h, w], filters [o, c, size, size], zero padding 1 where size
+    is 3; with `pool`, only what a 2x2 floor max pool keeps matters.
+    """
+
+    kind: str
+    n: int
+    h: int
+    w: int
+    c: int
+    o: int
+    size: int = 3
+    pool: bool = False
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def pad(self) -> int:
+        return self.size // 3
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Rows and columns of outputs that matter."""
+        shrunk = 2 * self.pad - self.size + 1
+        return tuple(
+            (extent + shrunk) // 2 * 2 if self.pool else extent + shrunk for extent in (self.h, self.w)
+        )
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Rows and columns of y, pooled if so."""
+        return tuple(extent // 2 if self.pool else extent for extent in self.kept)
+
+    @property
+    def columns(self) -> int:
+        """Of the matrix product."""
+        return {"forward": self.o, "dgrad": self.c, "wgrad": self.size**2 * self.c}[self.kind]
+
+    @property
+    def places(self) -> int:
+        """Of an image, that rows (in wgrad the depth) go over, four to a window."""
+        return self.h * self.w if self.kind == "dgrad" else prod(self.kept)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch configuration: the order of outputs, the extents of a tile, warps, pipeline stages; whether
+    tiles are loaded through tensor descriptors (order `images`, no flat axis); programs that share a wgrad
+    tile, each with part of the depth.
+    """
+
+    order: str
+    rows: int
+    cols: int
+    depth: int
+    warps: int
+    stages: int
+    descriptors: bool = False
+    splits: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.order} {self.rows}x{self.cols}x{self.depth}, {self.warps} warps, {self.stages} stages"
+        text += f", {self.splits} splits" if self.splits > 1 else ""
+        return text + (", descriptors" if self.descriptors else "")
+
+
+def flat(problem: Problem, config: Config) -> bool:
+    """Whether taps and channels are one axis."""
+    if problem.kind == "wgrad":
+        return problem.c % config.cols != 0
+    return (problem.c if problem.kind == "forward" else problem.o) % config.depth != 0
+
+
+def useful(problem: Problem) -> int:
+    """FLOPs: two for each kept output, tap and channel of x, padding taps included."""
+    return 2 * problem.n * prod(problem.kept) * problem.size**2 * problem.c * problem.o
+
+
+def _pairs(outputs: int, inputs: int, size: int, pad: int) -> int:
+    """Of outputs and taps along an axis, those whose pixel lies in [0, inputs)."""
+    return sum(max(0, min(inputs + pad - y, size) - max(pad - y, 0)) for y in range(outputs))
+
+
+def taps(problem: Problem, config: Config) -> int:
+    """Pairs of place and tap that an image costs."""
+    if config.order == "rows" or flat(problem, config):
+        return problem.places * problem.size**2
+    outputs, inputs, pad = problem.kept, (problem.h, problem.w), problem.pad
+    if problem.kind == "dgrad":
+        outputs, inputs, pad = inputs, outputs, problem.size - 1 - pad
+    return prod(_pairs(*extents, problem.size, pad) for extents in zip(outputs, inputs))
+
+
+def _padded(extent: int, tile: int) -> int:
+    return cdiv(extent, tile) * tile
+
+
+def flops(problem: Problem, config: Config) -> int:
+    """Of the tiles' products, what is masked in a tile included."""
+    along = config.depth if problem.kind == "wgrad" else config.rows  # what the images are cut into
+    if config.order == "images":
+        images = _padded(problem.n, along)
+    else:  # a fraction of images: tiles go over their bounds
+        windows = 4 if problem.pool and problem.kind == "forward" else 1
+        places = problem.places // windows
+        images = _padded(problem.n * places, along) / places
+    if problem.kind == "wgrad":
+        other = _padded(problem.o, config.rows)
+        columns = _padded(problem.columns, config.cols) / problem.size**2
+    else:
+        other = _padded(problem.columns, config.cols)
+        columns = problem.c if problem.kind == "forward" else problem.o
+        if flat(problem, config):
+            columns = _padded(problem.size**2 * columns, config.depth) / problem.size**2
+    return round(2 * images * taps(problem, config) * other * columns)
+
+
+def programs(problem: Problem, config: Config) -> int:
+    if problem.kind == "wgrad":
+        return cdiv(problem.o, config.rows) * cdiv(problem.columns, config.cols) * config.splits
+    places = prod(problem.output) if problem.kind == "forward" else problem.h * problem.w
+    tiles = (
+        places * cdiv(problem.n, config.rows)
+        if config.order == "images"
+        else cdiv(problem.n * places, config.rows)
+    )
+    return tiles * cdiv(problem.columns, config.cols)
+
+
+def bytes(problem: Problem, config: Config) -> int:
+    """Of a launch, each address read or written once: x, y or their gradients, filters, partial gradients.
+    A pooled y is one value a window; backward it comes with a byte of argmax each.
+    """
+    size, item = problem.size, problem.dtype.itemsize
+    # Along an axis, the outputs that are kept reach so many pixels.
+    reached = (min(e, k + size - 1 - problem.pad) for e, k in zip((problem.h, problem.w), problem.kept))
+    x = problem.n * problem.c * prod(reached) * item
+    y = problem.n * problem.o * prod(problem.output) * item
+    filters = problem.o * problem.c * size**2
+    if problem.kind == "forward":
+        return x + filters * item + y
+    y += problem.pool * y // item
+    if problem.kind == "dgrad":
+        return y + filters * item + problem.n * problem.c * problem.h * problem.w * item
+    return y + x + config.splits * filters * 4

@@ -1,0 +1,206 @@
+"""`python -m kernels tune`: the fastest launch configurations of convolutions on the GPU that is here.
+
+Each pass of the recipes' convolutions is measured with every candidate and with cuDNN, and each block as a
+whole (kernels/measure.py), in the dtypes that are trained in. The winners go into launches.json one by one: a
+run that is stopped keeps what it has measured, and a run over some names leaves the others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import candidates, check, chips, conv_bn_act, launches, measure, tiling
+from .chips import Chip
+from .launch import triton
+from .spec import Case
+from .tiling import Problem
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pass to tune, or with kind "block" a whole block, that these cases of the recipes share."""
+
+    problem: Problem
+    cases: tuple[Case, ...]
+
+    @property
+    def name(self) -> str:
+        return launches.key(self.problem)
+
+
+def jobs(names: list[str]) -> list[Job]:
+    """Passes and blocks of the recipes in whose keys and cases each of these names begins a word."""
+    found: dict[Problem, list[Case]] = {}
+    for dtype in DTYPES:
+        for case in conv_bn_act.SPEC.cases + conv_bn_act.EVAL_SPEC.cases:
+            forward = Problem("forward", case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
+            for kind in (*tiling.PASSES, "block") if case.training else ("forward",):
+                found.setdefault(replace(forward, kind=kind), []).append(case)
+
+    def named(job: Job) -> bool:
+        words = " ".join((job.name, *(case.name for case in job.cases))).split()
+        return all(any(word.startswith(name) for word in words) for name in names)
+
+    return list(filter(named, (Job(problem, tuple(cases)) for problem, cases in found.items())))
+
+
+# The table
+
+
+def provenance(command: list[str], device: str) -> dict[str, str | None]:
+    """Where and when this is run."""
+
+    def output(*words: str) -> str | None:
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    here = str(Path(__file__).resolve().parents[1])
+    driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    changes = output("git", "-C", here, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "command": shlex.join(command),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device,
+        "driver": driver and driver.splitlines()[0],
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": output("git", "-C", here, "rev-parse", "HEAD"),
+        "changed": bool(changes),
+    }
+
+
+def record(chip: Chip, run: dict, group: str, name: str, entry: dict) -> None:
+    """Puts an entry in launches.json, and `run` among those that it names."""
+    file = launches.FILE
+    data = json.loads(file.read_text()) if file.exists() else {}
+    section = data.setdefault(chip.name, {})
+    section |= {"cc": chip.cc, "multiprocessors": chip.multiprocessors}
+    section.setdefault(group, {})[name] = entry | {"run": run["date"]}
+    entries = [e for kind in ("launches", "blocks") for e in section.get(kind, {}).values()]
+    runs = section.get("runs", {}) | {run["date"]: run}
+    section["runs"] = {date: runs[date] for date in sorted({e["run"] for e in entries})}
+    check.write(file, text(data))
+    launches.forget()
+
+
+def text(data: dict) -> str:
+    """As JSON, a line for each entry."""
+
+    def lines(values: dict, inside: Callable) -> str:
+        return "{\n" + ",\n".join(f"{json.dumps(k)}: {inside(values[k])}" for k in sorted(values)) + "\n}"
+
+    def group(values) -> str:
+        return lines(values, json.dumps) if isinstance(values, dict) else json.dumps(values)
+
+    return lines(data, lambda section: lines(section, group))
+
+
+# The command
+
+
+def run(jobs: list[Job], command: list[str], file: str | None, processes: int, device: str = "cuda") -> int:
+    """Tunes; writes all that was measured to `file` as JSON, if named. Returns 1 if a candidate was wrong."""
+    launches.table()  # a fault in it comes first
+    torch.backends.cudnn.benchmark = True
+    chip, here = chips.current(device), provenance(command, device)
+    say = partial(print, file=sys.stderr if file == "-" else sys.stdout, flush=True)
+    found, wrong = {}, 0
+    for job in jobs:
+        tuned = _block if job.problem.kind == "block" else _pass
+        line, found[job.name] = tuned(job, chip, here, device, processes)
+        say(f"{job.name}: {line}")
+        for what, why in found[job.name]["dropped"].items():
+            say(f"    dropped {what}: {why}")
+            wrong += not why.startswith("spills")
+    if file:
+        _write(file, {"run": here, "found": found})
+    say(f"{len(found)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
+    return int(bool(wrong))
+
+
+def _pass(job: Job, chip: Chip, here: dict, device: str, processes: int) -> tuple[str, dict]:
+    """Measures and records a pass: (a line to show, all that was found)."""
+    found = measure.one_pass(job.problem, chip, device, processes)
+    line = f"cuDNN {1e6 * found.cudnn:.1f} us"
+    if winner := found.winner:
+        best = found.seconds[winner]
+        line += f"; {winner} {1e6 * best:.1f} us, {found.cudnn / best:.2f} times as fast"
+        entry = {"config": str(winner), "seconds": best, "cudnn": found.cudnn}
+        record(chip, here, "launches", job.name, entry)
+    return line, {
+        "cudnn": found.cudnn,
+        "seconds": {str(config): seconds for config, seconds in found.seconds.items()},
+        "dropped": {str(config): why for config, why in found.dropped.items()},
+    }
+
+
+def _block(job: Job, chip: Chip, here: dict, device: str, processes: int) -> tuple[str, dict]:
+    """As `_pass`, of the sum over the job's cases. A block that is wrong is not recorded."""
+    total, dropped = Counter(), {}
+    for case in job.cases:
+        seconds, faults = measure.block(case, job.problem.dtype, device)
+        total.update(seconds)
+        dropped |= {f"kernels of {case.name}": fault for fault in faults[:1]}
+    if not dropped:
+        record(chip, here, "blocks", job.name, dict(total))
+    line = ", ".join(f"{name} {1e6 * seconds:.1f} us" for name, seconds in total.items())
+    return line or "not timed", {"seconds": dict(total), "dropped": dropped}
+
+
+def dry_run(jobs: list[Job], file: str | None, shown: int = 3) -> int:
+    """Shows passes and their candidates with modelled times, the best `shown` of each; JSON has all."""
+    chip = chips.current("cuda" if torch.cuda.is_available() else "cpu")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 150
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("pass", "candidates", "configuration", "us", "work", "TFLOP/s"):
+        table.add_column(heading, justify="left" if heading in ("pass", "configuration") else "right")
+    modelled = {}
+    for job in jobs:
+        if job.problem.kind == "block":
+            continue
+        times = {c: candidates.model(job.problem, c, chip) for c in candidates.candidates(job.problem, chip)}
+        ranked = sorted(times, key=times.get)
+        modelled[job.name] = {str(config): times[config] for config in ranked}
+        useful = tiling.useful(job.problem)
+        for i, config in enumerate(ranked[:shown]):
+            table.add_row(
+                *((job.name, str(len(ranked))) if i == 0 else ("", "")),
+                str(config),
+                f"{1e6 * times[config]:.1f}",
+                f"{tiling.flops(job.problem, config) / useful:.2f}",
+                f"{useful / times[config] / 1e12:.0f}",
+            )
+    if file:
+        _write(file, {"chip": chip.name, "modelled": modelled})
+    if file != "-":
+        console.print(table)
+        print(f"modelled for {chip.name}; work in multiples of the useful, TFLOP/s of useful work")
+    return 0
+
+
+def _write(file: str, data: dict) -> None:
+    content = json.dumps(data, indent=1)
+    if file == "-":
+        print(content)
+    else:
+        check.write(Path(file), content)

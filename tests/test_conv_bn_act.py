@@ -1,0 +1,298 @@
+"""What the general tests cannot say of convolutions and the block: forms of launch, pools, statistics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_near
+
+from kernels import chips, conv, conv_bn_act, launch, launches, tiling
+from kernels.chips import AIMED_AT
+from kernels.compare import check, execute
+from kernels.conv import make_filters, make_images
+from kernels.counting import counting
+from kernels.spec import Case
+from kernels.tiling import Problem
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = 1e-12
+TILE = {"rows": 16, "cols": 32, "depth": 32, "splits": 3}
+FORMS = {
+    "images": {"order": "images", "descriptors": False},
+    "rows": {"order": "rows", "descriptors": False},
+    "descriptors": {"order": "images", "descriptors": True},
+}
+BLOCK = {
+    "pool": False,
+    "gate": False,
+    "residual": False,
+    "spatial": False,
+    "activation": "silu",
+    "training": True,
+}
+CASES = (
+    Case("pool", n=17, c=32, o=40, map=(3, 5), **BLOCK | {"pool": True, "gate": True}),
+    Case("no pool", n=18, c=32, o=32, map=(2, 3), **BLOCK | {"residual": True}),
+    Case("flat", n=3, c=24, o=16, map=(4, 4), **BLOCK | {"pool": True, "spatial": True}),
+)
+
+pytestmark = pytest.mark.skipif(
+    not launch.runnable(DEVICE), reason="no CUDA device, and triton is not installed or not interpreting"
+)
+
+
+def block(x, filters, **options):
+    """The raw op in training: (y, statistics, spatial mean, u, argmax, rstd)."""
+    o = len(filters)
+    plain = {
+        "weight": torch.ones(o, device=DEVICE),
+        "bias": torch.zeros(o, device=DEVICE),
+        "gate": None,
+        "residual": None,
+        "eps": EPS,
+        "activation": "gelu",
+        "pool": False,
+        "spatial_mean": False,
+        "tuned": False,
+    }
+    return conv_bn_act._train(x, filters, *(plain | options).values())
+
+
+def tensors(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype = torch.float32):
+    """x and filters."""
+    return make_images(n, c, h, w, dtype, DEVICE), make_filters(o, c, 3, dtype, DEVICE)
+
+
+def integers(n: int, c: int, h: int, w: int, dtype: torch.dtype, device=DEVICE):
+    return torch.randint(-2, 3, (n, h, w, c), device=device).to(dtype).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_form_of_launch_gives_the_results_and_gradients_of_the_reference(case, form, dtype):
+    with launches.only(**TILE, **FORMS[form]):
+        assert not check(conv_bn_act.SPEC, case, dtype, DEVICE)
+        evaluated = Case(case.name, **{**case, "training": False})
+        assert not check(conv_bn_act.EVAL_SPEC, evaluated, dtype, DEVICE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", conv.SIZES)
+def test_every_form_of_launch_has_every_size_of_filter(size, form):
+    with launches.only(**TILE, **FORMS[form]):
+        assert not check(conv.SPEC, Case(n=17, c=32, o=32, map=(3, 2), size=size), torch.float32, DEVICE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("c, map, pool", [(32, (5, 3), True), (64, (2, 3), False), (24, (3, 3), True)])
+def test_the_forms_do_the_work_that_tiling_says(c, map, pool, form):
+    x, filters = tensors(18, c, 24, *map)
+    x.requires_grad_(), filters.requires_grad_()
+    problems = [conv.problem(kind, x, filters, pool) for kind in tiling.PASSES]
+    with launches.only(**TILE, **FORMS[form]):
+        configs = [launches.choose(problem, AIMED_AT) for problem in problems]
+        with counting() as counts:
+            y = block(x, filters, pool=pool)[0]
+            y.sum().backward()
+    for problem, config in zip(problems, configs):
+        count = counts[conv.NAMES[problem.kind]]
+        assert count.flops == tiling.flops(problem, config)
+        assert count.programs == tiling.programs(problem, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_pool_takes_the_first_of_the_largest_as_stored(form, dtype):
+    x, filters = integers(3, 32, 7, 5, dtype), integers(16, 32, 3, 3, dtype)
+    z = F.conv2d(x.double(), filters.double(), padding=1)  # every sum is exact, and many are equal
+    with launches.only(**TILE, **FORMS[form]):
+        u, argmax = block(x, filters, pool=True)[3:5]
+    pooled, flat = F.max_pool2d(z.to(dtype).double(), 2, return_indices=True)
+    assert torch.equal(u.double(), pooled)
+    assert torch.equal(argmax.long(), flat // 5 % 2 * 2 + flat % 5 % 2)
+
+
+def test_pool_takes_the_largest_wherever_rounding_does_not_decide():
+    x, filters = (
+        make_images(4, 32, 9, 8, torch.float16, DEVICE),
+        make_filters(24, 32, 3, torch.float16, DEVICE),
+    )
+    argmax = block(x, filters, pool=True)[4]
+    z = F.conv2d(x.double(), filters.double(), padding=1)
+    windows = F.unfold(z.flatten(0, 1)[:, None], 2, stride=2).view(4, 24, 4, 4, 4)  # [n, o, place, h, w]
+    largest, places = windows.topk(2, dim=2)
+    clear = largest[:, :, 0] - largest[:, :, 1] > 2e-3 * largest[:, :, 0].abs()
+    assert clear.double().mean() > 0.9
+    assert torch.equal(argmax.long()[clear], places[:, :, 0][clear])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_pool_drops_gets_no_gradient(form):
+    x = make_images(2, 16, 5, 7, torch.float32, DEVICE).requires_grad_()
+    filters = torch.zeros(16, 16, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    filters[:, :, 1, 1] = torch.eye(16)  # z is x, so only what the pool reads has a gradient
+    with launches.only(**TILE, **FORMS[form]):
+        block(x, filters, pool=True)[0].square().sum().backward()
+    assert (x.grad[:, :, 4] == 0).all() and (x.grad[:, :, :, 6] == 0).all()
+    kept = x.grad[:, :, :4, :6].unflatten(3, (3, 2)).unflatten(2, (2, 2))
+    assert ((kept != 0).sum((3, 5)) == 1).all()  # one of each window
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mean", [0.5, 100.0])
+def test_statistics_are_those_of_the_stored_values_to_1e_6(form, mean):
+    x = make_images(40, 32, 6, 2, torch.float32, DEVICE)
+    filters = make_filters(24, 32, 3, torch.float32, DEVICE)
+    x[:, 0] = mean / 3
+    filters[:, 0] = 0
+    filters[:, 0, 1, 1] = 3  # adds the mean to every output
+    with launches.only(**TILE, **FORMS[form]):
+        stats, u = (block(x, filters, pool=True)[i] for i in (1, 3))
+    assert u.double().mean() / u.double().std() > mean / 4
+    assert_near(stats[0], u.double().mean((0, 2, 3)), 1e-6, "mean")
+    assert_near(stats[1], u.double().var((0, 2, 3)), 1e-6, "variance")
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+@pytest.mark.parametrize("pool", [False, True])
+def test_constant_channel_has_variance_0_and_finite_results(pool, constant):
+    x = make_images(5, 16, 5, 4, torch.float32, DEVICE)
+    filters = make_filters(16, 16, 3, torch.float32, DEVICE)
+    x[:, 0], filters[:, 0], filters[3] = constant, 0, 0
+    filters[3, 0, 1, 1] = 1
+    x.requires_grad_()
+    y, stats, *_ = block(x, filters, pool=pool, bias=torch.full((16,), 0.5, device=DEVICE))
+    assert stats[0, 3] == constant and stats[1, 3] == 0
+    assert_near(y[:, 3], F.gelu(torch.full_like(y[:, 3], 0.5).double()), 1e-6)
+    y.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_relu_has_its_gradient():
+    case = Case(n=4, c=16, o=24, map=(7, 6), **BLOCK | {"pool": True, "activation": "relu"})
+    assert not check(conv_bn_act.SPEC, case, torch.float32, DEVICE)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_nan_is_passed_on(training, pool):
+    x, filters = (
+        make_images(2, 16, 4, 4, torch.float32, DEVICE),
+        make_filters(16, 16, 3, torch.float32, DEVICE),
+    )
+    x[0, 3, 1, 1] = float("nan")
+    ones = torch.ones(16, device=DEVICE)
+    options = {"training": training, "eps": EPS, "activation": "relu", "pool": pool}
+    y = conv_bn_act.op(x, filters, ones, ones, torch.ones(2, 16, device=DEVICE), **options)[0]
+    assert y[0].isnan().any()
+    assert y[1].isnan().all() if training else y[1].isfinite().all()
+
+
+def measured(case: Case, kernels: tuple[str, ...], block: str) -> dict:
+    """A table of launches: kernels are faster than cuDNN in these passes, and `block` for the whole."""
+    extents = {"n": case.n, "h": case.map[0], "w": case.map[1], "c": case.c, "o": case.o, "pool": case.pool}
+    entries = {}
+    for kind in tiling.PASSES:
+        problem = Problem(kind, **extents, dtype=torch.float32)
+        config = str(launches.best(problem, AIMED_AT))
+        entry = {"config": config, "seconds": 1.0, "cudnn": 2.0 if kind in kernels else 0.5}
+        entries[launches.key(problem)] = entry
+    seconds = {"reference": 2.0, "compiled": 2.0, "triton": 1.0 if block == "triton" else 3.0}
+    section = {"cc": 90, "multiprocessors": 132, "launches": entries}
+    return {AIMED_AT.name: section | {"blocks": {launches.key(problem, "block"): seconds}}}
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """Writes a table of launches that is asked instead of the package's."""
+
+    def write(content: dict) -> None:
+        file = tmp_path / "launches.json"
+        file.write_text(json.dumps(content))
+        monkeypatch.setattr(launches, "FILE", file)
+        launches.forget()
+
+    with chips.targeting(AIMED_AT):
+        yield write
+    monkeypatch.undo()
+    launches.forget()
+
+
+TUNED = Case(n=4, c=16, o=24, map=(7, 6), **BLOCK | {"pool": True, "gate": True, "spatial": True})
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kernels", [(), ("forward",), ("dgrad",), ("wgrad",), ("dgrad", "wgrad")])
+def test_tuned_mixes_kernels_and_cudnn_and_stays_right(kernels, training, table):
+    case = Case("tuned", **{**TUNED, "training": training})
+    table(measured(case, kernels, "triton"))
+    spec = replace(
+        conv_bn_act.SPEC if training else conv_bn_act.EVAL_SPEC,
+        op=conv_bn_act.measured,
+        given=lambda inputs: {},  # float32 rounds too little to move an argmax here
+    )
+    with launch.recording() as launched:
+        execute(spec, spec.op, spec.make(case, torch.float32, DEVICE))
+    wanted = {conv.NAMES[kind] for kind in kernels if training or kind == "forward"}
+    assert {one.name for one in launched if one.name.startswith("_conv")} == wanted
+    assert launched
+    assert not check(spec, case, torch.float32, DEVICE)
+
+
+def test_tuned_is_the_reference_where_nothing_faster_was_measured(table):
+    inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
+    for content in ({}, measured(TUNED, tiling.PASSES, "reference")):
+        table(content)
+        with launch.recording() as launched:
+            conv_bn_act.measured(**inputs)
+        assert not launched
+
+
+def test_tuned_compiles_to_one_graph(table):
+    table(measured(TUNED, ("forward", "wgrad"), "triton"))
+    inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
+    torch._dynamo.reset()
+    compiled = torch.compile(conv_bn_act.measured, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**inputs)[0], conv_bn_act.op(**inputs, tuned=True)[0])
+
+
+def test_no_gradient_of_x_is_computed_where_none_is_wanted():
+    x, filters = (
+        make_images(3, 16, 5, 4, torch.float32, DEVICE),
+        make_filters(16, 16, 3, torch.float32, DEVICE),
+    )
+    with launch.recording() as launched:
+        block(x, filters.requires_grad_(), pool=True)[0].sum().backward()
+    assert "_conv_wgrad" in (names := {one.name for one in launched})
+    assert "_conv_dgrad" not in names
+
+
+@pytest.mark.parametrize(
+    "filters, message",
+    [
+        ((8, 4, 4, 4), "^filters: got 4x4, accepted are 1x1, 2x2 and 3x3"),
+        ((8, 4, 3, 2), r"^filters: got shape \[8, 4, 3, 2\]"),
+        ((8, 5, 3, 3), r"^filters: got shape \[8, 5, 3, 3\], accepted is \[any, 4, 3, 3\]"),
+        ((8, 4, 2, 2), r"^x: got shape \[2, 4, 1, 3\], accepted is one with an output"),
+    ],
+)
+def test_filters_that_do_not_fit_are_named(filters, message):
+    x = make_images(2, 4, 1, 3, torch.float32, DEVICE)
+    o, c, h, w = filters
+    with pytest.raises(ValueError, match=message):
+        conv.op(x, make_images(o, c, h, w, torch.float32, DEVICE))
+
+
+def test_one_value_per_channel_is_an_error_in_training_only():
+    x, filters = tensors(1, 4, 8, 3, 2)
+    vectors = (torch.ones(8, device=DEVICE),) * 2, torch.ones(2, 8, device=DEVICE)
+    options = {"eps": EPS, "activation": "gelu", "pool": True}
+    with pytest.raises(ValueError, match="^x: got one value per channel"):
+        conv_bn_act.op(x, filters, *vectors[0], vectors[1], training=True, **options)
+    y = conv_bn_act.op(x, filters, *vectors[0], vectors[1], training=False, **options)[0]
+    assert y.shape == (1, 8, 1, 1) and y.isfinite().all()

@@ -1,0 +1,309 @@
+"""Which configuration a convolution is launched with: candidates, the model of their times, the table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels import candidates, chips, conv_bn_act, launches, tiling
+from kernels.chips import TARGETS
+from kernels.tiling import Config, Problem
+
+H200 = TARGETS[90]
+DTYPES = (torch.float16, torch.bfloat16)
+PROBLEM = Problem("forward", 512, 15, 15, 128, 128)
+CONFIG = Config("rows", 64, 64, 32, 4, 4)
+
+
+def recipe_passes(dtype: torch.dtype) -> set[Problem]:
+    return {
+        Problem(kind, case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
+        for case in conv_bn_act.SPEC.cases
+        for kind in tiling.PASSES
+    }
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Writes launches.json: chip's name -> a section."""
+    file = tmp_path / "launches.json"
+    monkeypatch.setattr(launches, "FILE", file)
+    launches.forget()
+
+    def write(sections) -> None:
+        file.write_text(sections if isinstance(sections, str) else json.dumps(sections))
+        launches.forget()
+
+    yield write
+    launches.forget()
+
+
+def section(chip, config: Config = CONFIG, seconds: float = 1e-4, cudnn: float = 2e-4, blocks=None) -> dict:
+    entry = {"config": str(config), "seconds": seconds, "cudnn": cudnn}
+    found = {"cc": chip.cc, "multiprocessors": chip.multiprocessors, "blocks": blocks or {}}
+    return found | {"launches": {launches.key(PROBLEM): entry}}
+
+
+# Chips
+
+
+def test_a_cpu_has_the_chip_that_kernels_are_written_for_unless_another_is_targeted():
+    assert chips.current("cpu") is H200
+    with chips.targeting(TARGETS[80]):
+        assert chips.current("cpu") is chips.current("cuda") is TARGETS[80]
+    assert chips.current("cpu") is H200
+
+
+def test_a_gpu_has_the_rates_of_its_entry_or_of_the_nearest():
+    b200 = TARGETS[100]
+    assert chips.described(b200.name, 100, 148, 227) == b200
+    unknown = chips.described("NVIDIA L40S", 89, 142, 99)
+    assert (unknown.name, unknown.multiprocessors) == ("NVIDIA L40S", 142)
+    assert unknown.flops == TARGETS[89].flops
+    assert len({*chips.CHIPS, unknown}) == len(chips.CHIPS) + 1
+
+
+# Candidates
+
+
+@pytest.mark.parametrize("cc", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_recipe_pass_does_little_more_than_the_useful_work(cc, dtype):
+    for problem in recipe_passes(dtype):
+        if (problem.kind, problem.c) == ("dgrad", 24):
+            continue  # whose 24 columns are 32
+        config = launches.choose(problem, TARGETS[cc])
+        ratio = tiling.flops(problem, config) / tiling.useful(problem)
+        assert ratio <= {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}[problem.kind], (problem, config)
+
+
+@pytest.mark.parametrize("cc", TARGETS)
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float32), ids=str)
+def test_candidates_are_possible(cc, dtype):
+    for problem in recipe_passes(dtype):
+        found = candidates.candidates(problem, TARGETS[cc])
+        assert len(set(found)) == len(found) > 0
+        for config in found:
+            tile = (config.rows, config.cols, config.depth)
+            assert all(extent >= 16 and extent & (extent - 1) == 0 for extent in tile)
+            assert config.cols < 2 * max(16, problem.columns)
+            assert candidates.shared_bytes(problem, config) <= TARGETS[cc].shared * 1024
+            assert config.order == "rows" or problem.n >= (
+                config.depth if problem.kind == "wgrad" else config.rows
+            )
+            assert config.splits == 1 or problem.kind == "wgrad"
+
+
+def test_few_images_go_row_by_row():
+    few = replace(PROBLEM, n=5)
+    assert {config.order for config in candidates.candidates(few, H200)} == {"rows"}
+    assert {config.order for config in candidates.candidates(PROBLEM, H200)} == {"images", "rows"}
+
+
+def test_descriptors_need_9_0_the_order_of_images_and_strides_of_16_bytes():
+    def described(problem: Problem, cc: int) -> list[Config]:
+        return [config for config in candidates.candidates(problem, TARGETS[cc]) if config.descriptors]
+
+    for kind in tiling.PASSES:
+        problem = replace(PROBLEM, kind=kind, pool=True)
+        assert described(problem, 90) and described(problem, 100)
+        assert all(config.order == "images" for config in described(problem, 90))
+        assert not described(problem, 80) and not described(problem, 89)
+    assert not described(replace(PROBLEM, c=24), 90)  # a flat axis
+    assert not described(replace(PROBLEM, kind="dgrad", c=12), 90)  # filters with rows of 9 * 24 bytes
+    assert not described(replace(PROBLEM, kind="wgrad", o=24, pool=True), 90)  # argmax with 24 bytes a pixel
+
+
+def test_wgrad_is_split_until_it_fills_the_chip():
+    problem = Problem("wgrad", 2000, 15, 15, 64, 64)
+    config = launches.choose(problem, H200)
+    assert tiling.programs(problem, config) > 0.8 * H200.multiprocessors
+    tiny = Problem("wgrad", 2, 3, 3, 16, 16)
+    assert {config.splits for config in candidates.candidates(tiny, H200)} == {1}
+
+
+@pytest.mark.parametrize("channels, outputs", [(3, 3), (12, 40), (40, 24), (96, 10)])
+@pytest.mark.parametrize("kind", tiling.PASSES)
+def test_any_convolution_has_a_configuration(kind, channels, outputs):
+    for size in (1, 2, 3):
+        for dtype in (*DTYPES, torch.float32):
+            problem = Problem(kind, 1, 6, 7, channels, outputs, size, size == 3, dtype)
+            assert launches.choose(problem, TARGETS[89]).order == "rows"
+
+
+# only
+
+
+def test_only_takes_candidates_that_have_the_fields():
+    with launches.only(order="rows", stages=3):
+        found = candidates.candidates(PROBLEM, H200)
+        assert found and all((config.order, config.stages) == ("rows", 3) for config in found)
+        assert launches.choose(PROBLEM, H200) in found
+    assert launches.choose(PROBLEM, H200).order == "images"
+
+
+def test_only_forces_fields_that_no_candidate_has():
+    for kind in tiling.PASSES:
+        with launches.only(rows=16, cols=16, depth=16, splits=3):
+            config = launches.choose(replace(PROBLEM, kind=kind), H200)
+        assert (config.rows, config.cols, config.depth) == (16, 16, 16)
+        assert config.splits == (3 if kind == "wgrad" else 1)
+
+
+def test_only_forces_descriptors_where_there_can_be_any():
+    with launches.only(descriptors=True, rows=16, order="images"):
+        assert launches.choose(PROBLEM, H200).descriptors
+        assert not launches.choose(replace(PROBLEM, c=3), H200).descriptors
+    with pytest.raises(ValueError, match="only: got colour"), launches.only(colour="red"):
+        pass
+
+
+def test_only_asks_no_table(table):
+    table({H200.name: section(H200)})
+    with launches.only(order="images"):
+        assert launches.choose(PROBLEM, H200).order == launches.choose_tuned(PROBLEM, H200).order == "images"
+
+
+# The model
+
+
+def test_more_work_and_slower_chips_take_longer():
+    config = launches.choose(PROBLEM, H200)
+
+    def seconds(problem=PROBLEM, chip=H200) -> float:
+        return candidates.model(problem, config, chip)
+
+    assert seconds(replace(PROBLEM, n=1024)) > seconds()
+    assert seconds(replace(PROBLEM, c=256)) > seconds()
+    assert seconds(chip=replace(H200, multiprocessors=100)) != seconds()  # other rounds, less evenly filled
+    halved = {kind: rate / 8 for kind, rate in H200.flops.items()}
+    assert seconds(chip=replace(H200, flops=halved)) > seconds()
+    assert seconds(chip=replace(H200, bandwidth=H200.bandwidth / 100)) > seconds()
+    assert seconds(replace(PROBLEM, dtype=torch.float32)) > seconds()
+
+
+def test_a_launch_takes_a_microsecond_and_a_pass_no_less_than_its_flops_and_bytes():
+    for problem in recipe_passes(torch.float16):
+        config = launches.choose(problem, H200)
+        seconds = candidates.model(problem, config, H200)
+        assert seconds > 1e-6 + tiling.flops(problem, config) / H200.flops[torch.float16]
+        assert seconds > 1e-6 + tiling.bytes(problem, config) / H200.bandwidth
+
+
+def test_small_tiles_read_more_and_take_longer():
+    small, large = (Config("images", size, size, 64, 8, 3) for size in (32, 128))
+    assert candidates.model(PROBLEM, small, H200) > candidates.model(PROBLEM, large, H200)
+
+
+def test_a_multiprocessor_holds_what_registers_shared_memory_and_warps_allow(monkeypatch):
+    config = Config("images", 64, 64, 64, 4, 3)  # 48 KiB
+    monkeypatch.setattr(candidates, "registers", lambda *_: 40)
+    assert candidates.residents(PROBLEM, config, H200) == 4
+    monkeypatch.setattr(candidates, "registers", lambda *_: 255)
+    assert candidates.residents(PROBLEM, config, H200) == 2
+    assert candidates.residents(PROBLEM, replace(config, depth=512), H200) == 1
+
+
+def test_registers_are_those_of_the_snapshot(monkeypatch, tmp_path):
+    config = Config("images", 64, 64, 64, 4, 3)
+    estimated = candidates.registers(PROBLEM, config, H200)
+    key = "conv/_conv_fwd/case/float16/4 warps 3 stages 64x64x64 images statistics"
+    entries = {key: {"9.0": 91}, f"{key} gate": {"9.0": 93}, f"{key} pool": {"9.0": 200}}
+    (tmp_path / "r.json").write_text(json.dumps({candidates.triton.__version__: entries}))
+    monkeypatch.setattr(candidates, "REGISTERS", tmp_path / "r.json")
+    candidates._compiled.cache_clear()
+    try:
+        assert candidates.registers(PROBLEM, config, H200) == 93 != estimated
+        assert candidates.registers(replace(PROBLEM, pool=True), config, H200) == 200
+        assert candidates.registers(PROBLEM, config, TARGETS[80]) == estimated
+    finally:
+        candidates._compiled.cache_clear()
+
+
+# The table
+
+
+def test_without_a_table_the_model_chooses_and_nothing_is_tuned(table):
+    assert launches.choose(PROBLEM, H200) == launches.best(PROBLEM, H200)
+    assert launches.choose_tuned(PROBLEM, H200) is None
+    assert launches.block_winner(PROBLEM, H200) == "reference"
+
+
+def test_what_was_measured_is_chosen_and_tuned_where_it_beats_cudnn(table):
+    table({H200.name: section(H200)})
+    assert launches.best(PROBLEM, H200) != CONFIG
+    assert launches.choose(PROBLEM, H200) == launches.choose_tuned(PROBLEM, H200) == CONFIG
+    other = replace(PROBLEM, n=256)
+    assert launches.choose(other, H200) == launches.best(other, H200)
+    table({H200.name: section(H200, cudnn=0.5e-4)})
+    assert launches.choose(PROBLEM, H200) == CONFIG
+    assert launches.choose_tuned(PROBLEM, H200) is None
+
+
+def test_the_nearest_chip_stands_in_where_its_configuration_fits(table):
+    a100, ada, b200 = TARGETS[80], TARGETS[89], TARGETS[100]
+    rows = {chip.cc: replace(CONFIG, rows=size) for chip, size in ((a100, 16), (H200, 32))}
+    table({chip.name: section(chip, rows[chip.cc]) for chip in (a100, H200)})
+    assert launches.choose(PROBLEM, a100) == rows[80]
+    assert launches.choose(PROBLEM, ada) == launches.choose(PROBLEM, b200) == rows[90]
+    assert launches.choose(PROBLEM, replace(a100, name="another", multiprocessors=98)) == rows[80]
+    large = replace(CONFIG, rows=128, cols=128, depth=64, stages=4)  # 128 KiB
+    table({chip.name: section(chip, config) for chip, config in ((a100, rows[80]), (H200, large))})
+    assert launches.choose(PROBLEM, H200) == large
+    assert launches.choose(PROBLEM, ada) == rows[80]
+
+
+def test_float32_and_tf32_are_chosen_apart(table):
+    problem, before = replace(PROBLEM, dtype=torch.float32), torch.backends.cuda.matmul.allow_tf32
+    found = {}
+    try:
+        for torch.backends.cuda.matmul.allow_tf32 in (True, False):
+            found[launches.key(problem).split()[-1]] = launches.choose(problem, H200)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert found.keys() == {"tf32", "float32"} and found["tf32"] != found["float32"]
+
+
+def test_a_block_is_done_by_whoever_was_fastest(table):
+    key = launches.key(PROBLEM, "block")
+    for triton, winner in ((1.0, "triton"), (1.5, "reference"), (3.0, "reference")):
+        blocks = {key: {"reference": 2.0, "compiled": 1.4, "triton": triton}}
+        table({H200.name: section(H200, blocks=blocks)})
+        assert launches.block_winner(PROBLEM, H200) == launches.block_winner(PROBLEM, TARGETS[80]) == winner
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        ("{", "Expecting"),
+        ('{"A": {"multiprocessors": 1}}', "no 'cc'"),
+        (
+            '{"A": {"cc": 90, "multiprocessors": 1, "launches": {"x": {"config": "rows 1"}}}}',
+            "'rows 1' is no",
+        ),
+        ('{"A": 3}', ""),
+        ("[]", ""),
+    ],
+)
+def test_a_broken_table_is_an_error_that_names_the_file(table, content, what):
+    table(content)
+    with pytest.raises(ValueError, match="launches.json: .*python -m kernels tune") as caught:
+        launches.choose(PROBLEM, H200)
+    assert what in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(CONFIG, splits=7), replace(CONFIG, order="images", splits=7, descriptors=True)]
+)
+def test_a_configuration_is_read_as_it_is_written(config):
+    assert launches.parsed(str(config)) == config
+
+
+def test_the_committed_table_and_the_names_in_it_are_read():
+    assert all(section.launches or section.blocks for section in launches.table().values())
+    assert launches.key(PROBLEM) == "forward n=512 15x15 128->128 float16"
+    other = Problem("wgrad", 5, 31, 30, 3, 4, 2, True, torch.bfloat16)
+    assert launches.key(other) == "wgrad n=5 31x30 3->4 2x2 pool bfloat16"
