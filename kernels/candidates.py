@@ -24,49 +24,65 @@ from .tiling import Config, Problem
 REGISTERS = Path(__file__).with_name("registers.json")
 KERNELS = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
 
-# (rows, cols, depth, warps, stages) -> the capabilities for which such a tile spills registers. A tile is cut
-# down to a pass that is smaller.
-TILES: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {
-    "pooled forward": {
-        (128, 128, 64, 8, 3): (),
-        (128, 128, 32, 8, 4): (),
-        (128, 64, 64, 8, 3): (),
-        (128, 64, 64, 4, 3): (),
-        (64, 128, 64, 8, 3): (),
-        (64, 128, 64, 4, 3): (),
-        (64, 64, 64, 4, 3): (),
-        (64, 256, 64, 8, 3): (),
-        (256, 64, 64, 8, 3): (89,),
-    },
-    "flat pooled forward": {
-        (128, 64, 32, 8, 3): (89,),
-        (128, 64, 32, 8, 4): (100,),
-        (64, 64, 32, 4, 3): (),
-    },
-    "forward": {
-        (128, 128, 64, 8, 3): (),
-        (128, 128, 32, 8, 4): (),
-        (128, 64, 64, 8, 3): (),
-        (128, 64, 64, 4, 3): (),
-        (64, 128, 64, 4, 3): (),
-        (64, 64, 64, 4, 3): (),
-        (64, 256, 64, 8, 3): (),
-    },
-    "gradient": {
-        (128, 128, 64, 8, 3): (),
-        (128, 128, 64, 8, 2): (),
-        (128, 128, 32, 8, 4): (),
-        (128, 64, 64, 8, 3): (),
-        (128, 64, 64, 4, 3): (),
-        (64, 128, 64, 4, 3): (),
-        (64, 64, 64, 4, 3): (),
-        (64, 256, 64, 8, 3): (),
-        (128, 256, 64, 8, 3): (),
-        (256, 128, 64, 8, 3): (80, 89),
-        (256, 64, 64, 8, 3): (),
-    },
-    "tf32": {(128, 64, 32, 8, 3): (89,), (64, 128, 32, 8, 3): (), (64, 64, 32, 4, 3): ()},
-    "float32": {(64, 64, 16, 8, 3): (80, 89), (64, 64, 16, 8, 2): (), (32, 32, 16, 4, 3): ()},
+# Tiles worth a try: (rows, cols, depth, warps, stages). One is cut down to a pass that is smaller.
+TILES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "pooled forward": (
+        (128, 128, 64, 8, 3),
+        (128, 128, 32, 8, 4),
+        (128, 64, 64, 8, 3),
+        (128, 64, 64, 4, 3),
+        (64, 128, 64, 8, 3),
+        (64, 128, 64, 4, 3),
+        (64, 64, 64, 4, 3),
+        (64, 256, 64, 8, 3),
+        (256, 64, 64, 8, 3),
+    ),
+    "pooled forward by rows": (
+        (128, 64, 64, 8, 3),
+        (128, 64, 32, 8, 4),
+        (64, 128, 64, 8, 3),
+        (64, 64, 64, 4, 3),
+    ),
+    "forward": (
+        (128, 128, 64, 8, 3),
+        (128, 128, 32, 8, 4),
+        (128, 64, 64, 8, 3),
+        (128, 64, 64, 4, 3),
+        (64, 128, 64, 4, 3),
+        (64, 64, 64, 4, 3),
+        (64, 256, 64, 8, 3),
+    ),
+    "gradient": (
+        (128, 128, 64, 8, 3),
+        (128, 128, 64, 8, 2),
+        (128, 128, 32, 8, 4),
+        (128, 64, 64, 8, 3),
+        (128, 64, 64, 4, 3),
+        (64, 128, 64, 4, 3),
+        (64, 64, 64, 4, 3),
+        (64, 256, 64, 8, 3),
+        (128, 256, 64, 8, 3),
+        (256, 128, 64, 8, 3),
+        (256, 64, 64, 8, 3),
+    ),
+    "tf32": ((128, 64, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 3)),
+    "float32": ((64, 64, 16, 8, 3), (64, 64, 16, 8, 2), (32, 32, 16, 4, 3)),
+}
+# Tiles that spill registers, and for which capabilities: those that would be chosen. The others that do are
+# dropped when they are measured, and what is chosen is checked ahead of time.
+SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
+    ("pooled forward", (128, 64, 64, 8, 3)): (89,),
+    ("pooled forward", (128, 64, 64, 4, 3)): (89,),
+    ("pooled forward", (64, 64, 64, 8, 3)): (80,),
+    ("pooled forward", (64, 64, 64, 4, 3)): (89,),
+    ("pooled forward", (256, 64, 64, 8, 3)): (89,),
+    ("pooled forward by rows", (128, 64, 32, 8, 3)): (89,),
+    ("pooled forward by rows", (128, 64, 32, 8, 4)): (100,),
+    ("pooled forward by rows", (64, 64, 64, 4, 3)): (89,),
+    ("gradient", (256, 128, 64, 8, 3)): (80, 89),
+    ("gradient", (128, 32, 64, 8, 3)): (80, 89),
+    ("tf32", (128, 64, 32, 8, 3)): (89,),
+    ("float32", (64, 64, 16, 8, 3)): (80, 89),
 }
 FLAT = 32  # a step of a flat axis of taps and channels is at most so long, for the last one wastes its rest
 # The work that a pass may do, in multiples of what is useful, wherever some candidate does no more.
@@ -110,26 +126,27 @@ def candidates(problem: Problem, chip: Chip) -> list[Config]:
     """Configurations that the chip can launch, each doing at most the work of WORK if one can."""
     like = min(TARGETS, key=lambda cc: abs(cc - chip.cc))
     found: dict[Config, int] = {}
-    for tile, spilling in TILES[_family(problem)].items():
-        for config in _variants(problem, _cut(problem, *tile), chip):
-            if fits(problem, config, chip) and like not in spilling:
-                found[config] = tiling.flops(problem, config)
+    for order in tiling.ORDERS:
+        family = _family(problem, order)
+        for tile in dict.fromkeys(_cut(problem, *tile) for tile in TILES[family]):
+            if like not in SPILLING.get((family, tile), ()):
+                for config in _variants(problem, Config(order, *tile), chip):
+                    found[config] = tiling.flops(problem, config)
     bound = max(WORK[problem.kind] * tiling.useful(problem), 1.05 * min(found.values()))
     return _having(problem, [config for config, work in found.items() if work <= bound], chip)
 
 
-def _family(problem: Problem) -> str:
+def _family(problem: Problem, order: str) -> str:
     if problem.dtype.itemsize > 2:
         return precision(problem)
     if problem.kind != "forward":
         return "gradient"
-    flat = problem.c % 16 != 0
-    return "flat " * (flat and problem.pool) + "pooled " * problem.pool + "forward"
+    return "pooled forward" + " by rows" * (order == "rows") if problem.pool else "forward"
 
 
-def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages: int) -> Config:
-    """A tile no larger than the pass, whose step of channels divides them or else is one of a flat axis, with
-    no more warps than keep 16 sums a thread.
+def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages: int) -> tuple[int, ...]:
+    """A tile no larger than the pass, whose step of channels divides them or else is one of a flat axis. Each
+    thread keeps 16 sums, and above 4 warps it loads 16 bytes of both operands.
     """
 
     def within(tile: int, extent: int) -> int:
@@ -144,19 +161,22 @@ def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages:
     else:
         cols = within(cols, problem.columns)
         depth = step(depth, problem.c if problem.kind == "forward" else problem.o)
-    warps = max(1, min(warps, rows * cols // (16 * 32)))
-    return Config("rows", rows, cols, depth, warps, stages)
+    loads = min(rows, cols) * depth * problem.dtype.itemsize // (16 * 32)
+    return rows, cols, depth, max(1, min(warps, max(4, loads), rows * cols // (16 * 32))), stages
 
 
 def _variants(problem: Problem, config: Config, chip: Chip) -> Iterator[Config]:
-    """Both orders if there are images enough for a tile, without and with descriptors, more or less split."""
+    """Without and with descriptors, more or less split; none where there are too few images for their order,
+    or the chip cannot launch it.
+    """
     along = config.depth if problem.kind == "wgrad" else config.rows
-    both = problem.n >= along and not tiling.flat(problem, config)
-    for order in tiling.ORDERS if both else ("rows",):
-        ordered = replace(config, order=order)
-        for descriptors in (False, True) if boxes(problem, ordered, chip) else (False,):
-            for splits in _splits(problem, ordered, chip) if problem.kind == "wgrad" else (1,):
-                yield replace(ordered, descriptors=descriptors, splits=splits)
+    if config.order == "images" and (problem.n < along or tiling.flat(problem, config)):
+        return
+    for descriptors in (False, True):
+        for splits in _splits(problem, config, chip) if problem.kind == "wgrad" else (1,):
+            variant = replace(config, descriptors=descriptors, splits=splits)
+            if fits(problem, variant, chip):
+                yield variant
 
 
 def _splits(problem: Problem, config: Config, chip: Chip) -> list[int]:
@@ -183,11 +203,14 @@ def boxes(problem: Problem, config: Config, chip: Chip) -> bool:
 
 
 def shared_bytes(problem: Problem, config: Config) -> int:
-    """Shared memory of a program, at most: the tiles of all stages, and two of argmax where a pooled gradient
-    is expanded.
+    """Shared memory of a program, at most: the tiles of all stages, those of argmax for all but one where a
+    pooled gradient is expanded, barriers.
     """
-    expanded = 2 * config.depth * config.rows if problem.pool and problem.kind != "forward" else 0
-    return config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize + expanded
+    tiles = config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize
+    expanded = (
+        (config.stages - 1) * config.depth * config.rows if problem.pool and problem.kind != "forward" else 0
+    )
+    return tiles + expanded + 256
 
 
 def fits(problem: Problem, config: Config, chip: Chip) -> bool:

@@ -3,12 +3,12 @@
     y[n, y, x, o] = sum over r, s, c of x[n, y + r - pad, x + s - pad, c] * filters[o, r, s, c]
 
 x [n, c, h, w] and filters [o, c, size, size], both channels-last, y [n, o, h', w'] of the same dtype;
-accumulated in float32. float32 is multiplied in full, or as tf32 where `torch.backends.cuda.matmul.allow_tf32`.
+accumulated in float32. float32 is multiplied in full, or as tf32 where torch.backends.cuda.matmul.allow_tf32.
 In the network it is part of a block (kernels/conv_bn_act.py); alone it is measured beside cuDNN's.
 
-Bytes: x, filters and y once; x and d y twice, filters and their gradient once backward. FLOPs: 2 * size^2 * c * o
-an output, and as many for each gradient; fewer where padding taps are skipped (kernels/tiling.py).
-Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
+Bytes: x, filters and y once; backward x, filters, their gradients once, dy twice, and partial sums of the
+filters' gradient. FLOPs: 2 * size^2 * c * o an output, and as many for each gradient; fewer where padding
+taps are skipped (kernels/tiling.py). Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ Saved for backward: x, u, and of a pool a byte of argmax each; gate, mean and rs
 to the first of the largest of its window, as stored; where two are equal but for rounding, an op in another
 precision may choose otherwise.
 
-Bytes: x, filters and u, and in B u and y, once forward; C and D read u and dy and write du; E and F read du, x
-and filters and write dx and d filters. FLOPs: 2 * 9 * c * o for each output that is kept, and as many for each
-gradient, without the taps that kernels/tiling.py skips.
+Bytes: x, filters and u, and in B u and y, once forward; C and D read u and dy and write du; E and F read du,
+x and filters and write dx and d filters. FLOPs: 2 * 9 * c * o for each output that is kept, and as many for
+each gradient, without the taps that kernels/tiling.py skips.
 Sources: those of kernels/conv_passes.py and kernels/norm_act.py.
 """
 
@@ -364,7 +364,7 @@ SPACE = {
     "gate": (False, True),
     "residual": (False, True),
     "spatial": (False, True),
-    # In training without relu, whose slope jumps where rounding moves a value past 0; norm_act has its gradient.
+    # In training without relu: its slope jumps where rounding moves a value past 0. norm_act has it.
     "activation": tuple(name for name in norm_act.ACTIVATIONS if name != "relu"),
 }
 NARROW = {
@@ -386,7 +386,7 @@ def _small(case: Case) -> bool:
 
 SPEC = KernelSpec(
     name="conv_bn_act",
-    formula="y = act((v - mean) * rstd * weight + bias) + residual, v = maxpool(conv(x)) * gate, statistics of v",
+    formula="y = act(norm(gate * maxpool(conv(x)))) + residual, statistics of the batch",
     reference=reference,
     op=op,
     ops=("hlb::conv_bn_act", "hlb::conv_bn_act_backward"),
@@ -411,7 +411,7 @@ SPEC = KernelSpec(
 
 EVAL_SPEC = KernelSpec(
     name="conv_bn_act_eval",
-    formula="y = act((v - mean) * rstd * weight + bias) + residual, v = maxpool(conv(x)) * gate, fixed statistics",
+    formula="y = act(norm(gate * maxpool(conv(x)))) + residual, fixed statistics",
     reference=reference,
     op=op,
     ops=("hlb::conv_bn_act_eval",),

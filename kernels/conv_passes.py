@@ -1,20 +1,21 @@
 """A convolution and its two gradients as implicit matrix products, for kernels/conv.py and conv_bn_act.py.
 
-    forward   u[n, y, x, o]    = sum over r, s, c of x[n, y + r - pad, x + s - pad, c] * filters[o, r, s, c]
-    dgrad     dx[n, y, x, c]   = sum over r, s, o of dz[n, y + pad - r, x + pad - s, o] * filters[o, r, s, c]
-    wgrad     d filters[o, r, s, c] = sum over n, y, x of dz[n, y, x, o] * x[n, y + r - pad, x + s - pad, c]
+    forward   u[n, y, x, o]  = sum over r, s, c of x[n, y + r - pad, x + s - pad, c] * filters[o, r, s, c]
+    dgrad     dx[n, y, x, c] = sum over r, s, o of dz[n, y + pad - r, x + pad - s, o] * filters[o, r, s, c]
+    wgrad     dw[o, r, s, c] = sum over n, y, x of dz[n, y, x, o] * x[n, y + r - pad, x + s - pad, c]
 
-All tensors channels-last; filters 3x3 (pad 1), 2x2 or 1x1 (no padding); dots accumulate in float32. How a pass
-is cut into tiles, in which order, and what that costs, is kernels/tiling.py's; here are the kernels and their
-launchers.
+All tensors channels-last; filters 3x3 (pad 1), 2x2 or 1x1 (no padding); dots accumulate in float32. How a
+pass is cut into tiles, in which order, and what that costs, is kernels/tiling.py's; here are the kernels and
+their launchers.
 
-A pooled forward computes the four outputs of its windows one after the other and keeps the largest, as stored,
-and its place 0..3 in registers; what floor pooling drops is never computed. Its epilogue is the batch norm's
-pass A of kernels/norm_passes.py: (mean, M2) of each tile; in evaluation it is the whole norm. dgrad and wgrad
-read dz as it is, or from one value per window and its place (`argmax`), expanding it as it is loaded.
+A pooled forward computes the four outputs of its windows one after the other and keeps the largest, as
+stored, and its place 0..3 in registers; what floor pooling drops is never computed. Its epilogue is the batch
+norm's pass A of kernels/norm_passes.py: (mean, M2) of each tile; in evaluation it is the whole norm. dgrad
+and wgrad read dz as it is, or from one value per window and its place (`argmax`), expanding it as it is
+loaded.
 
-A step of depth is a tap and some channels, in one loop, which Triton pipelines. Tiles come through pointers or
-through tensor descriptors, whose boxes fill with zeros beyond the last image.
+A step of depth is a tap and some channels, in one loop, which Triton pipelines. Tiles come through pointers
+or through tensor descriptors, whose boxes fill with zeros beyond the last image.
 Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
 """
 
@@ -120,9 +121,9 @@ def _product(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Sum over taps (r, s) and channels of x at (y + r - PAD, x + s - PAD) times filters: float32 [ROWS, COLS].
+    """Sum over taps (r, s) and channels of x at (y + r - PAD, x + s - PAD) times filters: [ROWS, COLS].
 
-    filters [OUT, SIZE, SIZE, C]; TRANSPOSED, they are [C, SIZE, SIZE, OUT], and (r, s) counts from the last tap.
+    filters [OUT, SIZE, SIZE, C]; TRANSPOSED, they are [C, SIZE, SIZE, OUT], and taps count backwards.
     """
     TAPS: tl.constexpr = SIZE * SIZE
     FLAT: tl.constexpr = C % DEPTH != 0  # then a step of depth may go over several taps
@@ -262,7 +263,7 @@ def _conv_fwd(
     if STATISTICS:
         if POOL:
             tl.store(p_argmax + o_out, b_argmax, mask=m_all)
-        # Deviations are taken from the first row, so a constant channel has mean and variance to the last bit.
+        # Deviations are taken from the first row: a constant channel has mean and variance to the last bit.
         b_first = tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == 0, b_v, 0.0), axis=0)[None, :]  # [1, COLS]
         b_v = tl.where(m_rows, b_v - b_first, 0.0)
         b_mean = tl.sum(b_v, axis=0)[None, :] / tl.sum(m_rows.to(tl.float32))
@@ -308,7 +309,8 @@ def _conv_dgrad(
     p_argmax += first_wide * (DH * DW * OUT)
     b_dx = _product(
         p_dz, p_argmax, p_filters, d_dz, d_argmax, d_filters, first, image, m_rows, y, x, start,
-        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, EXPAND, True, UPCAST, PRECISION, ROWS, COLS, DEPTH,
+        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, EXPAND, True, UPCAST, PRECISION,
+        ROWS, COLS, DEPTH,
     )  # fmt: skip
     columns = start + tl.arange(0, COLS)[None, :]
     o_dx = first_wide * (H * W * C) + ((image * H + y) * W + x) * C + columns  # [ROWS, COLS]
@@ -407,7 +409,7 @@ def _sum_splits(
 ):
     o_all = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b_sum = tl.zeros((BLOCK,), dtype=tl.float32)
-    for split in range(0, splits):
+    for split in range(splits):
         b_sum += tl.load(p_partial + split * SIZE + o_all, mask=o_all < SIZE, other=0.0)
     tl.store(p_sum + o_all, b_sum.to(p_sum.dtype.element_ty), mask=o_all < SIZE)
 

@@ -5,7 +5,8 @@
     counts["_kernel"].bytes, counts["_kernel"].flops, counts["_kernel"].programs
 
 Bytes are those of unmasked elements of loads and stores, each address once per program and direction, in
-`distinct` once per launch and direction; FLOPs are 2 * m * n * k of each `tl.dot`, zero padding included. Works by wrapping the interpreter's builder.
+`distinct` once per launch and direction; FLOPs are 2 * m * n * k of each `tl.dot`, zero padding included.
+Works by wrapping the interpreter's builder.
 """
 
 from __future__ import annotations

@@ -40,10 +40,10 @@ class KernelSpec:
     `cases` are the calls of the shipped recipes. `space` gives small values for each field of a case: tests
     cover every pair of values, hypothesis draws from it, and `valid` says which combinations make sense.
     `counted` are cases large enough for edges not to matter, small enough for the interpreter. `bytes(case,
-    dtype)` and `flops(case, dtype)` map the name of each kernel that the op launches, forward and backward, to what
-    one call moves through device memory and to the FLOPs of its `tl.dot`s (kernels without one may be left
-    out of `flops`). Bytes that several programs of a launch read count for each of them, but for the kernels
-    named in `shared_reads`, which leave that to the L2 cache.
+    dtype)` and `flops(case, dtype)` map the name of each kernel that the op launches, forward and backward,
+    to what one call moves through device memory and to the FLOPs of its `tl.dot`s (kernels without one may be
+    left out of `flops`). Bytes that several programs of a launch read count for each of them, but for the
+    kernels named in `shared_reads`, which leave that to the L2 cache.
 
     `given(inputs)` is what the reference is told of a run of the op: choices that rounding makes, such as the
     argmax of a pool, on which a whole gradient hangs.

@@ -5,13 +5,14 @@
     useful(problem), flops(problem, config), bytes(problem)
 
 A pass is a matrix product of tiles of rows x cols that are summed over depth: forward rows are outputs
-(pooling windows, four outputs each), columns their channels; dgrad rows are pixels of x, columns its channels;
-wgrad rows are channels of y, columns (tap, channel of x), and the depth goes over outputs.
+(pooling windows, four outputs each), columns their channels; dgrad rows are pixels of x, columns its
+channels; wgrad rows are channels of y, columns (tap, channel of x), and the depth goes over outputs.
 
 The outputs come in one of two orders. `images`: a tile (in wgrad a step of depth) lies at one place of many
 images, and taps in the zero padding, or on what floor pooling drops, are skipped by loop bounds. `rows`:
 outputs row by row, image by image, and such taps are masked. Where c (the depth's channels) is no multiple of
-a step, taps and channels are one flat axis of size * size * c, which is cut into steps: then nothing is skipped.
+a step, taps and channels are one flat axis of size * size * c, which is cut into steps: then nothing is
+skipped.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a com
     old text ==> new text
 
 Old text occurs exactly once in the module. Each mutant is tried on a copy of the tree by the general kernel
-tests of the module's ops and by tests/test_OP.py, where there is one, after the module as it is. A mutant is caught when a test fails, or when the
-tests run out of time, as a loop without an end does; one that cannot be imported is a mistake in the list.
-Exit status 1 if one survives, or if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
+tests of the module's ops and by tests/test_OP.py, where there is one, after the module as it is. A mutant is
+caught when a test fails, or when the tests crash, or run out of time, as a loop without an end does; one that
+cannot be imported is a mistake in the list. Exit status 1 if one survives, or if a list is missing, wrong or
+shorter than FEWEST; 2 for an unknown NAME.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ COPIED = ("kernels", "hlb", "tests", "pytest.ini")
 FEWEST = 5
 SEPARATOR = " ==> "
 PASSED, FAILED = 0, 1  # pytest's exit status; any other is no verdict
+CRASHES = (signal.SIGABRT, signal.SIGSEGV)  # the interpreter writes wherever a kernel says
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,15 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
             path = copy / "kernels" / f"{mutant.module}.py"
             path.write_text(path.read_text().replace(mutant.old, mutant.new))
         own = (f"tests/test_{op}.py" for op in ops)
-        files = ["tests/test_kernels.py", *(file for file in own if (copy / file).exists())]
+        files = [*(file for file in own if (copy / file).exists()), "tests/test_kernels.py"]
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
         command += ["-k", " or ".join(ops)]
         try:
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return "caught, out of time"
+    if -done.returncode in CRASHES:
+        return "caught, crashed"
     if done.returncode in (PASSED, FAILED):
         return "caught" if done.returncode == FAILED else "passed"
     lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
@@ -105,10 +110,7 @@ def catalogue() -> dict[str, list[str]]:
     for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
         if path.stem not in modules:  # passes that ops are made of
             modules[path.stem] = [
-                name
-                for owner, names in owners.items()
-                for name in names
-                if uses(owner, path.stem)
+                name for owner, names in owners.items() for name in names if uses(owner, path.stem)
             ]
     return modules
 
