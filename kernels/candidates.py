@@ -1,28 +1,23 @@
 """Launch configurations that are worth a try for a pass of a convolution, and what each is modelled to take.
 
-candidates(problem, chip), model(problem, config, chip)
-with only(order="rows", rows=16): ...     none but these, for tests and comparisons
+    candidates(problem, chip), model(problem, config, chip)
+    with only(order="rows", rows=16): ...
+
+What is chosen among them is kernels/launches.py's; inside `only` it is one with these fields, for tests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from functools import cache
-from pathlib import Path
 
 import torch
 
 from . import tiling
 from .chips import TARGETS, Chip
-from .launch import cdiv, power_of_2, short, triton
+from .launch import cdiv, power_of_2, short
 from .tiling import Config, Problem
-
-REGISTERS = Path(__file__).with_name("registers.json")
-KERNELS = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
 
 # Tiles worth a try: (rows, cols, depth, warps, stages). One is cut down to a pass that is smaller.
 TILES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -71,18 +66,21 @@ TILES: dict[str, tuple[tuple[int, ...], ...]] = {
 # Tiles that spill registers, and for which capabilities: those that would be chosen. The others that do are
 # dropped when they are measured, and what is chosen is checked ahead of time.
 SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
-    ("pooled forward", (128, 64, 64, 8, 3)): (89,),
-    ("pooled forward", (128, 64, 64, 4, 3)): (89,),
+    ("pooled forward", (128, 64, 64, 8, 3)): (80, 89),
+    ("pooled forward", (128, 64, 64, 4, 3)): (80, 89),
     ("pooled forward", (64, 64, 64, 8, 3)): (80,),
     ("pooled forward", (64, 64, 64, 4, 3)): (89,),
     ("pooled forward", (256, 64, 64, 8, 3)): (89,),
     ("pooled forward by rows", (128, 64, 32, 8, 3)): (89,),
     ("pooled forward by rows", (128, 64, 32, 8, 4)): (100,),
     ("pooled forward by rows", (64, 64, 64, 4, 3)): (89,),
+    ("forward", (64, 64, 64, 8, 3)): (89,),
     ("gradient", (256, 128, 64, 8, 3)): (80, 89),
     ("gradient", (128, 32, 64, 8, 3)): (80, 89),
     ("tf32", (128, 64, 32, 8, 3)): (89,),
     ("float32", (64, 64, 16, 8, 3)): (80, 89),
+    ("float32", (32, 32, 16, 4, 3)): (90,),
+    ("float32", (32, 16, 16, 2, 3)): (100,),
 }
 FLAT = 32  # a step of a flat axis of taps and channels is at most so long, for the last one wastes its rest
 # The work that a pass may do, in multiples of what is useful, wherever some candidate does no more.
@@ -146,7 +144,7 @@ def _family(problem: Problem, order: str) -> str:
 
 def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages: int) -> tuple[int, ...]:
     """A tile no larger than the pass, whose step of channels divides them or else is one of a flat axis. Each
-    thread keeps 16 sums, and above 4 warps it loads 16 bytes of both operands.
+    thread keeps 16 sums (8 without tensor cores), and above 4 warps it loads 16 bytes of both operands.
     """
 
     def within(tile: int, extent: int) -> int:
@@ -162,15 +160,13 @@ def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages:
         cols = within(cols, problem.columns)
         depth = step(depth, problem.c if problem.kind == "forward" else problem.o)
     loads = min(rows, cols) * depth * problem.dtype.itemsize // (16 * 32)
-    return rows, cols, depth, max(1, min(warps, max(4, loads), rows * cols // (16 * 32))), stages
+    sums = rows * cols // ((8 if precision(problem) == "float32" else 16) * 32)
+    return rows, cols, depth, max(1, min(warps, max(4, loads), sums)), stages
 
 
 def _variants(problem: Problem, config: Config, chip: Chip) -> Iterator[Config]:
-    """Without and with descriptors, more or less split; none where there are too few images for their order,
-    or the chip cannot launch it.
-    """
-    along = config.depth if problem.kind == "wgrad" else config.rows
-    if config.order == "images" and (problem.n < along or tiling.flat(problem, config)):
+    """Without and with descriptors, more or less split, where the chip can; a flat axis by rows alone."""
+    if config.order == "images" and tiling.flat(problem, config):
         return
     for descriptors in (False, True):
         for splits in _splits(problem, config, chip) if problem.kind == "wgrad" else (1,):
@@ -264,31 +260,10 @@ def residents(problem: Problem, config: Config, chip: Chip) -> int:
 
 
 def registers(problem: Problem, config: Config, chip: Chip) -> int:
-    """Of a thread: as the ahead-of-time check's snapshot has it, else estimated from the accumulators."""
-    accumulators = config.rows * config.cols / (32 * config.warps)
-    each = 80 + 2.3 * accumulators if problem.kind == "forward" else 50 + 1.4 * accumulators
-    options = {
-        "images": config.order == "images",
-        "pool": problem.pool and problem.kind == "forward",
-        "expand": problem.pool and problem.kind != "forward",
-        "descriptors": config.descriptors,
-    }
-    tile = f"{config.warps} warps {config.stages} stages {config.rows}x{config.cols}x{config.depth}"
-    words = frozenset(word for word, there in options.items() if there)
-    known = _compiled().get((chip.cc, KERNELS[problem.kind], precision(problem), tile, words))
-    return known or min(255, round(each))
-
-
-@cache
-def _compiled() -> dict[tuple, int]:
-    """Registers by capability, kernel, precision, tile and options; where others differ, the most."""
-    snapshot = json.loads(REGISTERS.read_text()) if REGISTERS.exists() else {}
-    found: dict[tuple, int] = {}
-    for key, chips in snapshot.get(getattr(triton, "__version__", None), {}).items():
-        _, kernel, *_, dtype, config = key.split("/")
-        if tile := re.match(r"\d+ warps \d+ stages \d+x\d+x\d+", config):
-            words = frozenset(config[tile.end() :].split()) & {"images", "pool", "expand", "descriptors"}
-            for chip, count in chips.items():
-                which = (round(10 * float(chip)), kernel, dtype, tile[0], words)
-                found[which] = max(count, found.get(which, 0))
-    return found
+    """Of a thread, about, from its sums: as the compiler was seen to need, more where it also holds operands
+    (below 9.0). Not from the ahead-of-time check's snapshot: that follows from what is chosen.
+    """
+    sums = config.rows * config.cols / (32 * config.warps)
+    if problem.kind != "forward":
+        return min(255, round(40 + (1.2 if chip.cc >= 90 else 1.8) * sums))
+    return min(255, round(50 + 3 * sums if problem.pool else 30 + 2.5 * sums))

@@ -253,24 +253,29 @@ def judge(rows: list[Row], snapshot: dict[str, dict[str, int]]) -> list[str]:
     for row in rows:
         before = snapshot.get(row.key, {})
         for cc, result in row.results.items():
-            found = violations(row.launch, result, row.spec.narrow) + grown(
-                result.registers, before.get(chip(cc))
-            )
+            narrow = {name.removesuffix(f" {row.precision}") for name in row.spec.narrow}
+            found = violations(row.launch, result, narrow) + grown(result.registers, before.get(chip(cc)))
             for fault in found:
                 row.faults.setdefault(fault, []).append(cc)
     return [
         f"{spec.name}: `narrow` names {name}, which has no narrow access"
         for spec in {row.spec: None for row in rows}
-        for name in stale(spec.narrow, [r for row in rows if row.spec is spec for r in row.results.values()])
+        for name in stale(
+            spec.narrow,
+            [(row.precision, r) for row in rows if row.spec is spec for r in row.results.values()],
+        )
     ]
 
 
-def stale(narrow: Iterable[str], results: list[Compiled]) -> list[str]:
-    """The arguments that need no excuse; none while a kernel does not compile."""
-    if any(result.error for result in results):
+def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[str]:
+    """The excuses that no result, each with its precision, needs; none while a kernel does not compile."""
+    if any(result.error for _, result in results):
         return []
-    needed = {name for r in results for name, (least, _) in r.widths.items() if least < 16}
-    return sorted(set(narrow) - needed - {name for r in results for name in r.uniform})
+    needed = set()
+    for precision, r in results:
+        names = {name for name, (least, _) in r.widths.items() if least < 16} | set(r.uniform)
+        needed |= names | {f"{name} {precision}" for name in names}
+    return sorted(set(narrow) - needed)
 
 
 # Registers, as they were

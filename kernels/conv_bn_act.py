@@ -359,7 +359,7 @@ SPACE = {
     "n": (1, 3, 20),
     "c": (3, 12, 24, 32, 40, 64),
     "o": (3, 16, 24, 40),
-    "map": ((31, 27), (23, 15), (13, 11), (7, 6), (5, 3), (3, 2), (2, 2)),
+    "map": ((31, 27), (23, 15), (13, 11), (7, 6), (5, 3), (3, 2)),
     "pool": (False, True),
     "gate": (False, True),
     "residual": (False, True),
@@ -367,9 +367,14 @@ SPACE = {
     # In training without relu: its slope jumps where rounding moves a value past 0. norm_act has it.
     "activation": tuple(name for name in norm_act.ACTIVATIONS if name != "relu"),
 }
+_FEW = "filters of 16 channels fill less than 16 bytes for each thread"
 NARROW = {
     name: norm_act.NARROW[name] for name in ("p_rstd", "p_stats", "p_partial", "p_spatial", "p_dgate")
-} | dict.fromkeys(("p_mean", "p_variance", "p_weight", "p_bias"), "one number a channel")
+} | {
+    "p_filters": f"{_FEW}; in tf32 as of conv",
+    "p_argmax": "one byte beside each value of u",
+    "p_x tf32": conv.SPEC.narrow["p_x tf32"],
+}
 
 
 def _outputs_of(case: Case) -> int:
@@ -417,12 +422,13 @@ EVAL_SPEC = KernelSpec(
     ops=("hlb::conv_bn_act_eval",),
     make=_make,
     cases=_network(training=False),
-    space=SPACE | {"activation": tuple(norm_act.ACTIVATIONS), "training": (False,)},
+    space=SPACE | {"c": (3, 24, 40, 64), "activation": tuple(norm_act.ACTIVATIONS), "training": (False,)},
     counted=(_case("pooled", 3, 32, 32, 7, "pool gate spatial residual", False),),
     bytes=_bytes,
     flops=_flops,
     valid=lambda case: _small(case) and _outputs_of(case) > 0,
     reduction=lambda case: 9 * case.c,
-    narrow={},
+    narrow={"p_filters": _FEW}
+    | dict.fromkeys(("p_mean", "p_variance", "p_weight", "p_bias"), "one number a channel"),
     shared_reads=conv.SHARED_READS,
 )

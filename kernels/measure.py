@@ -2,8 +2,9 @@
 kernels and without. For `python -m kernels tune`.
 
 Values are compared with PyTorch's in float64; what is wrong or spills is not timed. cuDNN's time of a pooled
-forward pass is that of the convolution and the pool, of a pooled gradient that of the pool's gradient and the
-convolution's: what the kernel replaces.
+forward pass is that of the convolution and the pool; of a pooled gradient that of the convolution's alone, as
+the pass before writes all of it where cuDNN is to read it. The kernels of a block are timed as they are used:
+with cuDNN for the passes in which it was faster.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def tensors(problem: Problem, device) -> SimpleNamespace:
         t.argmax = torch.zeros_like(t.u, dtype=torch.int8)
         return t
     t.dz = make_images(p.n, p.o, *p.output, p.dtype, device)
-    t.dx, t.d_filters, t.argmax = torch.empty_like(t.x), torch.empty_like(t.filters), None
+    t.full, t.argmax = t.dz, None  # the gradient of all outputs
+    t.dx, t.d_filters = torch.empty_like(t.x), torch.empty_like(t.filters)
     if p.pool:
         t.argmax = torch.randint_like(t.dz, 4, dtype=torch.int8)
-        t.full = make_images(p.n, p.o, p.h, p.w, p.dtype, device)  # whose shape the pool's gradient takes
-        y, x = (2 * torch.arange(extent, device=device) for extent in p.output)
-        t.indices = (y[:, None] + t.argmax // 2) * p.w + x + t.argmax % 2
+        t.full = torch.zeros_like(make_images(p.n, p.o, p.h, p.w, p.dtype, device))
+        for place, view in enumerate(_places(t.full, *p.output)):
+            view.copy_(torch.where(t.argmax == place, t.dz, 0))
     return t
 
 
@@ -64,25 +66,17 @@ def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[],
 
 def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
     """A call of PyTorch's for the same."""
-    return partial(_torch_forward if problem.kind == "forward" else _torch_gradient, problem, t)
+    if problem.kind == "forward":
+        return partial(_torch_forward, problem, t.x, t.filters)
+    return partial(_torch_gradient, problem, t.full, t.x, t.filters)
 
 
-def _torch_forward(problem: Problem, t: SimpleNamespace) -> object:
-    y = F.conv2d(t.x, t.filters, padding=problem.pad)
+def _torch_forward(problem: Problem, x: Tensor, filters: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    y = F.conv2d(x, filters, padding=problem.pad)
     return F.max_pool2d(y, 2, return_indices=True) if problem.pool else y
 
 
-def _torch_gradient(problem: Problem, t: SimpleNamespace) -> Tensor:
-    dz = t.dz
-    if problem.pool:
-        two, none = [2, 2], [0, 0]
-        dz = torch.ops.aten.max_pool2d_with_indices_backward(
-            dz, t.full, two, two, none, [1, 1], False, t.indices
-        )
-    return _gradient(problem, dz, t.x, t.filters)
-
-
-def _gradient(problem: Problem, dz: Tensor, x: Tensor, filters: Tensor) -> Tensor:
+def _torch_gradient(problem: Problem, dz: Tensor, x: Tensor, filters: Tensor) -> Tensor:
     which, pad = problem.kind == "wgrad", [problem.pad] * 2
     options = [1, 1], pad, [1, 1], False, [0, 0], 1, [not which, which, False]
     return torch.ops.aten.convolution_backward(dz, x, filters, None, *options)[which]
@@ -98,13 +92,7 @@ def expected(problem: Problem, t: SimpleNamespace) -> Tensor:
     x, filters = t.x.double(), t.filters.double()
     if problem.kind == "forward":
         return F.conv2d(x, filters, padding=problem.pad)
-    dz = t.dz.double()
-    if problem.pool:
-        full = dz.new_zeros(t.full.shape)
-        for place, view in enumerate(_places(full, *problem.output)):
-            view.copy_(torch.where(t.argmax == place, dz, 0))
-        dz = full
-    return _gradient(problem, dz, x, filters)
+    return _torch_gradient(problem, t.full.double(), x, filters)
 
 
 def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
@@ -178,7 +166,7 @@ def one_pass(problem: Problem, chip: Chip, device: str, processes: int) -> Found
         if faults:
             dropped[config] = faults[0]
     del want
-    size = sum(value.nbytes for value in vars(first).values() if isinstance(value, Tensor))
+    size = sum(t.nbytes for name, t in vars(first).items() if t is not None and name != "full")
     copies = [first, *(tensors(problem, device) for _ in range(timing.sets(size, device) - 1))]
 
     def seconds(call: Callable) -> float:
@@ -200,7 +188,7 @@ def block(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, float]
     implementations = {
         "reference": spec.reference,
         "compiled": torch.compile(spec.reference, dynamic=False, options=AUTOTUNED),
-        "triton": spec.op,
+        "triton": partial(spec.op, tuned=True),
     }
     found = {}
     for name, function in implementations.items():

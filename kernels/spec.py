@@ -65,7 +65,9 @@ class KernelSpec:
     differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
     reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
-    narrow: dict[str, str] = field(default_factory=dict)  # kernel argument: why not 16 bytes at a time
+    narrow: dict[str, str] = field(
+        default_factory=dict
+    )  # kernel argument [precision]: why not 16 bytes a time
     shared_reads: tuple[str, ...] = ()  # kernels
     given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
 

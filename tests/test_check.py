@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -291,13 +292,24 @@ def test_a_row_is_what_lies_contiguous():
 
 
 def test_an_excuse_that_nothing_needs_is_reported():
-    narrow = dict.fromkeys(("p_x", "p_y", "p_z", "p_w"), "reasons")
+    narrow = dict.fromkeys(("p_x", "p_y", "p_z", "p_w", "p_y tf32", "p_y float16"), "reasons")
     results = [
-        dataclasses.replace(GOOD, widths={"p_x": (16, 16), "p_y": (16, 16)}, uniform=("p_z",)),
-        dataclasses.replace(GOOD, widths={"p_y": (8, 16)}),
+        ("tf32", dataclasses.replace(GOOD, widths={"p_x": (16, 16), "p_y": (16, 16)}, uniform=("p_z",))),
+        ("float16", dataclasses.replace(GOOD, widths={"p_y": (8, 16)})),
     ]
-    assert check.stale(narrow, results) == ["p_w", "p_x"]
-    assert check.stale(narrow, [*results, dataclasses.replace(GOOD, error="no")]) == []
+    assert check.stale(narrow, results) == ["p_w", "p_x", "p_y tf32"]
+    assert check.stale(narrow, [*results, ("tf32", dataclasses.replace(GOOD, error="no"))]) == []
+
+
+def test_an_excuse_may_hold_for_one_precision():
+    narrow = dataclasses.replace(GOOD, widths={"p_x": (4, 16)})
+    faults = {}
+    for dtype in (torch.float16, torch.float32):
+        spec, one = SimpleNamespace(name="made up", narrow={"p_x float16": "why"}), launched(X, X, 32, 2, BLOCK=32)
+        row = check.Row(spec, one, dtype, (90,), ["case"], 1, results={90: narrow})
+        check.judge([row], {})
+        faults[dtype] = list(row.faults)
+    assert faults[torch.float16] == [] and len(faults[torch.float32]) == 1
 
 
 @pytest.mark.parametrize(

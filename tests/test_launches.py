@@ -72,12 +72,12 @@ def test_a_gpu_has_the_rates_of_its_entry_or_of_the_nearest():
 @pytest.mark.parametrize("cc", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_recipe_pass_does_little_more_than_the_useful_work(cc, dtype):
+    most = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}
     for problem in recipe_passes(dtype):
-        if (problem.kind, problem.c) == ("dgrad", 24):
-            continue  # whose 24 columns are 32
-        config = launches.choose(problem, TARGETS[cc])
-        ratio = tiling.flops(problem, config) / tiling.useful(problem)
-        assert ratio <= {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}[problem.kind], (problem, config)
+        if (problem.kind, problem.c) != ("dgrad", 24):  # whose 24 columns are 32
+            found = {launches.choose(problem, TARGETS[cc]), *candidates.candidates(problem, TARGETS[cc])}
+            ratio = max(tiling.flops(problem, config) for config in found) / tiling.useful(problem)
+            assert ratio <= most[problem.kind], problem
 
 
 @pytest.mark.parametrize("cc", TARGETS)
@@ -91,9 +91,6 @@ def test_candidates_are_possible(cc, dtype):
             assert all(extent >= 16 and extent & (extent - 1) == 0 for extent in tile)
             assert config.cols < 2 * max(16, problem.columns)
             assert candidates.shared_bytes(problem, config) <= TARGETS[cc].shared * 1024
-            assert config.order == "rows" or problem.n >= (
-                config.depth if problem.kind == "wgrad" else config.rows
-            )
             assert config.splits == 1 or problem.kind == "wgrad"
 
 
@@ -185,12 +182,20 @@ def test_more_work_and_slower_chips_take_longer():
     assert seconds(replace(PROBLEM, dtype=torch.float32)) > seconds()
 
 
-def test_a_launch_takes_a_microsecond_and_a_pass_no_less_than_its_flops_and_bytes():
+def test_loads_that_run_further_ahead_keep_the_chip_busier():
+    config = Config("images", 64, 64, 64, 4, 3)
+    for less in (replace(config, stages=2), replace(config, depth=32), replace(config, warps=1)):
+        assert candidates.model(PROBLEM, less, H200) > candidates.model(PROBLEM, config, H200)
+
+
+def test_launches_take_microseconds_and_a_pass_no_less_than_its_flops_and_bytes():
     for problem in recipe_passes(torch.float16):
         config = launches.choose(problem, H200)
-        seconds = candidates.model(problem, config, H200)
-        assert seconds > 1e-6 + tiling.flops(problem, config) / H200.flops[torch.float16]
-        assert seconds > 1e-6 + tiling.bytes(problem, config) / H200.bandwidth
+        seconds = candidates.model(problem, config, H200) - (3e-6 if problem.kind == "wgrad" else 1.5e-6)
+        assert seconds > tiling.flops(problem, config) / H200.flops[torch.float16]
+        assert seconds * 1.001 > tiling.bytes(problem, config) / H200.bandwidth
+    tiny = Problem("wgrad", 1, 3, 3, 16, 16)
+    assert candidates.model(tiny, launches.choose(tiny, H200), H200) > 3e-6
 
 
 def test_small_tiles_read_more_and_take_longer():
@@ -207,20 +212,23 @@ def test_a_multiprocessor_holds_what_registers_shared_memory_and_warps_allow(mon
     assert candidates.residents(PROBLEM, replace(config, depth=512), H200) == 1
 
 
-def test_registers_are_those_of_the_snapshot(monkeypatch, tmp_path):
-    config = Config("images", 64, 64, 64, 4, 3)
-    estimated = candidates.registers(PROBLEM, config, H200)
-    key = "conv/_conv_fwd/case/float16/4 warps 3 stages 64x64x64 images statistics"
-    entries = {key: {"9.0": 91}, f"{key} gate": {"9.0": 93}, f"{key} pool": {"9.0": 200}}
-    (tmp_path / "r.json").write_text(json.dumps({candidates.triton.__version__: entries}))
-    monkeypatch.setattr(candidates, "REGISTERS", tmp_path / "r.json")
-    candidates._compiled.cache_clear()
-    try:
-        assert candidates.registers(PROBLEM, config, H200) == 93 != estimated
-        assert candidates.registers(replace(PROBLEM, pool=True), config, H200) == 200
-        assert candidates.registers(PROBLEM, config, TARGETS[80]) == estimated
-    finally:
-        candidates._compiled.cache_clear()
+@pytest.mark.parametrize(
+    "kind, pool, tile, cc, compiled",
+    [
+        ("forward", True, (128, 128, 64, 8, 3), 90, 238),
+        ("forward", True, (64, 64, 64, 4, 3), 90, 155),
+        ("forward", False, (128, 64, 64, 8, 3), 90, 102),
+        ("dgrad", False, (128, 128, 64, 8, 3), 90, 100),
+        ("dgrad", False, (128, 128, 64, 8, 3), 80, 162),
+        ("wgrad", True, (128, 256, 64, 8, 3), 90, 208),
+        ("wgrad", True, (128, 64, 64, 8, 3), 80, 105),
+    ],
+)
+def test_registers_are_about_what_the_compiler_needs(kind, pool, tile, cc, compiled):
+    problem = replace(PROBLEM, kind=kind, pool=pool)
+    assert candidates.registers(problem, Config("images", *tile), TARGETS[cc]) == pytest.approx(
+        compiled, rel=0.2
+    )
 
 
 # The table
@@ -250,6 +258,9 @@ def test_the_nearest_chip_stands_in_where_its_configuration_fits(table):
     assert launches.choose(PROBLEM, a100) == rows[80]
     assert launches.choose(PROBLEM, ada) == launches.choose(PROBLEM, b200) == rows[90]
     assert launches.choose(PROBLEM, replace(a100, name="another", multiprocessors=98)) == rows[80]
+    h100 = next(chip for chip in chips.CHIPS if "H100" in chip.name)
+    table({chip.name: section(chip, rows[cc]) for chip, cc in ((h100, 80), (H200, 90))})
+    assert (launches.choose(PROBLEM, h100), launches.choose(PROBLEM, H200)) == (rows[80], rows[90])
     large = replace(CONFIG, rows=128, cols=128, depth=64, stages=4)  # 128 KiB
     table({chip.name: section(chip, config) for chip, config in ((a100, rows[80]), (H200, large))})
     assert launches.choose(PROBLEM, H200) == large
