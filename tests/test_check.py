@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -305,7 +304,7 @@ def test_an_excuse_may_hold_for_one_precision():
     narrow = dataclasses.replace(GOOD, widths={"p_x": (4, 16)})
     faults = {}
     for dtype in (torch.float16, torch.float32):
-        spec = SimpleNamespace(name="made up", narrow={"p_x float16": "why"})
+        spec = dataclasses.replace(SPEC, narrow={"p_x float16": "why"})
         one = launched(X, X, 32, 2, BLOCK=32)
         row = check.Row(spec, one, dtype, (90,), ["case"], 1, results={90: narrow})
         check.judge([row], {})
