@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         results = pool.map(lambda mutant: outcome(mutant, modules[mutant.module], options.seconds), todo)
         for mutant, result in zip(todo, results):
-            print(f"{result:<8}{mutant}", flush=True)
+            print(f"{result:<21}{mutant}", flush=True)
             if mutant.old and result == "passed":
                 failures.append(f"survived: {mutant}")
             elif not result.startswith("caught" if mutant.old else "passed"):

@@ -62,6 +62,17 @@ def test_recipe_shapes_agree_with_the_reference_in_float64(spec, case, dtype, un
     assert not check(spec, case, dtype, DEVICE)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="only tensor cores round to tf32")
+@cases_of(
+    [spec for spec in SPECS if any(spec.flops(case, torch.float32) for case in spec.cases)],
+    lambda spec: spec.cases,
+    dtypes=(torch.float32,),
+)
+def test_recipe_shapes_agree_in_tf32(spec, case, dtype, monkeypatch, unwritten_is_nan):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert not check(spec, case, dtype, DEVICE)
+
+
 @by_spec
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
