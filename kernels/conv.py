@@ -13,6 +13,7 @@ taps are skipped (kernels/tiling.py). Source: Chetlur et al., arXiv 1410.0759 (i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -46,7 +47,15 @@ def configured(
     nothing was measured.
     """
     this = problem(kind, x, filters, pool)
-    return this, (launches.choose_tuned if tuned else launches.choose)(this, chips.current(x.device))
+    config = (launches.choose_tuned if tuned else launches.choose)(this, chips.current(x.device))
+    if config and config.descriptors and not (_aligned(x) and _aligned(filters)):
+        config = replace(config, descriptors=False)
+    return this, config
+
+
+def _aligned(tensor: Tensor) -> bool:
+    """Whether a descriptor can begin where the tensor does; storages themselves begin well."""
+    return tensor.storage_offset() * tensor.itemsize % 16 == 0
 
 
 def input_gradient(

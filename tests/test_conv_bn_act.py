@@ -173,6 +173,21 @@ def test_constant_channel_has_variance_0_and_finite_results(pool, constant):
     assert x.grad.isfinite().all()
 
 
+def test_a_tensor_that_begins_anywhere_needs_no_descriptor():
+    x, filters = tensors(16, 32, 32, 2, 3)
+    moved = torch.empty(x.numel() + 1, device=DEVICE)[1:].view(16, 2, 3, 32).permute(0, 3, 1, 2).copy_(x)
+    with launches.only(**TILE, **FORMS["descriptors"]):
+        assert conv.configured("forward", x, filters)[1].descriptors
+        assert not conv.configured("forward", moved, filters)[1].descriptors
+        assert_near(conv.op(moved, filters), conv.op(x, filters).double(), 1e-6)
+
+
+def test_spatial_mean_is_float32_in_evaluation_too():
+    case = Case(n=2, c=16, o=16, map=(3, 2), **BLOCK | {"spatial": True, "training": False})
+    mean = conv_bn_act.op(**conv_bn_act.EVAL_SPEC.make(case, torch.float16, DEVICE))[2]
+    assert mean.dtype == torch.float32
+
+
 def test_relu_has_its_gradient():
     case = Case(n=4, c=16, o=24, map=(7, 6), **BLOCK | {"pool": True, "activation": "relu"})
     assert not check(conv_bn_act.SPEC, case, torch.float32, DEVICE)
