@@ -118,7 +118,7 @@ def test_everything_but_the_kernels_works_where_triton_is_not_installed():
     assert done.stderr.strip() == "hlb: --kernels triton: triton is not installed; take --kernels reference"
 
 
-@pytest.mark.parametrize("name", ["smoke", "seed", "record94"])
+@pytest.mark.parametrize("name", ["seed", "record94"])  # smoke is record94 in all that kernels see
 def test_triton_gives_the_losses_and_the_accuracy_of_the_reference(name):
     data = hlb.Dataset("synthetic", synthetic.make(16, 4))
     runs = []
@@ -127,6 +127,6 @@ def test_triton_gives_the_losses_and_the_accuracy_of_the_reference(name):
         with launches.only(**FEW_STEPS):
             runs.append(Trainer(*resolve(hlb.recipe(name, FIRST_STEPS), execution), data).run(0))
     reference, triton = ([row["train_loss"] for row in run.epochs] for run in runs)
-    assert len(triton) == 3 and triton[0] != triton[2]
+    assert len(set(triton)) == 3
     assert triton == pytest.approx(reference, rel=1e-4)
     assert runs[1].accuracy == runs[0].accuracy
