@@ -99,19 +99,17 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
 
 
 def catalogue() -> dict[str, list[str]]:
-    """module -> names of the ops with kernels that are in it, or made of it."""
+    """module -> names of the ops with kernels that are in it, or that use it."""
     sys.path.insert(0, str(ROOT))
     from kernels import CATALOGUE
 
     modules: dict[str, list[str]] = {}
     for spec in CATALOGUE.values():
         modules.setdefault(spec.op.__module__.removeprefix("kernels."), []).append(spec.name)
-    owners = dict(modules)
+    owners = {owner: list(names) for owner, names in modules.items()}
     for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
-        if path.stem not in modules:  # passes that ops are made of
-            modules[path.stem] = [
-                name for owner, names in owners.items() for name in names if uses(owner, path.stem)
-            ]
+        users = (names for owner, names in owners.items() if owner != path.stem and uses(owner, path.stem))
+        modules[path.stem] = modules.get(path.stem, []) + [name for names in users for name in names]
     return modules
 
 
