@@ -23,7 +23,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,22 +31,17 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 import kernels
 from hlb import UserError, environment, ledger
 from hlb.files import atomic, check_writable
 from kernels import launch, timing
+from kernels.calls import AUTOTUNED, calls, tensors
 from kernels.compare import check, leaves, upstream
 from kernels.spec import Case, KernelSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CPU_BATCH = 16  # n of a case on a CPU, at most
-AUTOTUNED = {
-    "max_autotune": True,
-    "coordinate_descent_tuning": True,
-    "max_autotune_conv_backends": "ATEN",  # Inductor's own convolution is wrong with 8 warps in torch 2.11
-}
 
 
 def compiled(function: Callable, **options) -> Callable:
@@ -106,15 +101,10 @@ def timed_on() -> tuple[str, str | None]:
     return "cuda", "TRITON_INTERPRET=1 is set" if launch.INTERPRETED else None
 
 
-def tensors(outputs) -> list[Tensor]:
-    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    return [out for out in outputs if out is not None]
-
-
-def directions(spec: KernelSpec, inputs: dict) -> tuple[str, ...]:
-    """`forward`, and `training` where a gradient can be asked for."""
-    trains = any(out.requires_grad for out in tensors(spec.reference(**leaves(spec, inputs))))
-    return ("forward", "training") if trains else ("forward",)
+def directions(spec: KernelSpec, case: Case, dtype: torch.dtype) -> tuple[str, ...]:
+    """`forward`, and `training` where a gradient can be asked for; found on shapes alone."""
+    outputs = spec.reference(**leaves(spec, spec.make(case, dtype, "meta")))
+    return ("forward", "training") if any(out.requires_grad for out in tensors(outputs)) else ("forward",)
 
 
 def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict[str, Work]:
@@ -136,40 +126,6 @@ def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict
         direction: Work(total(moved, counts), total(done, counts), counts.total())
         for direction, counts in (("forward", forward), ("training", training))
     }
-
-
-def calls(
-    spec: KernelSpec,
-    case: Case,
-    dtype: torch.dtype,
-    function: Callable,
-    inputs: dict,
-    direction: str,
-    device: str,
-) -> list[timing.Call]:
-    """The same call on as many copies of its inputs as timing needs."""
-    there = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
-    touched = min(there, sum(spec.bytes(case, dtype).values()))  # a batch is gathered from a larger set
-    copies = [leaves(spec, inputs) for _ in range(timing.sets(touched, device))]
-    if direction == "forward":
-        return [partial(function, **arguments) for arguments in copies]
-    roots = [out for out in tensors(function(**copies[0])) if out.requires_grad]
-    gradients = upstream(roots)
-    return [
-        partial(
-            training_call,
-            partial(function, **arguments),
-            [arguments[name] for name in spec.differentiable if isinstance(arguments[name], Tensor)],
-            [gradient.clone() for gradient in gradients],
-        )
-        for arguments in copies
-    ]
-
-
-def training_call(forward: Callable, wanted: list[Tensor], gradients: list[Tensor]) -> tuple:
-    outputs = tensors(forward())
-    roots = [out for out in outputs if out.requires_grad]
-    return outputs, torch.autograd.grad(roots, wanted, gradients, allow_unused=True)
 
 
 def peak_bytes(call: timing.Call, device: str) -> int | None:
@@ -207,7 +163,7 @@ def measure(
     except Exception as error:  # of one op: the others are worth having
         wrong = one_line(error)
     rows = []
-    for direction in directions(spec, inputs):
+    for direction in directions(spec, case, dtype):
         group = []
         for implementation in chosen:
             labels = (spec.name, case.name, launch.short(dtype), direction, implementation)

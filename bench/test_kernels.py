@@ -15,6 +15,7 @@ import torch
 
 import kernels
 from kernels import launch, timing
+from kernels.calls import calls
 from kernels.compare import check
 from kernels.spec import Case
 
@@ -43,25 +44,25 @@ def implementations() -> list[str]:
     return [name for name in micro.IMPLEMENTATIONS if name != "triton" or not UNTIMED]
 
 
-def calls():
+def parameters():
     """pytest parameters (spec, case, direction), the case at a batch of BATCH on a CPU."""
     for spec in kernels.CATALOGUE.values():
         for case in spec.cases if DTYPE in spec.dtypes else ():
             if DEVICE == "cpu" and "n" in case:
                 case = Case(case.name, **{**case, "n": min(case.n, BATCH)})
-            for direction in micro.directions(spec, spec.make(case, DTYPE, DEVICE)):
+            for direction in micro.directions(spec, case, DTYPE):
                 yield pytest.param(spec, case, direction, id=f"{spec.name}-{case.name}-{direction}")
 
 
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("implementation", implementations())
-@pytest.mark.parametrize("spec, case, direction", list(calls()))
+@pytest.mark.parametrize("spec, case, direction", list(parameters()))
 def test_speed(benchmark, spec, case, direction, implementation):
     inputs = spec.make(case, DTYPE, DEVICE)
     if implementation == "triton":
         assert not check(spec, case, DTYPE, DEVICE)
     function = micro.IMPLEMENTATIONS[implementation](spec)
-    take = timing.sampler(micro.calls(spec, case, DTYPE, function, inputs, direction, DEVICE), DEVICE)
+    take = timing.sampler(calls(spec, case, DTYPE, function, inputs, direction, DEVICE), DEVICE)
 
     def sample():
         CLOCK.seconds += take()

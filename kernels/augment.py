@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, short, tl, triton
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, short, tl, triton
 from .random import AUGMENT, _below, _philox, _unit, below, philox, unit
 from .spec import Case, KernelSpec
 
@@ -254,7 +254,7 @@ def blocks_of(h: int, w: int, elements: int) -> dict[str, int]:
     return {"BLOCK_H": min(power_of_2(h), max(1, elements // width)), "BLOCK_W": width}
 
 
-@torch.library.custom_op("hlb::augment", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::augment")
 def _forward(
     images: Tensor,
     ids: Tensor,

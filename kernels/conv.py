@@ -8,7 +8,8 @@ In the network it is part of a block (kernels/conv_bn_act.py); alone it is measu
 
 Bytes: x, filters and y once; backward x, filters, their gradients once, dy twice, and partial sums of the
 filters' gradient. FLOPs: 2 * size^2 * c * o an output, and as many for each gradient; fewer where padding
-taps are skipped (kernels/tiling.py). Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
+taps are skipped (kernels/tiling.py).
+Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chips, conv_passes, launches, tiling
-from .launch import FLOATS, expect
+from . import chips, conv_gradients, conv_passes, launches, tiling
+from .launch import FLOATS, expect, register
 from .norm_passes import image_like
 from .spec import Case, KernelSpec
 from .tiling import Config, Problem
@@ -58,39 +59,36 @@ def _aligned(tensor: Tensor) -> bool:
     return tensor.storage_offset() * tensor.itemsize % 16 == 0
 
 
-def input_gradient(
+def gradient(
     how: tuple[Problem, Config | None], dy: Tensor, argmax: Tensor | None, x: Tensor, filters: Tensor
 ) -> Tensor:
-    """d x. dy is the gradient of all outputs, or with `argmax` of pooled ones, which cuDNN does not take."""
-    if how[1] is None:
-        return _torch_gradients(dy, x, filters, [True, False, False])[0]
-    dx = torch.empty_like(x)
-    conv_passes.dgrad(*how, dy, argmax, filters, dx)
-    return dx
-
-
-def filter_gradient(
-    how: tuple[Problem, Config | None], dy: Tensor, argmax: Tensor | None, x: Tensor, filters: Tensor
-) -> Tensor:
-    """d filters, as `input_gradient`."""
-    if how[1] is None:
-        return _torch_gradients(dy, x, filters, [False, True, False])[1]
+    """d x or d filters, as the pass is. dy is the gradient of all outputs, or with `argmax` of pooled ones,
+    which cuDNN does not take.
+    """
+    problem, config = how
+    if config is None:
+        found = torch_gradient(problem, dy, x, filters)
+        return found.contiguous(memory_format=torch.channels_last)
+    if problem.kind == "dgrad":
+        dx = torch.empty_like(x)
+        conv_gradients.dgrad(problem, config, dy, argmax, filters, dx)
+        return dx
     d_filters = torch.empty_like(filters)
-    conv_passes.wgrad(*how, dy, argmax, x, d_filters)
+    conv_gradients.wgrad(problem, config, dy, argmax, x, d_filters)
     return d_filters
 
 
-def _torch_gradients(dy: Tensor, x: Tensor, filters: Tensor, wanted: list[bool]) -> list[Tensor | None]:
-    pad = [filters.shape[2] // 3] * 2
-    options = (None, [1, 1], pad, [1, 1], False, [0, 0], 1, wanted)
-    found = torch.ops.aten.convolution_backward(dy, x, filters, *options)
-    return [g if g is None else g.contiguous(memory_format=torch.channels_last) for g in found]
+def torch_gradient(problem: Problem, dy: Tensor, x: Tensor, filters: Tensor) -> Tensor:
+    """d x or d filters from the gradient of all outputs, by PyTorch's operator."""
+    which, pad = problem.kind == "wgrad", [problem.pad] * 2
+    options = [1, 1], pad, [1, 1], False, [0, 0], 1, [not which, which, False]
+    return torch.ops.aten.convolution_backward(dy, x, filters, None, *options)[which]
 
 
-@torch.library.custom_op("hlb::conv", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::conv")
 def _forward(x: Tensor, filters: Tensor) -> Tensor:
     y = _output(x, filters)
-    conv_passes.plain(*configured("forward", x, filters), x, filters, y)
+    conv_passes.forward(*configured("forward", x, filters), x, filters, y)
     return y
 
 
@@ -99,9 +97,9 @@ def _output(x, filters):
     return image_like(x, *problem("forward", x, filters).output, channels=len(filters))
 
 
-@torch.library.custom_op("hlb::conv_dgrad", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::conv_dgrad")
 def _dgrad(dy: Tensor, x: Tensor, filters: Tensor) -> Tensor:
-    return input_gradient(configured("dgrad", x, filters), dy, None, x, filters)
+    return gradient(configured("dgrad", x, filters), dy, None, x, filters)
 
 
 @_dgrad.register_fake
@@ -109,9 +107,9 @@ def _(dy, x, filters):
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("hlb::conv_wgrad", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::conv_wgrad")
 def _wgrad(dy: Tensor, x: Tensor, filters: Tensor) -> Tensor:
-    return filter_gradient(configured("wgrad", x, filters), dy, None, x, filters)
+    return gradient(configured("wgrad", x, filters), dy, None, x, filters)
 
 
 @_wgrad.register_fake

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from . import chips, conv, conv_passes, launch, launches, norm_act, norm_passes, tiling
 from .conv import configured, declared, expect_conv, make_filters, make_images, passes
-from .launch import FLOATS
+from .launch import FLOATS, register
 from .norm_passes import float32_like, image_like
 from .spec import Case, KernelSpec
 from .tiling import Problem
@@ -50,17 +50,19 @@ def reference(
     return norm_act.reference(conv.reference(x, filters), weight, bias, running, **options)
 
 
-def _outputs(x: Tensor, filters: Tensor, pool: bool, spatial_mean: bool) -> tuple[Tensor, ...]:
-    """Unwritten y, spatial mean, u and argmax; empty where there is none."""
-    oh, ow = conv.problem("forward", x, filters, pool).output
-    o = len(filters)
-    spatial = float32_like(x, len(x), o) if spatial_mean else float32_like(x, 0, 0)
-    u = image_like(x, oh, ow, channels=o)
-    argmax = image_like(u, oh, ow, torch.int8) if pool else x.new_empty((0,) * 4, dtype=torch.int8)
-    return torch.empty_like(u), spatial, u, argmax
+def _like_y(x: Tensor, filters: Tensor, pool: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """Unwritten, of the extents and layout of y."""
+    return image_like(x, *conv.problem("forward", x, filters, pool).output, dtype, channels=len(filters))
 
 
-@torch.library.custom_op("hlb::conv_bn_act", mutates_args=(), device_types=("cuda", "cpu"))
+def _outputs(x: Tensor, filters: Tensor, pool: bool, spatial_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Unwritten y, spatial mean and argmax; empty where there is none."""
+    argmax = _like_y(x, filters, pool, torch.int8) if pool else x.new_empty((0,) * 4, dtype=torch.int8)
+    extents = (len(x), len(filters)) if spatial_mean else (0, 0)
+    return _like_y(x, filters, pool), float32_like(x, *extents), argmax
+
+
+@register("hlb::conv_bn_act")
 def _train(
     x: Tensor,
     filters: Tensor,
@@ -76,15 +78,15 @@ def _train(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(y, statistics, spatial mean, u, argmax, rstd)"""
     problem, config = configured("forward", x, filters, pool, tuned)
-    y, spatial, u, argmax = _outputs(x, filters, pool, spatial_mean)
+    y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
     if config is None:
         z = conv.reference(x, filters)
-        u = u if pool else z
+        u, places = torch.empty_like(y) if pool else z, 1
         partial, span = norm_passes.statistics(z, gate, u, argmax, pool=pool)
-        places = 1
     else:
-        partial, span = conv_passes.forward(problem, config, x, filters, gate, u, argmax), config.rows
-        places = conv_passes.tiles(problem, config)[1]
+        u, span, (tiles, places) = torch.empty_like(y), config.rows, tiling.tiles(problem, config)
+        partial = float32_like(x, tiles, 2, problem.o)
+        conv_passes.forward(problem, config, x, filters, u, gate=gate, argmax=argmax, partial=partial)
     stats, rstd = norm_passes.merge(partial, span, u.numel() // problem.o, eps, places)
     norm_passes.normalise(u, gate, stats, rstd, weight, bias, residual, y, spatial, activation=activation)
     return y, stats, spatial, u, argmax, rstd
@@ -92,12 +94,12 @@ def _train(
 
 @_train.register_fake
 def _(x, filters, weight, bias, gate, residual, eps, activation, pool, spatial_mean, tuned):
-    y, spatial, u, argmax = _outputs(x, filters, pool, spatial_mean)
+    y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
     o = len(filters)
-    return y, float32_like(x, 2, o), spatial, u, argmax, float32_like(x, o)
+    return y, float32_like(x, 2, o), spatial, torch.empty_like(y), argmax, float32_like(x, o)
 
 
-@torch.library.custom_op("hlb::conv_bn_act_backward", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::conv_bn_act_backward")
 def _train_backward(
     argmax: Tensor,
     dy: Tensor,
@@ -116,19 +118,18 @@ def _train_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d x, d filters, (d bias, d weight) [2, o], d gate); d x empty where it is not wanted"""
     places = argmax if argmax.numel() else None
-    for_x, for_filters = (
-        configured(kind, x, filters, places is not None, tuned) for kind in ("dgrad", "wgrad")
-    )
-    dz, d_gate = torch.empty_like(u), _gate_gradient(u, gate)
-    expanded = None
-    if places is not None and None in (for_x[1], for_filters[1]):  # cuDNN takes the gradient of all of z
-        dz, expanded, places = image_like(u, *conv.problem("dgrad", x, filters).output), places, None
+    kinds = ("wgrad", "dgrad") if wants_dx else ("wgrad",)
+    hows = [configured(kind, x, filters, places is not None, tuned) for kind in kinds]
+    dz, d_gate, expanded = torch.empty_like(u), _gate_gradient(u, gate), None
+    if places is not None and any(
+        config is None for _, config in hows
+    ):  # cuDNN takes the gradient of all of z
+        dz, expanded, places = _like_y(x, filters, pool=False), places, None
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
     both = norm_passes.sums(*saved, *norm, activation=activation)
     norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
-    d_filters = conv.filter_gradient(for_filters, dz, places, x, filters)
-    dx = conv.input_gradient(for_x, dz, places, x, filters) if wants_dx else x.new_empty((0,) * 4)
-    return dx, d_filters, both, d_gate
+    d_filters, *dx = (conv.gradient(how, dz, places, x, filters) for how in hows)
+    return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
 
 
 def _gate_gradient(u: Tensor, gate: Tensor | None) -> Tensor:
@@ -172,7 +173,7 @@ def _backward(ctx, dy, d_stats, d_mean, *_):
 _train.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("hlb::conv_bn_act_eval", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::conv_bn_act_eval")
 def _evaluate(
     x: Tensor,
     filters: Tensor,
@@ -186,21 +187,20 @@ def _evaluate(
     pool: bool,
     tuned: bool,
 ) -> Tensor:
-    y = _outputs(x, filters, pool, False)[0]
+    y, norm = _like_y(x, filters, pool), (*running, weight, bias)
     how = configured("forward", x, filters, pool, tuned)
     options = {"eps": eps, "activation": activation}
     if how[1] is None:
         z, spatial = conv.reference(x, filters), float32_like(x, 0, 0)
-        norm = (*running, weight, bias)
         norm_passes.normalise(z, gate, *norm, residual, y, spatial, pool=pool, running=True, **options)
     else:
-        conv_passes.evaluate(*how, x, filters, gate, (*running, weight, bias), residual, y, **options)
+        conv_passes.forward(*how, x, filters, y, gate=gate, norm=norm, residual=residual, **options)
     return y
 
 
 @_evaluate.register_fake
 def _(x, filters, weight, bias, running, gate, residual, eps, activation, pool, tuned):
-    return _outputs(x, filters, pool, False)[0]
+    return _like_y(x, filters, pool)
 
 
 def op(
@@ -280,19 +280,8 @@ def _given(inputs: dict) -> dict:
     """The argmax that the op takes, where it pools and trains."""
     if not (inputs["pool"] and inputs["training"]):
         return {}
-    names = (
-        "x",
-        "filters",
-        "weight",
-        "bias",
-        "gate",
-        "residual",
-        "eps",
-        "activation",
-        "pool",
-        "spatial_mean",
-    )
-    return {"argmax": _train(*(inputs[name] for name in names), tuned=False)[4]}
+    named = {name: value for name, value in inputs.items() if name not in ("running", "training")}
+    return {"argmax": _train(**named, tuned=False)[4]}
 
 
 def _norm_case(case: Case) -> Case:
@@ -309,7 +298,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     if not case.training:
         counts["_conv_fwd"] += values * dtype.itemsize * case.residual + 4 * 4 * case.o
         return counts
-    tiles, _ = conv_passes.tiles(*forward)
+    tiles, _ = tiling.tiles(*forward)
     norm = norm_act.SPEC.bytes(_norm_case(case), dtype)
     counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
     counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o

@@ -1,18 +1,14 @@
-"""A convolution and its two gradients as implicit matrix products, for kernels/conv.py and conv_bn_act.py.
+"""A convolution as an implicit matrix product, for kernels/conv.py and conv_bn_act.py.
 
-    forward   u[n, y, x, o]  = sum over r, s, c of x[n, y + r - pad, x + s - pad, c] * filters[o, r, s, c]
-    dgrad     dx[n, y, x, c] = sum over r, s, o of dz[n, y + pad - r, x + pad - s, o] * filters[o, r, s, c]
-    wgrad     dw[o, r, s, c] = sum over n, y, x of dz[n, y, x, o] * x[n, y + r - pad, x + s - pad, c]
+    u[n, y, x, o] = sum over r, s, c of x[n, y + r - pad, x + s - pad, c] * filters[o, r, s, c]
 
 All tensors channels-last; filters 3x3 (pad 1), 2x2 or 1x1 (no padding); dots accumulate in float32. How a
-pass is cut into tiles, in which order, and what that costs, is kernels/tiling.py's; here are the kernels and
-their launchers.
+pass is cut into tiles, in which order, and what that costs, is kernels/tiling.py's; the gradients are
+kernels/conv_gradients.py's, which shares `product` and what it is made of.
 
 A pooled forward computes the four outputs of its windows one after the other and keeps the largest, as
 stored, and its place 0..3 in registers; what floor pooling drops is never computed. Its epilogue is the batch
-norm's pass A of kernels/norm_passes.py: (mean, M2) of each tile; in evaluation it is the whole norm. dgrad
-and wgrad read dz as it is, or from one value per window and its place (`argmax`), expanding it as it is
-loaded.
+norm's pass A of kernels/norm_passes.py: (mean, M2) of each tile; in evaluation it is the whole norm.
 
 A step of depth is a tap and some channels, in one loop, which Triton pipelines. Tiles come through pointers
 or through tensor descriptors, whose boxes fill with zeros beyond the last image.
@@ -24,14 +20,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import tiling
 from .activations import activate
-from .launch import INTERPRETED, box, cdiv, launch, tl, triton
-from .norm_passes import float32_like
+from .launch import INTERPRETED, box, launch, tl, triton
 from .tiling import Config, Problem
 
 
 @triton.jit
-def _place(tile, n, PLACES_H: tl.constexpr, PLACES_W: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr):
+def place_of(
+    tile, n, PLACES_H: tl.constexpr, PLACES_W: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr
+):
     """Where the rows of a tile lie: the first image, each row's image from there on [ROWS, 1], which rows
     there are [ROWS, 1], and y and x: numbers where a tile has one place, else [ROWS, 1].
     """
@@ -51,7 +49,7 @@ def _place(tile, n, PLACES_H: tl.constexpr, PLACES_W: tl.constexpr, IMAGES: tl.c
 
 
 @triton.jit
-def _pixels(
+def pixels(
     p_x,
     p_argmax,
     d_x,
@@ -91,7 +89,7 @@ def _pixels(
 
 
 @triton.jit
-def _product(
+def product(
     p_x,
     p_argmax,
     p_filters,
@@ -155,7 +153,7 @@ def _product(
         if FLAT:
             m_x = m_x & (depth < TAPS * C)[None, :]
             m_filters = m_filters & (depth < TAPS * C)[:, None]
-        b_x = _pixels(
+        b_x = pixels(
             p_x, p_argmax, d_x, d_argmax, first, image, sy, sx, channel_start, channel[None, :], m_x,
             H, W, C, EXPAND, ROWS, DEPTH,
         )  # fmt: skip
@@ -213,18 +211,17 @@ def _conv_fwd(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    tile = tl.program_id(0) // tl.cdiv(
-        OUT, COLS
-    )  # tiles of the same rows are neighbours, and share them in L2
+    # Tiles of the same rows are neighbours, and share them in L2.
+    tile = tl.program_id(0) // tl.cdiv(OUT, COLS)
     start = tl.program_id(0) % tl.cdiv(OUT, COLS) * COLS
-    first, image, m_rows, oy, ox = _place(tile, n, OH, OW, IMAGES, ROWS)
+    first, image, m_rows, oy, ox = place_of(tile, n, OH, OW, IMAGES, ROWS)
     first_wide = first.to(tl.int64)
     p_x += first_wide * (H * W * C)
     if POOL:
         b_u = tl.zeros((ROWS, COLS), dtype=tl.float32)
         b_argmax = tl.zeros((ROWS, COLS), dtype=tl.int8)
         for place in tl.range(0, 4):
-            b_next = _product(
+            b_next = product(
                 p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows,
                 oy * 2 + place // 2, ox * 2 + place % 2, start,
                 H, W, H, W, C, OUT, SIZE, PAD, IMAGES, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
@@ -235,7 +232,7 @@ def _conv_fwd(
             b_u = tl.where(larger, b_next, b_u)
             b_argmax = tl.where(larger, place, b_argmax).to(tl.int8)
     else:
-        b_u = _product(
+        b_u = product(
             p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows, oy, ox, start,
             H, W, H, W, C, OUT, SIZE, PAD, IMAGES, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
         )  # fmt: skip
@@ -273,151 +270,7 @@ def _conv_fwd(
         tl.store(p_partial + o_partial + OUT, tl.sum(b_v * b_v, axis=0)[None, :], mask=m_columns)
 
 
-@triton.jit
-def _conv_dgrad(
-    p_dz,  # [n, DH, DW, OUT]
-    p_argmax,  # int8, as dz, with EXPAND
-    p_filters,  # [OUT, SIZE, SIZE, C]
-    p_dx,  # [n, H, W, C]
-    n,
-    d_dz,  # descriptors of boxes [ROWS, 1, 1, DEPTH], the same, and [DEPTH, COLS], or None
-    d_argmax,
-    d_filters,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
-    VH: tl.constexpr,  # rows and columns of dz, expanded, that are not 0
-    VW: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    OUT: tl.constexpr,
-    SIZE: tl.constexpr,
-    PAD: tl.constexpr,
-    IMAGES: tl.constexpr,
-    EXPAND: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    tile = tl.program_id(0) // tl.cdiv(C, COLS)
-    start = tl.program_id(0) % tl.cdiv(C, COLS) * COLS
-    first, image, m_rows, y, x = _place(tile, n, H, W, IMAGES, ROWS)
-    first_wide = first.to(tl.int64)
-    p_dz += first_wide * (DH * DW * OUT)
-    p_argmax += first_wide * (DH * DW * OUT)
-    b_dx = _product(
-        p_dz, p_argmax, p_filters, d_dz, d_argmax, d_filters, first, image, m_rows, y, x, start,
-        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, EXPAND, True, UPCAST, PRECISION,
-        ROWS, COLS, DEPTH,
-    )  # fmt: skip
-    columns = start + tl.arange(0, COLS)[None, :]
-    o_dx = first_wide * (H * W * C) + ((image * H + y) * W + x) * C + columns  # [ROWS, COLS]
-    tl.store(p_dx + o_dx, b_dx.to(p_dx.dtype.element_ty), mask=m_rows & (columns < C))
-
-
-@triton.jit
-def _conv_wgrad(
-    p_dz,  # [n, DH, DW, OUT]
-    p_argmax,  # int8, as dz, with EXPAND
-    p_x,  # [n, H, W, C]
-    p_partial,  # float32 [splits, OUT, SIZE, SIZE, C]
-    n,
-    splits,
-    d_dz,  # descriptors of boxes [DEPTH, 1, 1, ROWS], the same, and [DEPTH, 1, 1, COLS], or None
-    d_argmax,
-    d_x,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
-    VH: tl.constexpr,
-    VW: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    OUT: tl.constexpr,
-    SIZE: tl.constexpr,
-    PAD: tl.constexpr,
-    IMAGES: tl.constexpr,
-    EXPAND: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    FLAT: tl.constexpr = C % COLS != 0  # then a tile's columns may go over several taps
-    SKIP: tl.constexpr = IMAGES and not FLAT
-    K: tl.constexpr = SIZE * SIZE * C
-    columns = tl.program_id(0) * COLS + tl.arange(0, COLS)  # [COLS]
-    out_start = tl.program_id(1) * ROWS
-    outs = out_start + tl.arange(0, ROWS)  # [ROWS]
-    split = tl.program_id(2)
-    channel_start = tl.program_id(0) * COLS % C
-    if FLAT:
-        r, s = (columns // C // SIZE)[None, :], (columns // C % SIZE)[None, :]  # [1, COLS]
-    else:
-        tap = tl.program_id(0) * COLS // C
-        r, s = tap // SIZE, tap % SIZE
-    y0, x0, height, width = 0, 0, VH, VW
-    if SKIP:  # the outputs whose pixels are there
-        y0, x0 = tl.maximum(PAD - r, 0), tl.maximum(PAD - s, 0)
-        height, width = tl.minimum(H + PAD - r, VH) - y0, tl.minimum(W + PAD - s, VW) - x0
-    if IMAGES:
-        blocks = tl.cdiv(n, DEPTH)
-        steps = height * width * blocks
-    else:
-        steps = tl.cdiv(n * (VH * VW), DEPTH)
-    share = tl.cdiv(steps, splits)
-    b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for step in tl.range(split * share, tl.minimum(split * share + share, steps)):
-        if IMAGES:
-            first, image = step % blocks * DEPTH, tl.arange(0, DEPTH)[:, None]
-            m_rows = first + image < n  # [DEPTH, 1]
-            y, x = y0 + step // blocks // width, x0 + step // blocks % width
-        else:
-            first, image, m_rows, y, x = _place(step, n, VH, VW, False, DEPTH)
-        sy, sx = y + r - PAD, x + s - PAD
-        m_x = m_rows
-        if not SKIP:
-            m_x = m_x & (sy >= 0) & (sy < H) & (sx >= 0) & (sx < W) & (columns < K)[None, :]
-        first_wide = first.to(tl.int64)
-        o_dz = first_wide * (DH * DW * OUT)
-        b_dz = _pixels(
-            p_dz + o_dz, p_argmax + o_dz, d_dz, d_argmax, first, image, y, x, out_start, outs[None, :],
-            m_rows & (outs < OUT)[None, :], DH, DW, OUT, EXPAND, DEPTH, ROWS,
-        )  # fmt: skip
-        p_images = p_x + first_wide * (H * W * C)
-        b_x = _pixels(
-            p_images, p_images, d_x, d_x, first, image, sy, sx, channel_start, (columns % C)[None, :], m_x,
-            H, W, C, False, DEPTH, COLS,
-        )  # fmt: skip
-        if UPCAST:
-            b_dz, b_x = b_dz.to(tl.float32), b_x.to(tl.float32)
-        b_sum = tl.dot(tl.trans(b_dz), b_x, b_sum, input_precision=PRECISION)
-    o_partial = split.to(tl.int64) * (OUT * K) + outs[:, None] * K + columns[None, :]
-    tl.store(p_partial + o_partial, b_sum, mask=(outs < OUT)[:, None] & (columns < K)[None, :])
-
-
-@triton.jit
-def _sum_splits(
-    p_partial,  # float32 [splits, SIZE]
-    p_sum,  # [SIZE]
-    splits,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    o_all = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    b_sum = tl.zeros((BLOCK,), dtype=tl.float32)
-    for split in range(splits):
-        b_sum += tl.load(p_partial + split * SIZE + o_all, mask=o_all < SIZE, other=0.0)
-    tl.store(p_sum + o_all, b_sum.to(p_sum.dtype.element_ty), mask=o_all < SIZE)
-
-
-SUM_BLOCK = 1024  # filter values of a program that adds up splits
-
-
-def _constants(problem: Problem, config: Config) -> dict:
+def constants(problem: Problem, config: Config) -> dict:
     """What all kernels are told."""
     return {
         "H": problem.h,
@@ -437,22 +290,14 @@ def _constants(problem: Problem, config: Config) -> dict:
     }
 
 
-def _images(x: Tensor, config: Config, rows: int, cols: int):
-    """A descriptor of boxes of one pixel of `rows` images and `cols` channels, or None."""
-    return box(x.permute(0, 2, 3, 1), rows, 1, 1, cols) if config.descriptors else None
+def images_box(x: Tensor | None, config: Config, rows: int, cols: int):
+    """A descriptor of boxes of one pixel of `rows` images and `cols` channels; None where there is none."""
+    return box(x.permute(0, 2, 3, 1), rows, 1, 1, cols) if config.descriptors and x is not None else None
 
 
-def _matrix(filters: Tensor, config: Config, rows: int, cols: int):
+def filters_box(filters: Tensor, config: Config, rows: int, cols: int):
     """A descriptor of boxes of filters as a matrix [o, size * size * c], or None."""
     return box(filters.permute(0, 2, 3, 1).flatten(1), rows, cols) if config.descriptors else None
-
-
-def tiles(problem: Problem, config: Config) -> tuple[int, int]:
-    """(tiles of rows of a forward pass, places that a block of images is cut into)"""
-    oh, ow = problem.output
-    if config.order == "rows":
-        return cdiv(problem.n * oh * ow, config.rows), 1
-    return cdiv(problem.n, config.rows) * oh * ow, oh * ow
 
 
 def forward(
@@ -460,57 +305,23 @@ def forward(
     config: Config,
     x: Tensor,
     filters: Tensor,
-    gate: Tensor | None,
-    u: Tensor,
-    argmax: Tensor,
-) -> Tensor:
-    """Writes u and, with a pool, argmax; returns (mean, M2) of u * gate of each tile [tiles, 2, o]."""
-    partial = float32_like(x, tiles(problem, config)[0], 2, problem.o)
-    _forward(problem, config, x, filters, u, gate=gate, argmax=argmax, partial=partial)
-    return partial
-
-
-def plain(problem: Problem, config: Config, x: Tensor, filters: Tensor, y: Tensor) -> None:
-    """Writes y, the outputs alone."""
-    _forward(problem, config, x, filters, y)
-
-
-def evaluate(
-    problem: Problem,
-    config: Config,
-    x: Tensor,
-    filters: Tensor,
-    gate: Tensor | None,
-    norm: tuple[Tensor, Tensor, Tensor, Tensor],
-    residual: Tensor | None,
-    y: Tensor,
-    *,
-    eps: float,
-    activation: str,
-) -> None:
-    """Writes y, the whole block; `norm` is running mean and variance, weight and bias."""
-    options = {"EPS": eps, "ACTIVATION": activation}
-    _forward(problem, config, x, filters, y, gate=gate, norm=norm, residual=residual, **options)
-
-
-def _forward(
-    problem: Problem,
-    config: Config,
-    x: Tensor,
-    filters: Tensor,
     out: Tensor,
     *,
     gate: Tensor | None = None,
-    norm: tuple[Tensor | None, ...] | None = None,
-    residual: Tensor | None = None,
     argmax: Tensor | None = None,
     partial: Tensor | None = None,
-    **options,
+    norm: tuple[Tensor | None, ...] | None = None,
+    residual: Tensor | None = None,
+    eps: float = 0.0,
+    activation: str | None = None,
 ) -> None:
+    """Writes u to `out`; with `partial` [tiles, 2, o] also (mean, M2) of u * gate of each tile, and with a
+    pool argmax. With `norm`, running mean and variance, weight and bias, it is y, the whole block.
+    """
     oh, ow = problem.output
     launch(
         _conv_fwd,
-        (tiles(problem, config)[0] * cdiv(problem.o, config.cols),),
+        (tiling.programs(problem, config),),
         x,
         filters,
         gate,
@@ -520,8 +331,8 @@ def _forward(
         argmax,
         partial,
         problem.n,
-        _images(x, config, config.rows, config.depth),
-        _matrix(filters, config, config.cols, config.depth),
+        images_box(x, config, config.rows, config.depth),
+        filters_box(filters, config, config.cols, config.depth),
         OH=oh,
         OW=ow,
         POOL=problem.pool,
@@ -529,64 +340,7 @@ def _forward(
         STATISTICS=partial is not None,
         NORM=norm is not None,
         RESIDUAL=residual is not None,
-        **({"EPS": 0.0, "ACTIVATION": None} | options),
-        **_constants(problem, config),
+        EPS=eps,
+        ACTIVATION=activation,
+        **constants(problem, config),
     )
-
-
-def dgrad(
-    problem: Problem, config: Config, dz: Tensor, argmax: Tensor | None, filters: Tensor, dx: Tensor
-) -> None:
-    """Writes dx, from the gradient of all outputs, or with `argmax` from that of the pooled ones."""
-    rows = problem.n * problem.h * problem.w
-    count = cdiv(rows, config.rows)
-    if config.order == "images":
-        count = cdiv(problem.n, config.rows) * problem.h * problem.w
-    launch(
-        _conv_dgrad,
-        (count * cdiv(problem.c, config.cols),),
-        dz,
-        dz if argmax is None else argmax,
-        filters,
-        dx,
-        problem.n,
-        _images(dz, config, config.rows, config.depth),
-        None if argmax is None else _images(argmax, config, config.rows, config.depth),
-        _matrix(filters, config, config.depth, config.cols),
-        DH=dz.shape[2],
-        DW=dz.shape[3],
-        VH=problem.kept[0],
-        VW=problem.kept[1],
-        EXPAND=argmax is not None,
-        **_constants(problem, config),
-    )
-
-
-def wgrad(
-    problem: Problem, config: Config, dz: Tensor, argmax: Tensor | None, x: Tensor, d_filters: Tensor
-) -> None:
-    """Writes d filters, from the gradient of all outputs, or with `argmax` from that of the pooled ones."""
-    o, c, size = problem.o, problem.c, problem.size
-    partial = float32_like(x, config.splits, o, size, size, c)
-    launch(
-        _conv_wgrad,
-        (cdiv(problem.columns, config.cols), cdiv(o, config.rows), config.splits),
-        dz,
-        dz if argmax is None else argmax,
-        x,
-        partial,
-        problem.n,
-        config.splits,
-        _images(dz, config, config.depth, config.rows),
-        None if argmax is None else _images(argmax, config, config.depth, config.rows),
-        _images(x, config, config.depth, config.cols),
-        DH=dz.shape[2],
-        DW=dz.shape[3],
-        VH=problem.kept[0],
-        VW=problem.kept[1],
-        EXPAND=argmax is not None,
-        **_constants(problem, config),
-    )
-    count = d_filters.numel()
-    constants = {"SIZE": count, "BLOCK": SUM_BLOCK}
-    launch(_sum_splits, (cdiv(count, SUM_BLOCK),), partial, d_filters, config.splits, **constants)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, tl, triton
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .spec import Case, KernelSpec
 
 
@@ -83,7 +83,7 @@ def _cross_entropy(
 BLOCK = 32  # rows of a program
 
 
-@torch.library.custom_op("hlb::cross_entropy", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::cross_entropy")
 def _forward(
     logits: Tensor, targets: Tensor, label_smoothing: float, scale: float, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -100,6 +100,13 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
         kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
 
 
+def register(name: str, mutates: tuple[str, ...] = ()):
+    """The decorator that makes a PyTorch op of a launcher: on CUDA, and through the interpreter on a CPU.
+    `mutates` names the arguments that it writes.
+    """
+    return torch.library.custom_op(name, mutates_args=mutates, device_types=("cuda", "cpu"))
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)

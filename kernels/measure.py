@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import check, compare, conv_bn_act, conv_passes, timing
+from . import check, compare, conv, conv_bn_act, conv_gradients, conv_passes, tiling, timing
+from .calls import AUTOTUNED, calls
 from .candidates import candidates
 from .chips import Chip
 from .conv import make_filters, make_images
@@ -28,11 +29,6 @@ from .spec import Case
 from .tiling import Config, Problem
 
 SAMPLES = 10
-AUTOTUNED = {
-    "max_autotune": True,
-    "coordinate_descent_tuning": True,
-    "max_autotune_conv_backends": "ATEN",  # Inductor's own convolution is wrong with 8 warps in torch 2.11
-}
 
 
 def tensors(problem: Problem, device) -> SimpleNamespace:
@@ -58,28 +54,24 @@ def tensors(problem: Problem, device) -> SimpleNamespace:
 def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[], object]:
     """A call of the kernel, which writes into `t`."""
     if problem.kind == "forward":
-        return partial(conv_passes.forward, problem, config, t.x, t.filters, None, t.u, t.argmax)
+        partials = t.x.new_empty((tiling.tiles(problem, config)[0], 2, problem.o), dtype=torch.float32)
+        written = {"argmax": t.argmax, "partial": partials}
+        return partial(conv_passes.forward, problem, config, t.x, t.filters, t.u, **written)
     if problem.kind == "dgrad":
-        return partial(conv_passes.dgrad, problem, config, t.dz, t.argmax, t.filters, t.dx)
-    return partial(conv_passes.wgrad, problem, config, t.dz, t.argmax, t.x, t.d_filters)
+        return partial(conv_gradients.dgrad, problem, config, t.dz, t.argmax, t.filters, t.dx)
+    return partial(conv_gradients.wgrad, problem, config, t.dz, t.argmax, t.x, t.d_filters)
 
 
 def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
     """A call of PyTorch's for the same."""
     if problem.kind == "forward":
         return partial(_torch_forward, problem, t.x, t.filters)
-    return partial(_torch_gradient, problem, t.full, t.x, t.filters)
+    return partial(conv.torch_gradient, problem, t.full, t.x, t.filters)
 
 
 def _torch_forward(problem: Problem, x: Tensor, filters: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     y = F.conv2d(x, filters, padding=problem.pad)
     return F.max_pool2d(y, 2, return_indices=True) if problem.pool else y
-
-
-def _torch_gradient(problem: Problem, dz: Tensor, x: Tensor, filters: Tensor) -> Tensor:
-    which, pad = problem.kind == "wgrad", [problem.pad] * 2
-    options = [1, 1], pad, [1, 1], False, [0, 0], 1, [not which, which, False]
-    return torch.ops.aten.convolution_backward(dz, x, filters, None, *options)[which]
 
 
 def _places(full: Tensor, oh: int, ow: int) -> list[Tensor]:
@@ -92,7 +84,7 @@ def expected(problem: Problem, t: SimpleNamespace) -> Tensor:
     x, filters = t.x.double(), t.filters.double()
     if problem.kind == "forward":
         return F.conv2d(x, filters, padding=problem.pad)
-    return _torch_gradient(problem, t.full.double(), x, filters)
+    return conv.torch_gradient(problem, t.full.double(), x, filters)
 
 
 def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
@@ -182,8 +174,6 @@ def block(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, float]
     if faults := compare.check(spec, case, dtype, device):
         return {}, faults
     inputs = spec.make(case, dtype, device)
-    size = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
-    copies = [compare.leaves(spec, inputs) for _ in range(timing.sets(size, device))]
     torch._dynamo.reset()
     implementations = {
         "reference": spec.reference,
@@ -192,14 +182,6 @@ def block(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, float]
     }
     found = {}
     for name, function in implementations.items():
-        roots = [out for out in function(**copies[0]) if out is not None and out.requires_grad]
-        gradients = compare.upstream(roots)
-        calls = [partial(_train, function, arguments, gradients) for arguments in copies]
-        found[name] = timing.measure(calls, device, SAMPLES).median
+        prepared = calls(spec, case, dtype, function, inputs, "training", device)
+        found[name] = timing.measure(prepared, device, SAMPLES).median
     return found, []
-
-
-def _train(function: Callable, arguments: dict, gradients: list[Tensor]) -> tuple:
-    roots = [out for out in function(**arguments) if out is not None and out.requires_grad]
-    wanted = [value for value in arguments.values() if isinstance(value, Tensor) and value.requires_grad]
-    return torch.autograd.grad(roots, wanted, gradients, allow_unused=True)

@@ -30,7 +30,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETED, cdiv, launch, power_of_2, tl, triton
+from .launch import INTERPRETED, cdiv, launch, power_of_2, register, tl, triton
 from .sgd import _average, arena_bytes, average, check_arena, make_arena
 from .spec import Case, KernelSpec
 
@@ -329,9 +329,7 @@ def _layout(matrices: Sequence[Matrix]) -> dict[str, tuple]:
     }
 
 
-@torch.library.custom_op(
-    "hlb::muon", mutates_args=("value", "grad", "buffer", "compute", "slow"), device_types=("cuda", "cpu")
-)
+@register("hlb::muon", mutates=("value", "grad", "buffer", "compute", "slow"))
 def _step(
     value: Tensor,
     grad: Tensor,

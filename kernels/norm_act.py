@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import cdiv, expect
+from .launch import cdiv, expect, register
 from .norm_passes import (
     float32_like,
     gradient,
@@ -166,7 +166,7 @@ def _outputs(x: Tensor, pool: bool, spatial_mean: bool) -> tuple[Tensor, Tensor,
     )
 
 
-@torch.library.custom_op("hlb::norm_act", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::norm_act")
 def _train(
     x: Tensor,
     weight: Tensor,
@@ -194,7 +194,7 @@ def _(x, weight, bias, gate, residual, eps, activation, pool, spatial_mean):
     return y, float32_like(x, 2, c), spatial, u, argmax, float32_like(x, c)
 
 
-@torch.library.custom_op("hlb::norm_act_backward", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::norm_act_backward")
 def _train_backward(
     argmax: Tensor,
     dy: Tensor,
@@ -264,7 +264,7 @@ def _backward(ctx, dy, d_stats, d_mean, *_):
 _train.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("hlb::norm_act_eval", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::norm_act_eval")
 def _evaluate(
     x: Tensor,
     weight: Tensor,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .augment import normalise
-from .launch import cdiv, expect, launch, tl, triton
+from .launch import cdiv, expect, launch, register, tl, triton
 from .spec import Case, KernelSpec
 
 
@@ -94,7 +94,7 @@ BLOCK = 512  # patches of a step
 SPAN = 16 * BLOCK  # patches of a program: 128 * 128 * SPAN stays below 2^31
 
 
-@torch.library.custom_op("hlb::patch_moments", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::patch_moments")
 def _moments(images: Tensor) -> Tensor:
     """int64 [13, 13]: sum over all patches of v v^T, v = (pixels - 128, 1)."""
     n, h, w, _ = images.shape

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, tl, triton
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .spec import Case, KernelSpec
 
 
@@ -119,7 +119,7 @@ def _constants(x: Tensor, weight: Tensor, scale: float) -> dict:
     }
 
 
-@torch.library.custom_op("hlb::pool_head", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::pool_head")
 def _forward(x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """(logits, maxima [n, c])"""
     n, c = x.shape[:2]
@@ -136,7 +136,7 @@ def _(x, weight, scale):
     return x.new_empty((n, len(weight)), dtype=torch.float32), x.new_empty((n, c))
 
 
-@torch.library.custom_op("hlb::pool_head_backward", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::pool_head_backward")
 def _backward_x(d_logits: Tensor, x: Tensor, weight: Tensor, maxima: Tensor, scale: float) -> Tensor:
     """d x, in the layout of x."""
     n, c = x.shape[:2]

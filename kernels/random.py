@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import cdiv, expect, launch, tl, triton
+from .launch import cdiv, expect, launch, register, tl, triton
 from .spec import Case, KernelSpec
 
 INIT, ORDER, AUGMENT, DATA = range(4)  # streams
@@ -189,12 +189,12 @@ def _fill(kernel, seed: Tensor, tensor_index: int, numel: int) -> Tensor:
     return out
 
 
-@torch.library.custom_op("hlb::uniform", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::uniform")
 def _uniform_op(seed: Tensor, tensor_index: int, numel: int) -> Tensor:
     return _fill(_uniform, seed, tensor_index, numel)
 
 
-@torch.library.custom_op("hlb::normal", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::normal")
 def _normal_op(seed: Tensor, tensor_index: int, numel: int) -> Tensor:
     return _fill(_normal, seed, tensor_index, numel)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import cdiv, expect, launch, tl, triton
+from .launch import cdiv, expect, launch, register, tl, triton
 from .spec import Case, KernelSpec
 
 
@@ -40,7 +40,7 @@ def _running_stats(
 BLOCK = 512
 
 
-@torch.library.custom_op("hlb::update_running_stats", mutates_args=("running",), device_types=("cuda", "cpu"))
+@register("hlb::update_running_stats", mutates=("running",))
 def _update(running: Tensor, stats: Tensor, momentum: float) -> None:
     count = running.numel()
     launch(

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activate, activation_slope
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, tl, triton
+from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .spec import Case, KernelSpec
 
 
@@ -124,7 +124,7 @@ def _constants(weight1: Tensor) -> dict:
     return {"C": c, "R": r, "BLOCK": BLOCK, "BLOCK_C": block_c, "BLOCK_R": max(16, power_of_2(r))}
 
 
-@torch.library.custom_op("hlb::se_gate", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::se_gate")
 def _forward(
     s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _(s, weight1, bias1, weight2, bias2):
     return torch.empty_like(s), s.new_empty((len(s), len(weight1)))
 
 
-@torch.library.custom_op("hlb::se_gate_backward", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::se_gate_backward")
 def _backward_images(
     d_gate: Tensor, gate: Tensor, z1: Tensor, weight1: Tensor, weight2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .launch import cdiv, expect, launch, tl, triton
+from .launch import cdiv, expect, launch, register, tl, triton
 from .spec import Case, KernelSpec
 
 Segment = tuple[int, int, int, float]  # start, end, column of the rate table, weight decay
@@ -153,9 +153,7 @@ def _sgd(
 BLOCK = 1024  # elements of a program
 
 
-@torch.library.custom_op(
-    "hlb::sgd", mutates_args=("value", "grad", "buffer", "compute", "slow"), device_types=("cuda", "cpu")
-)
+@register("hlb::sgd", mutates=("value", "grad", "buffer", "compute", "slow"))
 def _update(
     value: Tensor,
     grad: Tensor,

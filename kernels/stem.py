@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activate, activation_slope
-from .launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, tl, triton
+from .launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
 from .norm_act import ACTIVATIONS
 from .patch_covariance import GATHERED, _patch_offsets, patch_bytes, patch_count
 from .spec import Case, KernelSpec
@@ -198,7 +198,7 @@ def _output(x: Tensor, whiten: Tensor, project: Tensor | None) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("hlb::stem", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::stem")
 def _forward(
     project: Tensor | None, bias: Tensor | None, x: Tensor, whiten: Tensor, activation: str | None
 ) -> Tensor:
@@ -213,7 +213,7 @@ def _(project, bias, x, whiten, activation):
     return _output(x, whiten, project)
 
 
-@torch.library.custom_op("hlb::stem_backward", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::stem_backward")
 def _backward_sums(
     dy: Tensor, bias: Tensor | None, x: Tensor, whiten: Tensor, activation: str | None
 ) -> Tensor:

@@ -145,16 +145,20 @@ def flops(problem: Problem, config: Config) -> int:
     return round(2 * images * taps(problem, config) * other * columns)
 
 
+def tiles(problem: Problem, config: Config) -> tuple[int, int]:
+    """(tiles of rows of a forward pass or dgrad, places of an image that each block of images is cut into)"""
+    places = problem.h * problem.w if problem.kind == "dgrad" else prod(problem.output)
+    if config.order == "rows":
+        return cdiv(problem.n * places, config.rows), 1
+    return cdiv(problem.n, config.rows) * places, places
+
+
 def programs(problem: Problem, config: Config) -> int:
+    """Of a launch."""
+    columns = cdiv(problem.columns, config.cols)
     if problem.kind == "wgrad":
-        return cdiv(problem.o, config.rows) * cdiv(problem.columns, config.cols) * config.splits
-    places = prod(problem.output) if problem.kind == "forward" else problem.h * problem.w
-    tiles = (
-        places * cdiv(problem.n, config.rows)
-        if config.order == "images"
-        else cdiv(problem.n * places, config.rows)
-    )
-    return tiles * cdiv(problem.columns, config.cols)
+        return cdiv(problem.o, config.rows) * columns * config.splits
+    return tiles(problem, config)[0] * columns
 
 
 def bytes(problem: Problem, config: Config) -> int:

@@ -167,7 +167,7 @@ def _block(job: Job, chip: Chip, here: dict, device: str, processes: int) -> tup
 
 def dry_run(jobs: list[Job], file: str | None, shown: int = 3) -> int:
     """Shows passes and their candidates with modelled times, the best `shown` of each; JSON has all."""
-    chip = chips.current("cuda" if torch.cuda.is_available() else "cpu")
+    chip = chips.here()
     console = Console()
     if not console.is_terminal:
         console.width = 150

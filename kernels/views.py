@@ -27,7 +27,7 @@ from .augment import (
     reflect,
     scale_and_shift,
 )
-from .launch import cdiv, expect, launch, tl, triton
+from .launch import cdiv, expect, launch, register, tl, triton
 from .spec import Case, KernelSpec
 
 # name -> (dy, dx, mirrored, weight) per view
@@ -128,7 +128,7 @@ def _weigh_views(
     tl.store(p_out + o_out, b_out, mask=m_out)
 
 
-@torch.library.custom_op("hlb::views", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::views")
 def _forward(images: Tensor, views: str, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
     n, h, w, _ = images.shape
     dy, dx, mirrored, _ = zip(*VIEWS[views])
@@ -159,7 +159,7 @@ def _(images, views, mean, std, dtype):
     return images.new_empty((len(VIEWS[views]), *images.shape), dtype=dtype)
 
 
-@torch.library.custom_op("hlb::weigh_views", mutates_args=(), device_types=("cuda", "cpu"))
+@register("hlb::weigh_views")
 def _weigh(logits: Tensor, views: str) -> Tensor:
     out = logits.new_empty(logits.shape[1:], dtype=torch.float32)
     weights = tuple(weight for *_, weight in VIEWS[views])

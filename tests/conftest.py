@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -14,3 +15,19 @@ settings.load_profile("hlb")
 @pytest.fixture(autouse=True)
 def made_inputs_repeat():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def launch_table(monkeypatch, tmp_path):
+    """A function that writes launches.json, from data or as text; until then there is none."""
+    from kernels import launches
+
+    def write(content: dict | str) -> None:
+        launches.FILE.write_text(content if isinstance(content, str) else json.dumps(content))
+        launches.forget()
+
+    monkeypatch.setattr(launches, "FILE", tmp_path / "launches.json")
+    launches.forget()
+    yield write
+    monkeypatch.undo()
+    launches.forget()

@@ -108,15 +108,22 @@ def catalogue() -> dict[str, list[str]]:
         modules.setdefault(spec.op.__module__.removeprefix("kernels."), []).append(spec.name)
     owners = {owner: list(names) for owner, names in modules.items()}
     for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
-        users = (names for owner, names in owners.items() if owner != path.stem and uses(owner, path.stem))
-        modules[path.stem] = modules.get(path.stem, []) + [name for names in users for name in names]
+        using = users(path.stem)
+        names = [name for owner, its in owners.items() if owner in using for name in its]
+        modules[path.stem] = owners.get(path.stem, []) + names
     return modules
 
 
-def uses(owner: str, module: str) -> bool:
-    """Whether kernels/OWNER.py imports the module, or names from it."""
-    text = (ROOT / "kernels" / f"{owner}.py").read_text()
-    return bool(re.search(rf"^from \.{module} import|^from \. import .*\b{module}\b", text, re.MULTILINE))
+def users(module: str) -> set[str]:
+    """The other modules that import it, or names from it, directly or through others."""
+    texts = {path.stem: path.read_text() for path in (ROOT / "kernels").glob("*.py") if path.stem[0] != "_"}
+    found, new = {module}, {module}
+    while new:
+        wanted = "|".join(new)
+        imports = re.compile(rf"^from \.({wanted}) import|^from \. import .*\b({wanted})\b", re.MULTILINE)
+        new = {name for name, text in texts.items() if name not in found and imports.search(text)}
+        found |= new
+    return found - {module}
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ import torch
 import kernels
 from bench import micro
 from bench.micro import Row, Work, main
+from kernels import calls
 from kernels.launch import INSTALLED, launch, triton
 from kernels.spec import Case, KernelSpec
 
@@ -205,7 +206,7 @@ def test_rates_follow_from_time_and_declared_work(monkeypatch):
 
 def test_training_call_gives_outputs_and_gradients():
     x = torch.ones(3, requires_grad=True)
-    outputs, (gradient,) = micro.training_call(
+    outputs, (gradient,) = calls.training_call(
         lambda: (3 * x, None, x.detach()), [x], [torch.full((3,), 5.0)]
     )
     assert len(outputs) == 2 and torch.equal(gradient, torch.full((3,), 15.0))

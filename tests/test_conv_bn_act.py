@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -226,19 +225,10 @@ def measured(case: Case, kernels: tuple[str, ...], block: str) -> dict:
 
 
 @pytest.fixture
-def table(monkeypatch, tmp_path):
-    """Writes a table of launches that is asked instead of the package's."""
-
-    def write(content: dict) -> None:
-        file = tmp_path / "launches.json"
-        file.write_text(json.dumps(content))
-        monkeypatch.setattr(launches, "FILE", file)
-        launches.forget()
-
+def table(launch_table):
+    """As `launch_table`, which the chip of `measured` asks."""
     with chips.targeting(AIMED_AT):
-        yield write
-    monkeypatch.undo()
-    launches.forget()
+        yield launch_table
 
 
 TUNED = Case(n=4, c=16, o=24, map=(7, 6), **BLOCK | {"pool": True, "gate": True, "spatial": True})

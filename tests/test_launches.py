@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -24,21 +23,6 @@ def recipe_passes(dtype: torch.dtype) -> set[Problem]:
         for case in conv_bn_act.SPEC.cases
         for kind in tiling.PASSES
     }
-
-
-@pytest.fixture
-def table(tmp_path, monkeypatch):
-    """Writes launches.json: chip's name -> a section."""
-    file = tmp_path / "launches.json"
-    monkeypatch.setattr(launches, "FILE", file)
-    launches.forget()
-
-    def write(sections) -> None:
-        file.write_text(sections if isinstance(sections, str) else json.dumps(sections))
-        launches.forget()
-
-    yield write
-    launches.forget()
 
 
 def section(chip, config: Config = CONFIG, seconds: float = 1e-4, cudnn: float = 2e-4, blocks=None) -> dict:
@@ -158,8 +142,8 @@ def test_only_forces_descriptors_where_there_can_be_any():
         pass
 
 
-def test_only_asks_no_table(table):
-    table({H200.name: section(H200)})
+def test_only_asks_no_table(launch_table):
+    launch_table({H200.name: section(H200)})
     with launches.only(order="images"):
         assert launches.choose(PROBLEM, H200).order == launches.choose_tuned(PROBLEM, H200).order == "images"
 
@@ -234,40 +218,40 @@ def test_registers_are_about_what_the_compiler_needs(kind, pool, tile, cc, compi
 # The table
 
 
-def test_without_a_table_the_model_chooses_and_nothing_is_tuned(table):
+def test_without_a_table_the_model_chooses_and_nothing_is_tuned(launch_table):
     assert launches.choose(PROBLEM, H200) == launches.best(PROBLEM, H200)
     assert launches.choose_tuned(PROBLEM, H200) is None
     assert launches.block_winner(PROBLEM, H200) == "reference"
 
 
-def test_what_was_measured_is_chosen_and_tuned_where_it_beats_cudnn(table):
-    table({H200.name: section(H200)})
+def test_what_was_measured_is_chosen_and_tuned_where_it_beats_cudnn(launch_table):
+    launch_table({H200.name: section(H200)})
     assert launches.best(PROBLEM, H200) != CONFIG
     assert launches.choose(PROBLEM, H200) == launches.choose_tuned(PROBLEM, H200) == CONFIG
     other = replace(PROBLEM, n=256)
     assert launches.choose(other, H200) == launches.best(other, H200)
-    table({H200.name: section(H200, cudnn=0.5e-4)})
+    launch_table({H200.name: section(H200, cudnn=0.5e-4)})
     assert launches.choose(PROBLEM, H200) == CONFIG
     assert launches.choose_tuned(PROBLEM, H200) is None
 
 
-def test_the_nearest_chip_stands_in_where_its_configuration_fits(table):
+def test_the_nearest_chip_stands_in_where_its_configuration_fits(launch_table):
     a100, ada, b200 = TARGETS[80], TARGETS[89], TARGETS[100]
     rows = {chip.cc: replace(CONFIG, rows=size) for chip, size in ((a100, 16), (H200, 32))}
-    table({chip.name: section(chip, rows[chip.cc]) for chip in (a100, H200)})
+    launch_table({chip.name: section(chip, rows[chip.cc]) for chip in (a100, H200)})
     assert launches.choose(PROBLEM, a100) == rows[80]
     assert launches.choose(PROBLEM, ada) == launches.choose(PROBLEM, b200) == rows[90]
     assert launches.choose(PROBLEM, replace(a100, name="another", multiprocessors=98)) == rows[80]
     h100 = next(chip for chip in chips.CHIPS if "H100" in chip.name)
-    table({chip.name: section(chip, rows[cc]) for chip, cc in ((h100, 80), (H200, 90))})
+    launch_table({chip.name: section(chip, rows[cc]) for chip, cc in ((h100, 80), (H200, 90))})
     assert (launches.choose(PROBLEM, h100), launches.choose(PROBLEM, H200)) == (rows[80], rows[90])
     large = replace(CONFIG, rows=128, cols=128, depth=64, stages=4)  # 128 KiB
-    table({chip.name: section(chip, config) for chip, config in ((a100, rows[80]), (H200, large))})
+    launch_table({chip.name: section(chip, config) for chip, config in ((a100, rows[80]), (H200, large))})
     assert launches.choose(PROBLEM, H200) == large
     assert launches.choose(PROBLEM, ada) == rows[80]
 
 
-def test_float32_and_tf32_are_chosen_apart(table):
+def test_float32_and_tf32_are_chosen_apart(launch_table):
     problem, before = replace(PROBLEM, dtype=torch.float32), torch.backends.cuda.matmul.allow_tf32
     found = {}
     try:
@@ -278,11 +262,11 @@ def test_float32_and_tf32_are_chosen_apart(table):
     assert found.keys() == {"tf32", "float32"} and found["tf32"] != found["float32"]
 
 
-def test_a_block_is_done_by_whoever_was_fastest(table):
+def test_a_block_is_done_by_whoever_was_fastest(launch_table):
     key = launches.key(PROBLEM, "block")
     for triton, winner in ((1.0, "triton"), (1.5, "reference"), (3.0, "reference")):
         blocks = {key: {"reference": 2.0, "compiled": 1.4, "triton": triton}}
-        table({H200.name: section(H200, blocks=blocks)})
+        launch_table({H200.name: section(H200, blocks=blocks)})
         assert launches.block_winner(PROBLEM, H200) == launches.block_winner(PROBLEM, TARGETS[80]) == winner
 
 
@@ -299,8 +283,8 @@ def test_a_block_is_done_by_whoever_was_fastest(table):
         ("[]", ""),
     ],
 )
-def test_a_broken_table_is_an_error_that_names_the_file(table, content, what):
-    table(content)
+def test_a_broken_table_is_an_error_that_names_the_file(launch_table, content, what):
+    launch_table(content)
     with pytest.raises(ValueError, match="launches.json: .*python -m kernels tune") as caught:
         launches.choose(PROBLEM, H200)
     assert what in str(caught.value) and "\n" not in str(caught.value)
