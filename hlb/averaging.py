@@ -1,4 +1,4 @@
-"""Weight averaging: an exponential moving average beside the run, or lookahead, which the run follows.
+"""Weight averaging: an exponential moving average beside the run, or one that the run follows (lookahead).
 
 Both average everything that makes the network: the trained values (master weights where there are) and the
 running statistics. What a step averages stands in a table on the device; the optimizer's ops do it in the
@@ -24,7 +24,8 @@ def table(recipe, steps: int, per_epoch: int) -> np.ndarray:
 
     `ema`: slow <- decay * slow + (1 - decay) * value on every n-th step of the last epochs, from a copy on.
     `lookahead` (Zhang et al., arXiv 1907.08610): the same from the first step on with a growing decay, and
-    value <- slow each time; after the last step value <- slow.
+    value <- slow each time; after the last step value <- slow. `tail`: lookahead of a constant decay, over
+    the last epochs, ending in the last step.
     """
     number = np.arange(1, steps + 1)
     due = number % recipe.averaging_every == 0
@@ -33,6 +34,11 @@ def table(recipe, steps: int, per_epoch: int) -> np.ndarray:
         due &= number > steps - round(recipe.averaging_epochs * per_epoch)
         mix[due] = 1 - recipe.averaging_decay**recipe.averaging_every
         mix[np.flatnonzero(due)[:1]] = 1
+    elif recipe.averaging == "tail":
+        due = (steps - number) % recipe.averaging_every == 0
+        due &= number > steps - round(recipe.averaging_epochs * per_epoch)
+        mix[due] = 1 - recipe.averaging_decay**recipe.averaging_every
+        mix[np.flatnonzero(due)[:1]] = take[due] = 1
     elif recipe.averaging == "lookahead":
         decays = schedule.lookahead_decays(steps, recipe.averaging_decay, recipe.averaging_every)
         mix[due] = 1 - decays[1:][due]
@@ -41,8 +47,8 @@ def table(recipe, steps: int, per_epoch: int) -> np.ndarray:
 
 
 class Averaging:
-    """The average of one network's weights: `ema`, whose slow weights decide the final accuracy; `lookahead`,
-    which leaves the network itself averaged; `none`.
+    """The average of one network's weights: `ema`, whose slow weights decide the final accuracy; `lookahead`
+    and `tail`, which leave the network itself averaged; `none`.
     """
 
     def __init__(self, network, optimizer, steps: int, per_epoch: int):

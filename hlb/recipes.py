@@ -16,6 +16,7 @@ from .errors import UserError
 from .networks import FILTER_INITS, GROUPS, HEAD_INITS
 from .schedule import SCHEDULES
 
+AVERAGES = ("none", "ema", "lookahead", "tail")
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 CHOICES = {
     "dtype": ("auto", *DTYPES),
@@ -27,7 +28,7 @@ CHOICES = {
     "flip": FLIPS,
     "schedule": tuple(SCHEDULES),
     "optimizer": ("sgd", "muon"),
-    "averaging": ("none", "ema", "lookahead"),
+    "averaging": AVERAGES,
     "views": tuple(VIEWS),
     "val_views": tuple(VIEWS),
 }
@@ -48,9 +49,11 @@ RANGES = {
     "cutout": (0, 32),
     "brightness": (0, 10),
     "contrast": (0, 1),
+    "sizes": (8, 32),
     "epochs": (1e-3, 10000),
     "warmup": (0, 1),
     "final_lr": (0, 1),
+    "final_epochs": (0, 1e9),
     "label_smoothing": (0, 1),
     "lr": (1e-12, 1e6),
     "linear_lr": (1e-12, 1e6),
@@ -62,6 +65,7 @@ RANGES = {
     "averaging_epochs": (0, 1e9),
     "averaging_every": (1, 1e9),
     "averaging_decay": (0, 1),
+    "views_fraction": (0, 1),
     "eval_batch_size": (1, 1e6),
     "target": (0, 1),
 }
@@ -109,12 +113,16 @@ class Recipe:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    # Side of the training images in each epoch, resized bilinearly; the last one from then on.
+    sizes: tuple[int, ...] = (32,)
 
-    # Schedule (schedule.py). warmup is a fraction of all steps, final_lr a multiple of the peak.
+    # Schedule (schedule.py). warmup is a fraction of all steps, final_lr a multiple of the peak, held for the
+    # last final_epochs.
     epochs: float = 8.0
     schedule: str = "linear"
     warmup: float = 0.0
     final_lr: float = 0.0
+    final_epochs: float = 0.0
 
     # Loss and optimizer (optimizer.py). Learning rates are for the summed loss. Weight decay is per step at
     # the peak rate: every SGD group's coupled decay is weight_decay / its peak rate.
@@ -134,8 +142,10 @@ class Recipe:
     averaging_every: int = 1
     averaging_decay: float = 0.0
 
-    # Evaluation: test-time views of the final accuracy and of per-epoch validation; the accuracy aimed at.
+    # Evaluation: test-time views of the final accuracy, the fraction of test images that get them (those that
+    # the network is least sure of from the image itself), views of per-epoch validation; the accuracy aimed at.
     views: str = "flip+shift"
+    views_fraction: float = 1.0
     val_views: str = "none"
     eval_batch_size: int = 2000
     target: float = 0.94
@@ -154,14 +164,23 @@ class Recipe:
                 f"group_widths: got {len(self.group_widths)} widths for {len(self.groups)} groups, "
                 "one each is needed"
             )
+        if not self.sizes:
+            raise UserError("sizes: got none, accepted is one or more, such as sizes=24,28,32")
+        if min(self.sizes) - 1 < 2 ** len(self.groups):
+            raise UserError(
+                f"sizes: got {min(self.sizes)}, which {len(self.groups)} groups halve to nothing; accepted is "
+                f"{2 ** len(self.groups) + 1} or more"
+            )
         if len(self.groups) > 4:
             raise UserError(f"groups: got {len(self.groups)}, accepted is 1 to 4: each halves the 31x31 map")
         if self.bn_momentum == 0:
             raise UserError(
                 "bn_momentum: got 0, which never updates the running statistics; take a value up to 1"
             )
-        if self.averaging == "ema" and not self.averaging_epochs > 0:
-            raise UserError("averaging_epochs: got 0, averaging=ema needs the last epochs it averages over")
+        if self.averaging in ("ema", "tail") and not self.averaging_epochs > 0:
+            raise UserError(
+                f"averaging_epochs: got 0, averaging={self.averaging} needs the last epochs it averages over"
+            )
 
     def width(self, multiple: float) -> int:
         """Channels of a layer whose width is `multiple` times the base depth; at least 1."""
@@ -176,6 +195,10 @@ class Recipe:
                 "full is dropped: lower batch_size or set drop_last=false"
             )
         return count // self.batch_size if self.drop_last else math.ceil(count / self.batch_size)
+
+    def size(self, epoch: int) -> int:
+        """Side of the training images in an epoch, counted from 0."""
+        return self.sizes[min(epoch, len(self.sizes) - 1)]
 
     def steps(self, examples: int) -> int:
         """Training steps of the whole run."""
@@ -203,6 +226,7 @@ SEED = Recipe(
     schedule="one_cycle",
     warmup=0.2,
     final_lr=0.135,
+    final_epochs=2.0,
     optimizer="sgd",
     lr=1.15 * 1.35 / 512,
     linear_lr=1.15 * 1.35 / 512,

@@ -11,12 +11,12 @@ import numpy as np
 
 
 def one_cycle(recipe, steps: int, per_epoch: int) -> np.ndarray:
-    """~0 -> 1 over the warm-up, down to final_lr where averaging begins, then constant. float64 [steps].
+    """~0 -> 1 over the warm-up, down to final_lr, there for the last final_epochs. float64 [steps].
 
     The knots are those of PyTorch's linear OneCycleLR: the peak is step warmup * steps - 1, the last step
-    of the descent the one before averaging starts.
+    of the descent the one before the constant rest.
     """
-    held = round(recipe.averaging_epochs * per_epoch)
+    held = round(recipe.final_epochs * per_epoch)
     peak, last = max(recipe.warmup * steps - 1, 0), max(steps - held - 1, 0)
     return np.interp(
         np.arange(steps), [0, peak, max(last, peak + 1e-9)], [0.0 if peak else 1.0, 1.0, recipe.final_lr]
@@ -24,11 +24,12 @@ def one_cycle(recipe, steps: int, per_epoch: int) -> np.ndarray:
 
 
 def linear(recipe, steps: int, per_epoch: int) -> np.ndarray:
-    """1 at step 0 (after an optional warm-up from 0) down a straight line that would meet final_lr at
-    `steps`.
+    """1 at step 0 (after an optional warm-up from 0) down a straight line that meets final_lr where the last
+    final_epochs begin, or would meet it at `steps`.
     """
     peak = recipe.warmup * steps
-    return np.interp(np.arange(steps), [0, peak, steps], [0.0 if peak else 1.0, 1.0, recipe.final_lr])
+    last = max(steps - round(recipe.final_epochs * per_epoch), peak + 1e-9)
+    return np.interp(np.arange(steps), [0, peak, last], [0.0 if peak else 1.0, 1.0, recipe.final_lr])
 
 
 SCHEDULES = {"one_cycle": one_cycle, "linear": linear}

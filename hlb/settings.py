@@ -40,7 +40,7 @@ def from_fields(fields: dict[str, object]) -> Recipe:
         raise UserError("recipe: not the fields of a recipe")
     name = fields["name"]
     plain = {field: value for field, value in fields.items() if field != "name"}
-    return dataclasses.replace(recipe("record94", plain), name=name)
+    return recipe(Recipe(name), plain)
 
 
 def _split(setting: str) -> tuple[str, str]:
