@@ -1,8 +1,9 @@
-"""The command line: `hlb train`, `hlb eval`, `hlb recipes`, `hlb env`. Without a command it trains."""
+"""The command line: `hlb train`, sweep, compare, eval, recipes, env. Without a command it trains."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -13,22 +14,28 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, checkpoint, cost, environment
+from . import STARTED, __version__, checkpoint, cost, environment, floor
+from .compare import HELP as COMPARE_HELP
+from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
 from .display import duration
 from .errors import UserError
 from .evaluate import evaluate
 from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
-from .experiment import train
+from .experiment import DEFAULT, train
 from .files import atomic, check_writable
 from .ledger import DEFAULT as LEDGER
-from .ledger import finite
+from .ledger import finite, select
+from .passes import Pass, launched
 from .recipes import DTYPES, RECIPES
 from .settings import recipe
+from .sweep import HELP as SWEEP_HELP
+from .sweep import default_ledger, sweep
 from .train import Clock
 
 HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
+       hlb sweep [options] | hlb compare A B     (`hlb sweep --help`, ...)
 
 Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
 
@@ -40,13 +47,13 @@ Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
   --epochs N  --runs N  --seed N      run i trains from seed N + i
   --eval-every N      validate every N epochs, off the clock; 0 is never
   --compile on|off    torch.compile (auto: on for a GPU)
-  --kernels NAME      reference, triton, tuned (auto: tuned on a GPU); one op
-                      otherwise: triton,sgd=reference
+  --kernels NAME      reference, triton, tuned (auto); or triton,sgd=reference
   --channels-last on|off  --threads N  --deterministic
   --json FILE|-  --ledger FILE  --save MODEL  --quiet
 
   hlb                                              the main job
   hlb --recipe seed --runs 5 --json out.json
+  hlb sweep --set lr=0.2,0.24,0.3 --runs 20        which rate is better
   hlb --recipe seed --set base_depth=128 epochs=80     hlb-CIFAR10's long run
   hlb --recipe smoke --data synthetic              seconds, and needs no data
   hlb --save model.pt && hlb eval model.pt --views flip
@@ -65,14 +72,25 @@ RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `cost.report
     "epochs": lambda name, r: f"{r['epochs']:g}",
     "batch": lambda name, r: str(r["batch_size"]),
 }
-PASS_COLUMNS = {  # heading -> cell, from a `cost.Pass`; GFLOP and MB are per step
-    "layer": lambda p: p.layer,
-    "pass or kernel": lambda p: p.name,
-    "form": lambda p: p.form,
-    "GFLOP": lambda p: f"{p.flops / 1e9:.2f}" if p.flops else "",
-    "MB": lambda p: f"{p.bytes / 1e6:.1f}",
-    "issued / useful": lambda p: f"{p.flops / p.useful:.2f}" if p.useful else "",
+PASS_COLUMNS = {  # heading -> cell, from a `passes.Pass` on a chip; GFLOP, MB and µs are per step
+    "layer": lambda p, chip: p.layer,
+    "pass or kernel": lambda p, chip: p.name,
+    "form": lambda p, chip: p.form,
+    "GFLOP": lambda p, chip: f"{p.flops / 1e9:.2f}" if p.flops else "",
+    "MB": lambda p, chip: f"{p.bytes / 1e6:.1f}",
+    "issued / useful": lambda p, chip: f"{p.flops / p.useful:.2f}" if p.useful else "",
+    "µs": lambda p, chip: f"{p.seconds(chip) * 1e6:.1f}",
+    "bound by": lambda p, chip: p.bound(chip),
 }
+PHASE_COLUMNS = {  # heading -> cell, from an entry of `floor.summary`
+    "phase": lambda e: e["phase"],
+    "steps": lambda e: str(e["steps"]),
+    "TFLOP": lambda e: f"{e['flops'] / 1e12:.2f}",
+    "GB": lambda e: f"{e['bytes'] / 1e9:.2f}",
+    "launches": lambda e: str(e["launches"]),
+    "seconds": lambda e: f"{e['seconds']:.4f}",
+}
+LEFT = ("recipe", "layer", "pass or kernel", "form", "bound by", "phase")  # columns of words
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,7 +100,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; `hlb --help` shows what there is")
 
     def format_help(self) -> str:
-        return HELP.format(recipes=", ".join(RECIPES), devices="cpu, cuda, mps", dtypes=", ".join(DTYPES))
+        return self.description or HELP.format(
+            recipes=", ".join(RECIPES), devices="cpu, cuda, mps", dtypes=", ".join(DTYPES)
+        )
 
 
 def whole(text: str) -> int:
@@ -108,19 +128,36 @@ def parser() -> Parser:
     shared.add_argument("--quiet", action="store_true")
     shared.add_argument("--json", metavar="FILE|-")
 
-    run = commands.add_parser("train", parents=[shared], allow_abbrev=False)
-    run.add_argument("--recipe")
-    run.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
+    training = Parser(add_help=False, allow_abbrev=False)
+    training.add_argument("--recipe")
+    training.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
+    training.add_argument("--compile", choices=COMPILE, default="auto")
+    training.add_argument("--kernels", default="auto")
+    training.add_argument("--seed", type=whole, default=0)
+    training.add_argument("--runs", type=whole, default=1)
+    training.add_argument("--deterministic", action="store_true")
+
+    run = commands.add_parser("train", parents=[shared, training], allow_abbrev=False)
     run.add_argument("--epochs")
-    run.add_argument("--compile", choices=COMPILE, default="auto")
-    run.add_argument("--kernels", default="auto")
-    run.add_argument("--seed", type=whole, default=0)
-    run.add_argument("--runs", type=whole, default=1)
     run.add_argument("--eval-every", type=whole, default=1)
-    run.add_argument("--deterministic", action="store_true")
     run.add_argument("--ledger", default=str(LEDGER))
     run.add_argument("--save")
     run.set_defaults(run=_train)
+
+    grid = commands.add_parser(
+        "sweep", parents=[shared, training], allow_abbrev=False, description=SWEEP_HELP
+    )
+    grid.add_argument("--random", type=whole, metavar="K")
+    grid.add_argument("--eval-every", type=whole, default=0)
+    grid.add_argument("--ledger")
+    grid.add_argument("--shard", action="store_true")
+    grid.set_defaults(run=_sweep)
+
+    pair = commands.add_parser("compare", allow_abbrev=False, description=COMPARE_HELP)
+    pair.add_argument("A")
+    pair.add_argument("B")
+    pair.add_argument("--json", action="store_true")
+    pair.set_defaults(run=_compare)
 
     test = commands.add_parser("eval", parents=[shared], allow_abbrev=False)
     test.add_argument("model")
@@ -159,10 +196,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 141
 
 
-def _execution(options: argparse.Namespace, **more) -> Execution:
-    return Execution(
-        device=options.device, threads=options.threads, channels_last=options.channels_last == "on", **more
-    )
+def _execution(options: argparse.Namespace) -> Execution:
+    """Every field of an execution that the command has an option for."""
+    fields = (field.name for field in dataclasses.fields(Execution))
+    given = {name: getattr(options, name) for name in fields if hasattr(options, name)}
+    return Execution(**{**given, "channels_last": options.channels_last == "on"})
 
 
 def _write_json(target: str, content: dict) -> None:
@@ -174,13 +212,18 @@ def _write_json(target: str, content: dict) -> None:
             temporary.write_text(text)
 
 
-def _train(options: argparse.Namespace) -> int:
-    outputs = [path for path in (options.json, options.ledger, options.save) if path not in (None, "-")]
+def _check_outputs(options: argparse.Namespace) -> None:
+    paths = [getattr(options, name, None) for name in ("json", "ledger", "save")]
+    outputs = [path for path in paths if path not in (None, "-")]
     outputs = [path for path in outputs if os.path.isfile(path) or not os.path.exists(path)]  # no devices
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise UserError(f"--json, --ledger, --save: {', '.join(outputs)} names one file twice")
     if options.json not in (None, "-"):
         check_writable(options.json, "--json")
+
+
+def _train(options: argparse.Namespace) -> int:
+    _check_outputs(options)
     settings = list(options.set)
     for field in ("dtype", "epochs"):
         if getattr(options, field) is not None:
@@ -196,9 +239,7 @@ def _train(options: argparse.Namespace) -> int:
         ledger=options.ledger,
         save=options.save,
         quiet=options.quiet,
-        execution=_execution(
-            options, compile=options.compile, kernels=options.kernels, deterministic=options.deterministic
-        ),
+        execution=_execution(options),
         console=console,
         started=STARTED,
     )
@@ -207,6 +248,42 @@ def _train(options: argparse.Namespace) -> int:
     if result.interrupted:
         return 130
     return 0 if any(run.status == "ok" for run in result.runs) else 1
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    name = DEFAULT if options.recipe is None else options.recipe
+    if options.ledger is None:
+        options.ledger = str(default_ledger(name))
+    _check_outputs(options)
+    result = sweep(
+        name,
+        options.set + ([f"dtype={options.dtype}"] if options.dtype is not None else []),
+        runs=options.runs,
+        seed=options.seed,
+        draw=options.random,
+        data=options.data,
+        execution=_execution(options),
+        eval_every=options.eval_every,
+        ledger=options.ledger,
+        sharded=options.shard,
+        console=Console(stderr=options.json == "-", quiet=options.quiet),
+    )
+    if result is None:  # another process has it
+        return 0
+    if options.json:
+        _write_json(options.json, result.json())
+    if result.interrupted:
+        return 130
+    return 0 if any(sample.ok for sample in result.samples) else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    comparison = compare(*(Sample(text, select(text)) for text in (options.A, options.B)))
+    if options.json:
+        _write_json("-", comparison)
+    else:
+        show(Console(), comparison)
+    return 0
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -248,24 +325,21 @@ def _eval(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> int:
     names = [options.name] if options.name is not None else list(RECIPES)
     reports = {name: cost.report(recipe(name)) for name in names}
-    passes = []
+    chip, step = chips.here(), []
     if options.kernels is not None:
         if options.name is None:
             raise UserError("--kernels: of which recipe? take `hlb recipes NAME --kernels CHOICE`")
         try:
-            passes = cost.launched(recipe(options.name), options.kernels)
+            step = launched(recipe(options.name), options.kernels)
+            run = floor.summary(floor.phases(recipe(options.name), options.kernels), chip)
         except ValueError as error:
             raise UserError(f"--{error}") from None
-        reports[options.name] |= {"kernels": options.kernels, "launched": [vars(p) for p in passes]}
+        each = [vars(p) | {"seconds": p.seconds(chip), "bound": p.bound(chip)} for p in step]
+        reports[options.name] |= {"kernels": options.kernels, "launched": each, "floor": run}
     if options.json:
         print(json.dumps(reports))
         return 0
-    table = Table(box=None, pad_edge=False)
-    for heading in RECIPE_COLUMNS:
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
-    for name, report in reports.items():
-        table.add_row(*(cell(name, report) for cell in RECIPE_COLUMNS.values()))
-    Console(highlight=False).print(table)
+    _print_table(RECIPE_COLUMNS, list(reports.items()))
     if options.name is not None:
         report = reports[options.name]
         multipliers = [*report["lr_multiplier"][:: report["steps_per_epoch"]], report["lr_multiplier"][-1]]
@@ -275,28 +349,41 @@ def _recipes(options: argparse.Namespace) -> int:
         for field, value in vars(recipe(options.name)).items():
             if field != "name":
                 print(f"  {field}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-    if passes:
-        chip = chips.here()
-        print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name}:")
-        _print_passes(passes)
+    if step:
+        size = recipe(options.name).sizes[-1]
+        print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name},")
+        print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
+        _print_passes(step, chip)
+        print("\na whole run by the same arithmetic, a floor and no measurement:")
+        _print_table(PHASE_COLUMNS, [(entry,) for entry in run["phases"]])
+        print(
+            f"modelled floor on {chip.name.removeprefix('NVIDIA ')}: {run['seconds']:.3f} s "
+            f"(launches {run['launch_seconds']:.3f} s of it)"
+        )
     return 0
 
 
-def _print_passes(passes: list[cost.Pass]) -> None:
-    """A row each, however narrow the terminal, and the totals."""
-    table = Table(box=None, pad_edge=False, show_footer=True)
+def _print_passes(passes: list[Pass], chip: chips.Chip) -> None:
+    """A row each, and the totals."""
     convolutions = [p for p in passes if p.useful]
     totals = {
         "layer": "total",
         "GFLOP": f"{sum(p.flops for p in passes) / 1e9:.2f}",
         "MB": f"{sum(p.bytes for p in passes) / 1e6:.1f}",
         "issued / useful": f"{sum(p.flops for p in convolutions) / sum(p.useful for p in convolutions):.2f}",
+        "µs": f"{sum(p.seconds(chip) for p in passes) * 1e6:.1f}",
     }
-    for heading in PASS_COLUMNS:
-        left = heading in ("layer", "pass or kernel", "form")
-        table.add_column(heading, totals.get(heading, ""), justify="left" if left else "right", no_wrap=True)
-    for p in passes:
-        table.add_row(*(cell(p) for cell in PASS_COLUMNS.values()))
+    _print_table(PASS_COLUMNS, [(p, chip) for p in passes], totals)
+
+
+def _print_table(columns: dict, rows: list[tuple], totals: dict[str, str] | None = None) -> None:
+    """A row each, of the cells that the columns make of it, however narrow the terminal."""
+    table = Table(box=None, pad_edge=False, show_footer=totals is not None)
+    for heading in columns:
+        footer = (totals or {}).get(heading, "")
+        table.add_column(heading, footer, justify="left" if heading in LEFT else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell(*row) for cell in columns.values()))
     console = Console(highlight=False)
     console.width = max(console.width, 150)
     console.print(table)

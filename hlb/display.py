@@ -50,6 +50,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def line(console: Console, text: str) -> None:
+    """Prints `text` as it is, at once; a terminal breaks it where it ends."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.file.flush()
+
+
 class Display(Watcher):
     """Shows an experiment on `console`."""
 
@@ -69,13 +75,14 @@ class Display(Watcher):
         if recipe.averaging != "ema" or not eval_every:
             self.columns.pop("average_val_acc", None)
         total = f", {duration(runs * estimate)} for {runs}" if runs > 1 else ""
-        self._line(
+        line(
+            self.console,
             f"{recipe.name} on {trainer.dataset.name}, {trainer.execution.device}: {self.steps} steps of "
             f"{recipe.batch_size} in {recipe.dtype}; built in {duration(trainer.build_seconds)}; a run will "
-            f"take about {duration(estimate)}{total}"
+            f"take about {duration(estimate)}{total}",
         )
         if recipe.name == "smoke":
-            self._line("smoke is for a first look and for tests: its numbers mean nothing")
+            line(self.console, "smoke is for a first look and for tests: its numbers mean nothing")
         if self.console.is_terminal and not self.console.is_jupyter:
             if runs * estimate > BAR_FROM_SECONDS:
                 shown = (
@@ -90,7 +97,7 @@ class Display(Watcher):
             self.live.start()
             self._draw()
         else:
-            self._line("  ".join(name.rjust(self._width(name)) for name in self.columns))
+            line(self.console, "  ".join(name.rjust(self._width(name)) for name in self.columns))
 
     def __exit__(self, *_) -> None:
         if self.live:
@@ -130,11 +137,10 @@ class Display(Watcher):
         if self.live:
             self._draw()
         else:
-            self._line("  ".join(self._cell(row, name).rjust(self._width(name)) for name in self.columns))
-
-    def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        self.console.file.flush()
+            line(
+                self.console,
+                "  ".join(self._cell(row, name).rjust(self._width(name)) for name in self.columns),
+            )
 
     def _cell(self, row: dict, name: str) -> str:
         value = row.get(name)
@@ -174,11 +180,8 @@ def synthetic_banner(console: Console, recipe: str, reason: str) -> None:
 def summarise(console: Console, result, runs: int) -> None:
     """The statistics of an experiment's finished runs, and on what they were obtained."""
 
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     if result.interrupted:
-        line(f"interrupted: {len(result.runs)} of {runs} runs finished")
+        line(console, f"interrupted: {len(result.runs)} of {runs} runs finished")
     if not result.runs:
         return
     console.print()
@@ -186,16 +189,20 @@ def summarise(console: Console, result, runs: int) -> None:
     console.print()
     failed = sum(run.status == "failed" for run in result.runs)
     if failed:
-        line(f"{failed} of {len(result.runs)} runs failed: the loss became NaN or infinite")
+        line(console, f"{failed} of {len(result.runs)} runs failed: the loss became NaN or infinite")
     line(
+        console,
         f"n: {len(result.runs)}   test-time views: {result.recipe.views}   data: {result.dataset}   "
-        f"dtype: {result.recipe.dtype}"
+        f"dtype: {result.recipe.dtype}",
     )
-    line(f"device: {result.device_name}")
+    line(console, f"device: {result.device_name}")
     sizes = {kind: size for kind, size in result.memory.items() if size is not None}
-    line("peak memory: " + ", ".join(f"{size / 2**20:,.0f} MiB {kind}" for kind, size in sizes.items()))
-    line(f"wall clock of the process: {duration(result.wall_seconds)}")
-    line(result.claim)
+    line(
+        console,
+        "peak memory: " + ", ".join(f"{size / 2**20:,.0f} MiB {kind}" for kind, size in sizes.items()),
+    )
+    line(console, f"wall clock of the process: {duration(result.wall_seconds)}")
+    line(console, result.claim)
 
 
 def _statistics(result) -> Table:
@@ -204,10 +211,10 @@ def _statistics(result) -> Table:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, stats, written in (
         ("accuracy", result.accuracy, "{:.4f}".format),
-        ("train s", result.train_seconds, _seconds),
-        ("evaluation s", result.eval_seconds, _seconds),
-        ("validation s", result.val_seconds, _seconds),  # of an epoch
-        ("wall clock s", result.run_wall_seconds, _seconds),  # of a run
+        ("train s", result.train_seconds, seconds),
+        ("evaluation s", result.eval_seconds, seconds),
+        ("validation s", result.val_seconds, seconds),  # of an epoch
+        ("wall clock s", result.run_wall_seconds, seconds),  # of a run
     ):
         if stats["n"]:
             known = [stats[key] for key in ("mean", "std", "min", "max")]
@@ -216,6 +223,6 @@ def _statistics(result) -> Table:
     return table
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     """Four digits or more, and milliseconds at the finest."""
     return format(value, ".3f" if abs(value) < 10 else ".2f" if abs(value) < 100 else ".1f")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import re
@@ -17,9 +18,11 @@ import torch
 import kernels
 from kernels import launch
 
+from . import graph
 from .errors import UserError
 from .recipes import Recipe
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DEVICES = ("auto", "cpu", "cuda", "mps")
 COMPILE = ("auto", "on", "off")
 
@@ -31,6 +34,7 @@ class Execution:
     device: str = "auto"
     kernels: str = "auto"  # reference, triton or tuned; exceptions behind: "triton,sgd=reference"
     compile: str = "auto"
+    graph: str = "auto"  # CUDA graphs: off, of a step, or of the whole run
     channels_last: bool = True
     threads: int = 0  # CPU threads; 0 is PyTorch's own choice
     deterministic: bool = False
@@ -73,6 +77,13 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
     if not 0 <= execution.threads <= 1024:
         raise UserError(f"--threads: got {execution.threads}, accepted is 1 to 1024 (0 is PyTorch's choice)")
+    if execution.graph not in graph.MODES:
+        raise UserError(f"--graph: got {execution.graph!r}, accepted are {', '.join(graph.MODES)}")
+    if execution.graph in ("step", "run") and kind != "cuda":
+        raise UserError(
+            f"--graph {execution.graph}: CUDA graphs need a CUDA device, this is {device}; leave it out"
+        )
+    captured = execution.graph if execution.graph != "auto" else "step" if kind == "cuda" else "off"
     compile = execution.compile if execution.compile != "auto" else "on" if kind == "cuda" else "off"
     threads = execution.threads or torch.get_num_threads()
 
@@ -94,6 +105,7 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
             execution,
             device=device,
             compile=compile,
+            graph=captured,
             threads=threads,
             kernels=_resolve_kernels(execution.kernels, device, dtype),
         ),
@@ -141,6 +153,20 @@ def apply(recipe: Recipe, execution: Execution) -> None:
     # warn_only: max_pool2d's backward is listed as nondeterministic; where windows do not overlap it is not.
     torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not execution.deterministic
+    if execution.compile == "on":
+        torch._dynamo.config.recompile_limit = 64  # a step has a variant for each size of the images
+    if execution.device == "cpu":
+        _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Has glibc keep freed memory instead of returning it: a step's activations, mapped anew and cleared by the
+    system in every step, cost a quarter of its time. Where there is no glibc, nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def synchronize(device: str | torch.device) -> None:

@@ -101,6 +101,13 @@ class Result:
         }
 
 
+def check_counts(runs: int, eval_every: int, seed: int) -> None:
+    """UserError for a number of runs or epochs, or a first seed, that cannot be."""
+    for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
+        if not least <= value < 2**63 - (runs if option == "--seed" else 0):
+            raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
+
+
 def train(
     recipe: str | Recipe | None = None,
     *,
@@ -126,9 +133,7 @@ def train(
     `time.perf_counter()` (now). An interrupt ends with the runs that had finished. Raises UserError.
     """
     started = time.perf_counter() if started is None else started
-    for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
-        if not least <= value < 2**63 - (runs if option == "--seed" else 0):
-            raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
+    check_counts(runs, eval_every, seed)
     # A mistake in the settings is told before anything is downloaded.
     resolve(configure(DEFAULT if recipe is None else recipe, settings), execution)
     for option, path in (("--ledger", ledger), ("--save", save)):

@@ -121,7 +121,7 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """weight [classes, c]: uniform in 1 / sqrt(c), with `unit_std` rescaled to a standard deviation of 1."""
+    """weight [classes, c]: uniform in 1 / sqrt(c), with `unit_std` in sqrt(3), a standard deviation of 1."""
 
     def __init__(self, inputs: int, init: str):
         super().__init__()
@@ -129,9 +129,7 @@ class Head(nn.Module):
         self.init = init
 
     def reset(self, draw: Draw) -> None:
-        draw(self.weight.data, self.weight.shape[1] ** -0.5)
-        if self.init == "unit_std":
-            self.weight.data.div_(self.weight.data.float().std())
+        draw(self.weight.data, 3**0.5 if self.init == "unit_std" else self.weight.shape[1] ** -0.5)
 
 
 class Network(nn.Module):
@@ -223,20 +221,8 @@ class Network(nn.Module):
         return self
 
     @torch.no_grad()
-    def reset(self, seed: Tensor) -> None:
-        """Initial weights and running statistics, drawn by Philox from `seed` (int64 scalar tensor), in
-        place.
-        """
-        index = 0
-
-        def draw(tensor: Tensor, bound: float) -> None:
-            nonlocal index
-            uniform = self.ops.uniform(seed, index, tensor.numel()).view(tensor.shape)
-            tensor.copy_((2 * uniform - 1) * bound)
-            index += 1
-
+    def reset(self, draw: Draw) -> None:
+        """Initial weights, each random tensor by `draw`, in place."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset"):
                 module.reset(draw)
-        self.running[0].zero_()
-        self.running[1].fill_(1)

@@ -21,8 +21,8 @@ class Arena:
     """Parameters of one dtype, those of a kind side by side.
 
     `compute` and `grad` are flat, in the parameters' dtype; `value` is what the optimizer updates: float32
-    master weights, or `compute` itself. 4-D parameters lie channels-last where `channels_last`. `spans` says
-    from where to where a kind's elements lie.
+    master weights, or `compute` itself. 4-D parameters lie channels-last where `channels_last`; where not,
+    `numbers` has each element's place in that order. `spans` says from where to where a kind's elements lie.
     """
 
     def __init__(self, members: dict[str, list[nn.Parameter]], *, master: bool, channels_last: bool):
@@ -37,11 +37,16 @@ class Arena:
         self.grad = torch.zeros_like(self.compute)
         self.value = self.compute.float() if master and dtype.itemsize == 2 else self.compute
         self.buffer = torch.zeros_like(self.value)
+        self.numbers = None if channels_last else torch.arange(starts[-1], device=device)
         for p, start in zip(self.params, starts):
             turned = p.dim() == 4 and channels_last
             shape = (p.shape[0], *p.shape[2:], p.shape[1]) if turned else p.shape
             views = (flat[start : start + p.numel()].view(shape) for flat in (self.compute, self.grad))
             p.data, p.grad = (v.permute(0, 3, 1, 2) if turned else v for v in views)
+            if p.dim() == 4 and not channels_last:
+                o, c, h, w = p.shape
+                numbers = self.numbers[start : start + p.numel()]
+                numbers.copy_(numbers.view(o, h, w, c).permute(0, 3, 1, 2).flatten())
 
     @property
     def copy(self) -> Tensor | None:
@@ -60,6 +65,10 @@ class Arena:
         self.value.copy_(values)
         if self.copy is not None:
             self.compute.copy_(values)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _kind(name: str) -> str:
@@ -111,6 +120,7 @@ class Optimizer:
             )
             for arena in self.arenas
         ]
+        self.starts = self._starts(network)
         self.matrices = [
             tuple(
                 (arena.offsets[p], p.shape[0], p[0].numel())
@@ -119,6 +129,26 @@ class Optimizer:
             )
             for arena in self.arenas
         ]
+
+    def _starts(self, network) -> list[tuple[Arena, Tensor, Tensor]]:
+        """Per arena the least value of each element's initial distribution, and its width: what the network's
+        own initialisation gives when every draw is at its lower end, and at its upper.
+        """
+        ends = []
+        for sign in (-1, 1):
+            network.reset(lambda tensor, bound, sign=sign: tensor.fill_(sign * bound))
+            ends.append([arena.compute.to(_wide(arena.compute), copy=True) for arena in self.arenas])
+        return [(arena, low, high - low) for arena, low, high in zip(self.arenas, *ends)]
+
+    @torch.no_grad()
+    def draw(self, seed: Tensor) -> None:
+        """The network's initial weights, drawn by Philox from `seed` (int64 scalar), in a few launches:
+        low + width * uniform over each arena, whose draws are numbered in channels-last order.
+        """
+        for i, (arena, low, width) in enumerate(self.starts):
+            uniform = self.ops.uniform(seed, i, len(low))
+            uniform = uniform if arena.numbers is None else uniform[arena.numbers]
+            arena.load(torch.addcmul(low, width, uniform))
 
     def reset(self) -> None:
         """Back to step 0, from the network's present weights."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ CHOICES = {
     "views": tuple(VIEWS),
     "val_views": tuple(VIEWS),
 }
+AUGMENTATION = ("pad", "flip", "cutout", "brightness", "contrast")  # fields that kernels/augment.py takes
 # field -> (smallest accepted, largest accepted)
 RANGES = {
     "base_depth": (1, 4096),
@@ -241,11 +243,42 @@ SEED = Recipe(
     eval_batch_size=1000,
 )
 
+# Progressive resolution after the E1 run of fulcrumresearch/cifar-10-speedrun, whose hyperparameters are
+# Hiverge's: short whitening, SiLU, jittered colours, a tail of lookahead at a low rate.
+PROGRESSIVE = Recipe(
+    name="record94",
+    activation="silu",
+    bn_momentum=0.4434,
+    whiten_images=960,
+    whiten_bias_epochs=0.2,
+    batch_size=1536,
+    brightness=0.1399,
+    contrast=0.1308,
+    sizes=(24, 24, 24, 28, 28, 28, 32),
+    epochs=8.875,
+    final_lr=0.05,
+    final_epochs=0.8,
+    label_smoothing=0.09,
+    lr=0.2255,
+    linear_lr=0.5415,
+    bias_lr=0.0573,
+    momentum=0.825,
+    muon_momentum=0.655,
+    weight_decay=1.0418e-6 * 1536,
+    averaging="tail",
+    averaging_epochs=0.63,
+    averaging_every=4,
+    averaging_decay=0.7**0.25,
+    views_fraction=0.15,
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        PROGRESSIVE,
+        dataclasses.replace(PROGRESSIVE, name="cpu94", epochs=9.4),
+        Recipe(name="airbench94"),  # the defaults above: airbench94_muon
         SEED,
-        Recipe(name="record94"),  # the defaults above: airbench94_muon
         Recipe(
             name="smoke",
             base_depth=16,

@@ -1,9 +1,11 @@
-"""Statistics over runs, and what makes a record claim."""
+"""Statistics over runs, what tells two groups of them apart, and what makes a record claim."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from statistics import NormalDist
 
 RECORD_RUNS = 100
 
@@ -38,6 +40,48 @@ def lower_bound(values: Sequence[float], confidence: float = 0.95) -> float | No
     if stats["std"] is None:
         return None
     return stats["mean"] - _quantile(confidence, len(values) - 1) * stats["std"] / math.sqrt(len(values))
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, object]:
+    """Welch's t test of two means: difference (mean of b less that of a), its two-sided 95 % interval ci95
+    (Welch-Satterthwaite) and p. What cannot be had is None: all of it where a group is empty, ci95 and p
+    where one has a single value, or where no value differs from the others of its group.
+    """
+    if not a or not b:
+        return {"difference": None, "ci95": None, "p": None}
+    difference = math.fsum(b) / len(b) - math.fsum(a) / len(a)
+    if min(len(a), len(b)) < 2 or (min(a) == max(a) and min(b) == max(b)):
+        return {"difference": difference, "ci95": None, "p": None}
+    from scipy.stats import ttest_ind
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one of the groups may be constant
+        test = ttest_ind(b, a, equal_var=False)
+        interval = test.confidence_interval(0.95)
+    return {
+        "difference": difference,
+        "ci95": [float(interval.low), float(interval.high)],
+        "p": float(test.pvalue),
+    }
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values of a family of tests, in the same order, adjusted by Holm's step-down procedure."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def runs_needed(std_a: float, std_b: float, difference: float, power: float = 0.8) -> int:
+    """Runs of each of two groups, 2 or more, for a two-sided test at 5 % to see a true `difference` of means
+    with probability `power`. The standard deviations are in the difference's unit. (Normal approximation
+    with Guenther's correction for Student's t, The American Statistician 35:4, 1981.)
+    """
+    level, reach = (NormalDist().inv_cdf(probability) for probability in (0.975, power))
+    runs = ((level + reach) / difference) ** 2 * (std_a**2 + std_b**2) + level**2 / 4
+    return max(2, math.ceil(runs))
 
 
 def record_claim(accuracies: Sequence[float], failed: int, dataset: str, target: float) -> tuple[bool, str]:

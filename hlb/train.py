@@ -3,7 +3,7 @@
 What is on the clock (`Clock`): a run's `train_seconds` cover everything done for it from untrained weights
 on, that is reset and initialisation, whitening, augmentation and every training step; `eval_seconds` the
 final evaluation with test-time views. Both are taken between device synchronisations. Off the clock: what
-`Trainer` builds once per process (moving the uint8 data, compiling, warm-up on made-up images), and
+`Trainer` builds once per process (moving the uint8 data, compiling, warm-up, the capture of graphs), and
 per-epoch validation.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,23 +21,29 @@ from torch import Tensor
 import kernels
 from kernels.views import VIEWS
 
-from . import schedule, whitening
+from . import graph, whitening
+from .audit import Audit
 from .averaging import Averaging
 from .data import Dataset
-from .evaluate import evaluate
+from .evaluate import score
 from .execution import Execution, apply, synchronize, torch_dtype
 from .networks import Network
 from .optimizer import Optimizer
-from .recipes import Recipe
+from .recipes import AUGMENTATION, Recipe
+from .step import Step, Variant, plan
 
 
 class Clock:
-    """A stopwatch that waits for the device: `with clock:` adds the seconds inside to `clock.seconds`."""
+    """A stopwatch that waits for the device: `with clock:` adds the seconds inside to `clock.seconds`. An
+    `audit` is told when it runs.
+    """
 
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, 0.0
+    def __init__(self, device: torch.device, audit: Audit | None = None):
+        self.device, self.audit, self.seconds = device, audit, 0.0
 
     def __enter__(self) -> Clock:
+        if self.audit:
+            self.audit.running = True
         synchronize(self.device)
         self._start = time.perf_counter()
         return self
@@ -44,6 +51,8 @@ class Clock:
     def __exit__(self, *_) -> None:
         synchronize(self.device)
         self.seconds += time.perf_counter() - self._start
+        if self.audit:
+            self.audit.running = False
 
 
 @dataclass
@@ -90,60 +99,71 @@ class Trainer:
     """A recipe built for an execution and a data set; `run(seed)` trains it from scratch.
 
     `build_seconds` is all of the construction, `first_step_seconds` the first training step (compilation
-    included), `step_seconds` a later one, `compile_seconds` what the first steps took longer where the
-    step is compiled.
+    included), `step_seconds` a later one of the largest images, `compile_seconds` what first steps took longer
+    where the step is compiled. `audit` counts the calls of a run (audit.py).
     """
 
-    def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset):
+    def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset, audit: Audit | None = None):
         begin = time.perf_counter()
         apply(recipe, execution)
-        self.recipe, self.execution, self.dataset = recipe, execution, dataset
+        self.recipe, self.execution, self.dataset, self.audit = recipe, execution, dataset, audit
         self.device = torch.device(execution.device)
         self.ops = kernels.backend(execution.kernels)
+        if audit:
+            self.ops = audit.counted(self.ops)
         self.dtype = torch_dtype(recipe.dtype)
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
             tensor.to(self.device) for tensor in dataset.tensors
         )
         self.examples = min(recipe.train_examples or len(self.train_images), len(self.train_images))
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
-        self.steps = recipe.steps(len(self.train_images))
-        self.stem_steps = schedule.stem_steps(recipe, self.steps, self.per_epoch)
+        self.plan = plan(recipe, len(self.train_images))
+        self.steps = len(self.plan)
+        self.epochs = math.ceil(self.steps / self.per_epoch)
 
         self.network = Network(recipe, self.ops, execution.channels_last).to(self.device).cast(self.dtype)
+        self.fresh = self.network.running.clone()  # running statistics of an untrained network
         self.optimizer = Optimizer(
             self.network, self.steps, self.per_epoch, channels_last=execution.channels_last
         )
         self.averaging = Averaging(self.network, self.optimizer, self.steps, self.per_epoch)
-        # Per epoch: summed loss, correct predictions. Read only when the clock stands.
-        self.metrics = torch.zeros(math.ceil(self.steps / self.per_epoch), 2, device=self.device)
-        self.forward, self.loss = self.network, self._loss
-        if execution.compile == "on":
-            self.forward = torch.compile(self.network, fullgraph=True, dynamic=False)
-            self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False)
         colours = {"mean": dataset.mean, "std": dataset.std}
-        options = ("pad", "flip", "cutout", "brightness", "contrast")
-        changes = {name: getattr(recipe, name) for name in options}
-        self.augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
-        self.evaluate = functools.partial(evaluate, self.network, **colours, forward=self.forward)
+        changes = {name: getattr(recipe, name) for name in AUGMENTATION}
+        augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
+        compiled = execution.compile == "on"
+        state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
+        self.step = Step(*state, self.examples, self.per_epoch, augment, compiled)
+        forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compiled else self.network
+        self.score = functools.partial(score, self.network, **colours, forward=forward)
         self.compile_seconds = 0.0
         self._warm_up()
+        self._capture()
         self.build_seconds = time.perf_counter() - begin
 
     def run(self, seed: int, eval_every: int = 1, watcher: Watcher | None = None) -> Run:
-        """One training run. `eval_every` is the number of epochs between validations; 0 validates never."""
+        """One training run. `eval_every` is the number of epochs between validations; 0 validates never, and
+        nothing is validated where the whole run is one graph.
+        """
         watcher = watcher or Watcher()
         begin = time.perf_counter()
-        run, clock = Run(seed, views=self.recipe.views), Clock(self.device)
+        run, clock = Run(seed, views=self.recipe.views), Clock(self.device, self.audit)
+        whole = self.execution.graph == "run"
         with clock:
             self._prepare(seed, self.train_images[: self.examples])
         run.prepare_seconds = clock.seconds
-        epochs = len(self.metrics)
-        for epoch in range(epochs):
+        if whole:
             with clock:
-                self._epoch(epoch, run, watcher)
-            run.train_seconds = clock.seconds
-            last = epoch == epochs - 1
-            row = self._row(epoch, run, validate=eval_every > 0 and (last or (epoch + 1) % eval_every == 0))
+                self.replay_run()
+            run.train_seconds, run.steps = clock.seconds, self.steps
+            watcher.step(run, self.steps)
+        for epoch in range(self.epochs):
+            last = epoch == self.epochs - 1
+            if not whole:
+                with clock:
+                    self._epoch(epoch, run, watcher)
+                run.train_seconds = clock.seconds
+            validate = not whole and eval_every > 0 and (last or (epoch + 1) % eval_every == 0)
+            row = self._row(epoch, run, validate)
             run.epochs.append(row)
             if not math.isfinite(row["train_loss"]):
                 run.status = "failed"
@@ -156,61 +176,43 @@ class Trainer:
         return run
 
     def estimate_seconds(self, eval_every: int = 1) -> float:
-        """A forecast of a run's wall-clock seconds from the warm-up's step: a forward pass counts as a
-        third of it.
+        """A forecast of a run's wall-clock seconds from the warm-up's step: smaller images cost by their area,
+        a forward pass a third of a step.
         """
-        forward = self.step_seconds / 3 / self.recipe.batch_size * len(self.test_images)
-        validations = len(self.metrics) // eval_every if eval_every else 0
-        return self.steps * self.step_seconds + forward * (
-            len(VIEWS[self.recipe.views]) + validations * len(VIEWS[self.recipe.val_views])
-        )
+        recipe, largest = self.recipe, max(self.plan)
+        steps = sum((v.size / largest.size) ** 2 * v.count / largest.count for v in self.plan)
+        forward = self.step_seconds / 3 / largest.count * len(self.test_images) * (32 / largest.size) ** 2
+        validations = self.epochs // eval_every if eval_every and self.execution.graph != "run" else 0
+        views = 1 + (len(VIEWS[recipe.views]) - 1) * recipe.views_fraction
+        return steps * self.step_seconds + forward * (views + validations * len(VIEWS[recipe.val_views]))
 
     def _prepare(self, seed: int, images: Tensor) -> None:
         """Initial weights from `seed`, whitening filters from `images`, everything else cleared."""
-        self.seed = torch.tensor(seed, dtype=torch.int64, device=self.device)
+        self.step.reset(seed)
         self.network.train()
-        self.network.reset(self.seed)
+        self.optimizer.draw(self.step.seed)
+        self.network.running.copy_(self.fresh)
         whitening.whiten(self.network, images, self.dataset.mean, self.dataset.std)
         self.optimizer.reset()
         self.averaging.reset()
-        self.metrics.zero_()
-        self.step = 0
 
     def _epoch(self, epoch: int, run: Run, watcher: Watcher) -> None:
-        number = torch.tensor(epoch, dtype=torch.int64, device=self.device)
-        order = self.ops.permutation(self.seed, number, self.examples)
-        for ids in order[: self.per_epoch * self.recipe.batch_size].split(self.recipe.batch_size):
-            if self.step == self.steps:
-                break
-            self._step(self.train_images, self.train_labels, ids, number, self.metrics[epoch])
-            self.step += 1
-            run.steps = self.step
-            watcher.step(run, self.step)
-
-    def _step(self, images: Tensor, labels: Tensor, ids: Tensor, epoch: Tensor, metrics: Tensor) -> None:
-        train_stem = self.step < self.stem_steps
-        x = self.network.layout(self.augment(images, ids, self.seed, epoch))
-        loss, correct, stats = self.loss(x, labels[ids], train_stem)
-        loss.backward()
-        self.ops.update_running_stats(self.network.running, stats, self.recipe.bn_momentum)
-        self.averaging.step()
-        metrics += torch.stack((loss.detach().float(), correct.float()))
-
-    def _loss(self, x: Tensor, targets: Tensor, train_stem: bool) -> tuple[Tensor, Tensor, Tensor]:
-        logits, stats = self.network(x, train_stem)
-        return *self.ops.cross_entropy(logits, targets, self.recipe.label_smoothing), stats
-
-    def _validate(self, views: str) -> tuple[float, float]:
-        return self.evaluate(self.test_images, self.test_labels, views)
+        self.shuffle()
+        for variant in self.plan[epoch * self.per_epoch : (epoch + 1) * self.per_epoch]:
+            self.steppers[variant]()
+            run.steps += 1
+            watcher.step(run, run.steps)
 
     def _row(self, epoch: int, run: Run, validate: bool) -> dict:
-        """An epoch's entry: training loss and accuracy, validation of the network and of its average."""
-        steps = min(self.per_epoch, self.steps - epoch * self.per_epoch)
-        seen = min(steps * self.recipe.batch_size, self.examples)
-        loss, correct = (self.metrics[epoch] / seen).tolist()
+        """An epoch's entry: training loss and accuracy, validation of the network and of its average. What is
+        not known within a graph of the whole run is None.
+        """
+        seen = sum(v.count for v in self.plan[epoch * self.per_epoch : (epoch + 1) * self.per_epoch])
+        loss, correct = (self.step.metrics[epoch] / seen).tolist()
         row = dict.fromkeys(("epoch", "train_loss", "val_loss", "train_acc", "val_acc", "average_val_acc"))
         row |= {"epoch": epoch + 1, "train_loss": loss, "train_acc": correct}
-        row |= {"train_seconds": run.train_seconds, "val_seconds": None}
+        timed = self.execution.graph != "run" or epoch == self.epochs - 1
+        row |= {"train_seconds": run.train_seconds if timed else None, "val_seconds": None}
         if validate and math.isfinite(loss):
             with Clock(self.device) as clock:
                 accuracy, val_loss = self._validate(self.recipe.val_views)
@@ -220,48 +222,74 @@ class Trainer:
             row |= {"val_acc": accuracy, "val_loss": val_loss, "val_seconds": clock.seconds}
         return row
 
+    def _validate(self, views: str, fraction: float = 1.0) -> tuple[float, float]:
+        """Accuracy and mean loss over the test set."""
+        correct, loss = self.score(self.test_images, self.test_labels, views, fraction=fraction)
+        return correct.item() / len(self.test_labels), loss.item() / len(self.test_labels)
+
     def _final(self, run: Run) -> None:
         """The evaluation that counts: the averaged weights where there are, under the recipe's views."""
-        with Clock(self.device) as clock, self.averaging.averaged():
-            accuracy, loss = self._validate(self.recipe.views)
+        with Clock(self.device, self.audit) as clock, self.averaging.averaged():
+            accuracy, loss = self._validate(self.recipe.views, self.recipe.views_fraction)
         run.eval_seconds = clock.seconds
         if math.isfinite(loss):
             run.accuracy = accuracy
         else:
             run.status = "failed"
 
-    def timed_step(self, step: int = 0, size: int | None = None) -> float:
-        """Seconds of one training step on `size` made-up images (a batch), as step number `step` would be.
-
-        For warming up and for benchmarks: it trains the network on nonsense.
+    def timed_step(self, variant: Variant | None = None, step: int = 0) -> float:
+        """Seconds of one training step as the variant says (the largest images, a whole batch), with the rates
+        of step number `step`. For warming up and for benchmarks: it trains on images in no order.
         """
-        images, labels = self._made_up(size or min(self.recipe.batch_size, self.examples))
-        ids, epoch = torch.arange(len(labels), device=self.device), torch.tensor(0, device=self.device)
-        self.step = step
         self.optimizer.step_index.fill_(step)
         with Clock(self.device) as clock:
-            self._step(images, labels, ids, epoch, self.metrics[0])
+            self.step(variant or max(self.plan))
         return clock.seconds
 
-    def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
-        pixels = torch.arange(count * 32 * 32 * 3, device=self.device).mul(7919).to(torch.uint8)
-        return pixels.view(count, 32, 32, 3), torch.arange(count, device=self.device) % 10
-
     def _warm_up(self) -> None:
-        """Training steps and an evaluation in each of their variants, on made-up images, so that nothing is
-        compiled under the clock.
+        """Training steps and an evaluation in each of their variants on made-up images, so that nothing is
+        compiled or made for the first time under the clock.
         """
-        recipe = self.recipe
-        self._prepare(0, self._made_up(100)[0])
-        steps = sorted({0, min(self.stem_steps, self.steps - 1)})  # the stem's bias trains, or is frozen
-        first = [self.timed_step(step) for step in steps]
-        self.first_step_seconds, self.step_seconds = first[0], self.timed_step(steps[-1])
-        if self.execution.compile == "on":
+        recipe, execution, variants = self.recipe, self.execution, sorted(set(self.plan))
+        real = self.step.images, self.step.labels
+        self.step.images, self.step.labels = self._made_up(len(self.train_images))
+        self._prepare(0, self.step.images[:100])
+        self.step.shuffle()
+        everything = execution.compile == "on" or self.device.type == "cuda"
+        first = [self.timed_step(variant) for variant in (variants if everything else variants[-1:])]
+        self.first_step_seconds, self.step_seconds = first[0], self.timed_step(variants[-1])
+        if execution.compile == "on":
             self.compile_seconds = sum(first) - len(first) * self.step_seconds
-        if not recipe.drop_last and self.examples % recipe.batch_size:
-            for step in steps:
-                self.timed_step(step, self.examples % recipe.batch_size)
-        if self.execution.compile == "on" or self.device.type == "cuda":
-            tests = len(self.test_images)
-            for size in {min(tests, recipe.eval_batch_size), tests % recipe.eval_batch_size} - {0}:
-                self.evaluate(*self._made_up(size), recipe.views)
+        if everything:
+            made_up = self._made_up(len(self.test_images))
+            for views, fraction in {(recipe.views, recipe.views_fraction), (recipe.val_views, 1.0)}:
+                self.score(*made_up, views, fraction=fraction)
+        self.step.images, self.step.labels = real
+        self.optimizer.reset()
+
+    def _capture(self) -> None:
+        """What a run replays: the step of each variant, or all steps, as `--graph` says. Replaying is the
+        run's; nothing is computed here.
+        """
+        self.shuffle = self.step.shuffle
+        self.steppers = {variant: functools.partial(self.step, variant) for variant in set(self.plan)}
+        if self.execution.graph == "step":
+            self.shuffle = self._captured(self.shuffle)
+            self.steppers = {variant: self._captured(step) for variant, step in self.steppers.items()}
+        elif self.execution.graph == "run":
+            self.replay_run = self._captured(self._all_steps)
+
+    def _all_steps(self) -> None:
+        for number, variant in enumerate(self.plan):
+            if number % self.per_epoch == 0:
+                self.shuffle()
+            self.step(variant)
+
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        return self.audit.captured(graph.capture, work) if self.audit else graph.capture(work)
+
+    def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
+        """`count` images and labels that show nothing."""
+        pattern, shift = (torch.arange(n, device=self.device) for n in (32 * 32 * 3, count))
+        pixels = pattern.mul(7919).to(torch.uint8) + shift.mul(31).to(torch.uint8)[:, None]
+        return pixels.view(count, 32, 32, 3), shift % 10

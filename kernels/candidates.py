@@ -85,7 +85,6 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
 FLAT = 32  # a step of a flat axis of taps and channels is at most so long, for the last one wastes its rest
 # The work that a pass may do, in multiples of what is useful, wherever some candidate does no more.
 WORK = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}
-LAUNCH = 1.5e-6  # seconds
 
 
 def precision(problem: Problem) -> str:
@@ -249,7 +248,7 @@ def model(problem: Problem, config: Config, chip: Chip) -> float:
         moved += problem.o * problem.columns * (4 * config.splits + itemsize)
         launches = 2
     work = max(flops / rate, flops / flops_per_byte / chip.l2_bandwidth)
-    return max(work, moved / chip.bandwidth) + launches * LAUNCH
+    return max(work, moved / chip.bandwidth) + launches * chip.launch
 
 
 def residents(problem: Problem, config: Config, chip: Chip) -> int:

@@ -18,8 +18,9 @@ import torch
 @dataclass(frozen=True)
 class Chip:
     """A GPU: what CUDA calls it, its compute capability (90 for 9.0), KiB of shared memory that a program
-    may have, bytes a second from device memory and from L2, FLOP/s by dtype. These are dense, of tensor cores
-    that accumulate in float32; of float32 they are fused multiply-adds, and "tf32" stands beside it.
+    may have, bytes a second from device memory and from L2, FLOP/s by dtype, seconds that a launch takes
+    beside its work. FLOP/s are dense, of tensor cores that accumulate in float32; of float32 they are fused
+    multiply-adds, and "tf32" stands beside it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Chip:
     bandwidth: float
     l2_bandwidth: float
     flops: dict[torch.dtype | str, float] = field(hash=False)
+    launch: float = 1.5e-6
 
 
 def _rates(half: float, tf32: float, float32: float) -> dict[torch.dtype | str, float]:
@@ -36,7 +38,8 @@ def _rates(half: float, tf32: float, float32: float) -> dict[torch.dtype | str, 
 
 
 # From data sheets, but for H200's copy and half-precision rates, which were measured. No sheet has the
-# bandwidth of L2: 5,120 bytes a clock are taken for A100, H100 and H200, twice that for B200's two dies.
+# bandwidth of L2: 5,120 bytes a clock are taken for A100, H100 and H200, twice that for B200's two dies. A
+# launch is taken for 1.5 µs on all of them.
 CHIPS = (
     Chip("NVIDIA A100-SXM4-80GB", 80, 108, 163, 2.04e12, 7.2e12, _rates(312e12, 156e12, 19.5e12)),
     Chip("NVIDIA GeForce RTX 4090", 89, 128, 99, 1.01e12, 5.2e12, _rates(165e12, 82.6e12, 82.6e12)),

@@ -84,8 +84,16 @@ def flops(name: str, args: tuple, out) -> int:
     return 0
 
 
+def launches(name: str, args: tuple, moved: int) -> int:
+    """Kernels that one call of an operator launches, at least: one if it moves anything, and one for each
+    gradient of a convolution.
+    """
+    return sum(args[-1]) if name == "convolution_backward" else int(moved > 0)
+
+
 class Traffic(TorchDispatchMode):
-    """Inside, adds up `bytes` moved and `flops` of products and convolutions, by operator ("convolution").
+    """Inside, adds up `bytes` moved, `flops` of products and convolutions, and `launches`, by operator
+    ("convolution").
 
     `hlb::` ops run their launchers, the operators of which count. Convolutions on `meta` give the layout that
     they give on a GPU.
@@ -93,7 +101,7 @@ class Traffic(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.bytes, self.flops = Counter(), Counter()
+        self.bytes, self.flops, self.launches = Counter(), Counter(), Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -104,8 +112,10 @@ class Traffic(TorchDispatchMode):
         name = function._schema.name.removeprefix("aten::")
         if name == "convolution" and args[0].is_contiguous(memory_format=torch.channels_last):
             out = out.to(memory_format=torch.channels_last)
-        self.bytes[name] += moved(function, args, kwargs, out)
+        touched = moved(function, args, kwargs, out)
+        self.bytes[name] += touched
         self.flops[name] += flops(name, args, out)
+        self.launches[name] += launches(name, args, touched)
         return out
 
 

@@ -25,6 +25,11 @@ def pixels(n: int, h: int, w: int) -> Tensor:
     return torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8)
 
 
+def draw(tensor: Tensor, bound: float) -> None:
+    """Uniform values in [-bound, bound), the same each time: for `Network.reset`."""
+    tensor.copy_((2 * torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)) - 1) * bound)
+
+
 def normalised(images: Tensor) -> Tensor:
     """(pixels / 255 - MEAN) / STD in float64, [..., 3]."""
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hlb
 import kernels
-from hlb import cost
+from hlb import cost, passes
+from hlb.averaging import Averaging
 from hlb.cli import main
+from hlb.evaluate import score
 from hlb.networks import Network
 from hlb.optimizer import Optimizer
-from kernels import conv, launch, launches, page
+from hlb.recipes import AUGMENTATION
+from hlb.rehearsal import COLOURS, Rehearsal
+from hlb.step import Step, Variant
+from kernels import chips, conv, launch, launches, page
 from kernels.compare import leaves
 from kernels.spec import Case
 from kernels.traffic import Traffic, around, fused, traffic, unfused
@@ -47,6 +53,7 @@ def test_an_operator_moves_what_it_reads_and_writes(what):
         x, i = torch.empty(10, 100), torch.empty(3, dtype=torch.int64)
     forward, _ = traffic(function, {"x": x, "i": i})
     assert forward.bytes.total() == expected
+    assert forward.launches.total() == (expected > 0)
 
 
 def test_a_convolutions_gradients_are_a_product_each():
@@ -58,8 +65,11 @@ def test_a_convolutions_gradients_are_a_product_each():
     assert backward.bytes.total() == 2 * forward.bytes.total()
     assert forward.flops.total() == 2 * 2 * 5 * 64 * 9 * 4
     assert backward.flops.total() == 2 * forward.flops.total()
+    assert (forward.launches.total(), backward.launches.total()) == (1, 2)
     x.requires_grad_(False)
-    assert traffic(conv.reference, inputs)[1].flops.total() == forward.flops.total()
+    _, backward = traffic(conv.reference, inputs)
+    assert backward.flops.total() == forward.flops.total()
+    assert backward.launches.total() == 1
 
 
 def test_what_an_op_leaves_to_operators_counts_too():
@@ -83,7 +93,7 @@ def test_a_single_operator_moves_what_a_single_kernel_does():
 @pytest.mark.parametrize("name", hlb.RECIPES)
 def test_the_references_of_a_step_do_the_flops_that_the_report_counts(name):
     recipe = hlb.recipe(name)
-    done = sum(p.flops for p in cost.launched(recipe, "reference") if p.name != "muon")
+    done = sum(p.flops for p in passes.launched(recipe, "reference") if p.name != "muon")
     _, train = cost.flops_per_image(recipe)
     assert done == pytest.approx(recipe.batch_size * train, rel=1e-6)
 
@@ -91,9 +101,9 @@ def test_the_references_of_a_step_do_the_flops_that_the_report_counts(name):
 @pytest.mark.parametrize("name", hlb.RECIPES)
 def test_useful_flops_are_those_of_the_layers_without_what_pooling_drops(name):
     recipe = hlb.recipe(name)
-    passes = cost.launched(recipe, "reference")
+    of_a_step = passes.launched(recipe, "reference")
     for layer in cost.layers(recipe):
-        found = {p.name: p for p in passes if p.layer == layer.name and p.useful}
+        found = {p.name: p for p in of_a_step if p.layer == layer.name and p.useful}
         assert set(found) == (
             {"forward", "wgrad", *("dgrad",) * layer.input_grad} if "conv" in layer.name else set()
         )
@@ -101,51 +111,88 @@ def test_useful_flops_are_those_of_the_layers_without_what_pooling_drops(name):
             assert p.flops == recipe.batch_size * layer.flops >= p.useful
 
 
+def test_a_run_of_smaller_images_does_the_flops_of_each_size():
+    recipe = hlb.recipe("record94", {"sizes": (24, 28), "epochs": 3, "whiten_bias_epochs": 0})
+    per_image = {size: cost.flops_per_image(recipe, size=size)[1] for size in (24, 28, 32)}
+    assert cost.report(recipe)["tflop_per_run"] == pytest.approx(
+        50000 * (per_image[24] + 2 * per_image[28]) / 1e12
+    )
+    assert cost.report(recipe)["gflop_per_image"]["train"] == per_image[32] / 1e9
+    run = Rehearsal(recipe)
+    calls, between = run.part(lambda: run.step(Variant(24, 100, False)))
+    done = sum(p.flops for p in passes.passes(recipe, "reference", calls, between) if p.name != "muon")
+    assert done == pytest.approx(100 * per_image[24], rel=1e-6)
+
+
 FIELDS = [
-    pytest.param(op, case, id=f"{op}-{case.name}")
-    for op in cost.FIELDS
-    for case in kernels.CATALOGUE[op].cases
+    pytest.param(op, spec, case, id=f"{spec.name}-{case.name}")
+    for op in passes.FIELDS
+    for spec in (kernels.CATALOGUE[op], kernels.CATALOGUE.get(f"{op}_eval"))
+    for case in (spec.cases if spec else ())
     if case.get("averaging", "none") == "none"
 ]
 
 
-@pytest.mark.parametrize("op, case", FIELDS)
-def test_the_case_of_a_call_is_the_one_that_made_its_arguments(op, case):
-    spec = kernels.CATALOGUE[op]
+@pytest.mark.parametrize("op, spec, case", FIELDS)
+def test_the_case_of_a_call_is_the_one_that_made_its_arguments(op, spec, case):
     inputs = spec.make(case, spec.dtypes[-1], "meta")
-    found, dtype = Case(**cost.FIELDS[op](**inputs)), cost.dtype_of(inputs)
+    found, dtype = Case(**passes.FIELDS[op](**inputs)), passes.dtype_of(inputs)
+    counted = kernels.CATALOGUE[op]  # of training and of evaluation
     assert dtype == spec.dtypes[-1]
-    assert spec.bytes(found, dtype) == spec.bytes(case, dtype)
-    assert spec.flops(found, dtype) == spec.flops(case, dtype)
+    assert counted.bytes(found, dtype) == spec.bytes(case, dtype)
+    assert counted.flops(found, dtype) == spec.flops(case, dtype)
 
 
-def launches_of_a_step(recipe) -> Counter:
-    """Kernels by name, of a step of the `triton` backend on tensors without memory."""
-    ops = kernels.backend("triton")
-    with FakeTensorMode(), Traffic(), launch.recording() as launches:
-        network = Network(recipe, ops).cast(torch.float16)
-        optimizer = Optimizer(network, steps=10, per_epoch=5, channels_last=True)
-        pixels = torch.empty(recipe.batch_size, 32, 32, 3, dtype=torch.float16)
-        labels = torch.empty(recipe.batch_size, dtype=torch.int64)
-        logits, stats = network(network.layout(pixels), train_stem=False)
-        loss, _ = ops.cross_entropy(logits, labels, recipe.label_smoothing)
-        loss.backward()
-        ops.update_running_stats(network.running, stats, recipe.bn_momentum)
-        optimizer.step()
-    return Counter(one.name for one in launches)
+class Fake:
+    """What a run of the `triton` backend launches, on tensors without memory: kernels by name, and how many
+    operators of PyTorch.
+    """
+
+    def __init__(self, recipe):
+        self.recipe, ops = recipe, kernels.backend("triton")
+        changes = {name: getattr(recipe, name) for name in AUGMENTATION}
+        augment = functools.partial(ops.augment, **changes, **COLOURS, dtype=torch.float16)
+        self.mode = FakeTensorMode()
+        with self.mode:
+            self.network = Network(recipe, ops).cast(torch.float16)
+            optimizer = Optimizer(self.network, steps=10, per_epoch=5, channels_last=True)
+            averaging = Averaging(self.network, optimizer, 10, 5)
+            self.images = torch.empty(10000, 32, 32, 3, dtype=torch.uint8)
+            self.labels = torch.empty(10000, dtype=torch.int64)
+            state = self.network, optimizer, averaging, self.images, self.labels
+            self.step = Step(*state, 10000, 5, augment, compile=False)
+
+    def evaluate(self) -> None:
+        fraction = self.recipe.views_fraction
+        score(self.network, self.images, self.labels, self.recipe.views, **COLOURS, fraction=fraction)
+
+    def launches(self, work) -> tuple[Counter, int]:
+        with self.mode, launch.recording() as found, Traffic() as operators:
+            work(self)
+        return Counter(one.name for one in found), operators.launches.total()
+
+
+PARTS = {  # of a run
+    "step": lambda run: run.step(Variant(32, run.recipe.batch_size, False)),
+    "step of the stem": lambda run: run.step(Variant(32, 300, True)),
+    "step of smaller images": lambda run: run.step(Variant(24, run.recipe.batch_size, False)),
+    "shuffle": lambda run: run.step.shuffle(),
+    "evaluation": lambda run: run.evaluate(),
+}
 
 
 @pytest.mark.skipif(not launch.INSTALLED, reason="kernels have no names without triton")
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", hlb.RECIPES)
-def test_a_steps_kernels_are_those_that_it_launches(name):
-    recipe = hlb.recipe(name)
-    told = Counter(
-        conv.NAMES.get(p.name, p.name) for p in cost.launched(recipe, "triton") if p.form != "PyTorch"
-    )
-    launched = launches_of_a_step(recipe)
-    assert told - Counter(["_augment"]) == {
-        kernel: 1 if kernel in ("_gram", "_poly", "_apply") else count for kernel, count in launched.items()
-    }
+def test_the_launches_of_a_part_of_a_run_are_those_that_it_makes(name, part):
+    recipe = hlb.recipe(name, {"averaging": "none", "views_fraction": 0.3})
+    run, told, operators = Rehearsal(recipe), Counter(), 0
+    for p in passes.passes(recipe, "triton", *run.part(lambda: PARTS[part](run))):
+        if p.form in ("PyTorch", "reference"):
+            operators += p.launches
+        else:
+            told[conv.NAMES.get(p.name, p.name)] += p.launches
+    assert (told, operators) == Fake(recipe).launches(PARTS[part])
 
 
 def test_recipes_tells_what_a_step_launches(capsys):
@@ -153,15 +200,17 @@ def test_recipes_tells_what_a_step_launches(capsys):
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("layer"))
     assert "issued / useful" in lines[start]
-    passes = cost.launched(hlb.recipe("smoke"), "triton")
-    for line, p in zip(lines[start + 1 :], passes):
+    launched, chip = passes.launched(hlb.recipe("smoke"), "triton"), chips.here()
+    for line, p in zip(lines[start + 1 :], launched):
         assert line.startswith(p.layer) and f" {p.name} " in line and f" {p.form} " in line
-    total = lines[start + 1 + len(passes)].split()
+        assert line.split()[-2:] == [f"{1e6 * p.seconds(chip):.1f}", p.bound(chip)]
+    total = lines[start + 1 + len(launched)].split()
     assert total[:3] == [
         "total",
-        f"{sum(p.flops for p in passes) / 1e9:.2f}",
-        f"{sum(p.bytes for p in passes) / 1e6:.1f}",
+        f"{sum(p.flops for p in launched) / 1e9:.2f}",
+        f"{sum(p.bytes for p in launched) / 1e6:.1f}",
     ]
+    assert total[-1] == f"{1e6 * sum(p.seconds(chip) for p in launched):.1f}"
     assert max(map(len, lines)) <= 150 and not any("…" in line for line in lines)
 
 
@@ -169,8 +218,10 @@ def test_recipes_json_has_what_a_step_launches(capsys):
     assert main(["recipes", "smoke", "--kernels", "triton,conv_bn_act=reference", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)["smoke"]
     assert report["kernels"] == "triton,conv_bn_act=reference"
+    chip = chips.here()
     assert report["launched"] == [
-        vars(p) for p in cost.launched(hlb.recipe("smoke"), "triton,conv_bn_act=reference")
+        vars(p) | {"seconds": p.seconds(chip), "bound": p.bound(chip)}
+        for p in passes.launched(hlb.recipe("smoke"), "triton,conv_bn_act=reference")
     ]
     forms = {p["form"] for p in report["launched"]}
     assert forms == {"triton", "reference", "cuDNN", "PyTorch"}
@@ -190,12 +241,12 @@ def test_tuned_shows_what_it_takes_for_each_block_and_pass(monkeypatch):
     monkeypatch.setattr(
         launches, "choose_tuned", lambda p, chip: None if p.kind == "wgrad" else launches.choose(p, chip)
     )
-    passes = {(p.layer, p.name): p for p in cost.launched(hlb.recipe("seed"), "tuned")}
+    tuned = {(p.layer, p.name): p for p in passes.launched(hlb.recipe("seed"), "tuned")}
     plain, triton = (
-        {(p.layer, p.name): p for p in cost.launched(hlb.recipe("seed"), choice)}
+        {(p.layer, p.name): p for p in passes.launched(hlb.recipe("seed"), choice)}
         for choice in ("reference", "triton")
     )
-    assert passes["group2.conv1", "forward"] == triton["group2.conv1", "forward"]
-    assert passes["group2.conv1", "wgrad"].form == "cuDNN"
-    assert passes["group2.conv1", "wgrad"].flops == plain["group2.conv1", "wgrad"].flops
-    assert passes["group1.conv2", "forward"] == plain["group1.conv2", "forward"]
+    assert tuned["group2.conv1", "forward"] == triton["group2.conv1", "forward"]
+    assert tuned["group2.conv1", "wgrad"].form == "cuDNN"
+    assert tuned["group2.conv1", "wgrad"].flops == plain["group2.conv1", "wgrad"].flops
+    assert tuned["group1.conv2", "forward"] == plain["group1.conv2", "forward"]

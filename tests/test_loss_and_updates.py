@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import DTYPES, TOLERANCE, assert_agrees, assert_near
+from helpers import DTYPES, TOLERANCE, assert_agrees, assert_near, draw
 from torch import Tensor, nn
 
 import kernels
@@ -227,7 +227,7 @@ class Averaged:
     def __init__(self, dtype: str = "float32", **settings):
         settings |= {"base_depth": 4, "dtype": dtype, "master_weights": "on", "optimizer": "sgd"}
         self.network = Network(recipe("smoke", settings), kernels.backend("reference"))
-        self.network.cast(getattr(torch, dtype)).reset(torch.tensor(0))
+        self.network.cast(getattr(torch, dtype)).reset(draw)
         self.optimizer = Optimizer(self.network, STEPS, PER_EPOCH, channels_last=True)
         self.optimizer.rates.zero_()
         self.averaging = Averaging(self.network, self.optimizer, STEPS, PER_EPOCH)
@@ -364,7 +364,7 @@ def test_kernels_train_the_network_as_the_references_do(optimizer, dtype):
         network.cast(getattr(torch, dtype))
         trained = Optimizer(network, 2, 1, channels_last=True)
         averaging = Averaging(network, trained, 2, 1)
-        network.reset(torch.tensor(0))
+        network.reset(draw)
         trained.reset()
         averaging.reset()
         generator = torch.Generator().manual_seed(1)

@@ -52,8 +52,10 @@ def test_different_seeds_differ_in_initial_weights_order_and_augmentation(data):
     for seed in (1, 2):
         ours._prepare(seed, ours.train_images)
         starts.append(weights(ours))
-        orders.append(ours.ops.permutation(ours.seed, torch.tensor(0), 220))
-        batches.append(ours.augment(ours.train_images, torch.arange(220), ours.seed, torch.tensor(0)))
+        orders.append(ours.ops.permutation(ours.step.seed, torch.tensor(0), 220))
+        batches.append(
+            ours.step.augment(ours.train_images, torch.arange(220), ours.step.seed, torch.tensor(0))
+        )
     for one, other in (starts, orders, batches):
         assert not torch.equal(one, other)
 
@@ -62,10 +64,10 @@ def test_every_image_is_seen_once_an_epoch_when_the_remainder_is_kept(data):
     kept, dropped = trainer(data, drop_last=False), trainer(data)
     for ours, count in ((kept, 220), (dropped, 200)):
         seen = []
-        augment = ours.augment
-        ours.augment = lambda images, ids, *rest, augment=augment, seen=seen: (
+        augment = ours.step.augment
+        ours.step.augment = lambda images, ids, *rest, augment=augment, seen=seen, **options: (
             seen.append(ids),
-            augment(images, ids, *rest),
+            augment(images, ids, *rest, **options),
         )[1]
         ours.run(0)
         epochs = torch.cat(seen).view(2, count)
@@ -130,9 +132,9 @@ def test_validation_is_not_on_the_clock(data):
     ours = trainer(data, epochs=3.0)
     validate = ours._validate
 
-    def slow(views):
+    def slow(*arguments):
         time.sleep(0.5)
-        return validate(views)
+        return validate(*arguments)
 
     ours._validate = slow
     run = ours.run(0, eval_every=1)
@@ -142,8 +144,8 @@ def test_validation_is_not_on_the_clock(data):
 
 def test_train_seconds_hold_preparation_and_every_step(data):
     ours = trainer(data)
-    step, prepare = ours._step, ours._prepare
-    ours._step = lambda *a: (time.sleep(0.02), step(*a))[1]
+    update, prepare = ours.step.update, ours._prepare
+    ours.step.update = lambda *a: (time.sleep(0.02), update(*a))[1]
     ours._prepare = lambda *a: (time.sleep(0.3), prepare(*a))[1]
     run = ours.run(0)
     assert run.steps == ours.steps == 8

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DTYPES, MEAN, STD, TOLERANCE, assert_near, normalised, pixels, wide
+from helpers import DTYPES, MEAN, STD, TOLERANCE, assert_near, draw, normalised, pixels, wide
 
 import kernels
 from hlb import recipe
@@ -86,7 +86,7 @@ def test_kernel_takes_no_image_that_a_shift_cannot_reflect_and_no_other_dtype():
 def network():
     network = Network(recipe("smoke", {"base_depth": 4, "eval_batch_size": 8}), kernels.backend("reference"))
     network = network.cast(torch.float64)
-    network.reset(torch.tensor(0))
+    network.reset(draw)
     network.stem.whiten.normal_()
     return network
 

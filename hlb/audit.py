@@ -1,0 +1,97 @@
+"""The audit of the clock: which work of a run was done while it was timed.
+
+A run is honest when everything that depends on it is inside: one reset, one whitening, an order an epoch, an
+augmentation and an update a step, and nothing of the kind outside. `Audit` counts the calls of the ops
+behind these, on the clock and off it; a captured graph counts at each replay for what was captured in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+
+# what is counted -> the op whose calls are counted
+COUNTED = {
+    "reset": "uniform",
+    "whitening": "patch_covariance",
+    "order": "permutation",
+    "augmentation": "augment",
+    "statistics": "update_running_stats",
+    "sgd": "sgd",
+    "muon": "muon",
+    "test-time views": "views",
+}
+# Work of a run's validation, which may be done off the clock.
+EVALUATION = ("test-time views",)
+
+
+class Audit:
+    """Counts calls: `on` while a run's clock runs, `off` otherwise. `running` is set by the clock."""
+
+    def __init__(self):
+        self.on, self.off, self.running = Counter(), Counter(), False
+
+    def counted(self, ops: SimpleNamespace) -> SimpleNamespace:
+        """The ops, those of COUNTED counting their calls."""
+        names = {op: name for name, op in COUNTED.items()}
+        return SimpleNamespace(
+            **{op: self._counting(names[op], call) if op in names else call for op, call in vars(ops).items()}
+        )
+
+    def _counting(self, name: str, call: Callable) -> Callable:
+        @functools.wraps(call)
+        def counting(*args, **kwargs):
+            (self.on if self.running else self.off)[name] += 1
+            return call(*args, **kwargs)
+
+        return counting
+
+    def captured(self, capture: Callable, work: Callable[[], None]) -> Callable[[], None]:
+        """`capture(work)`, whose replays count for what `work` calls."""
+        before, self.off = self.off, Counter()
+        replay = capture(work)
+        inside, self.off = self.off, before
+
+        def counting() -> None:
+            (self.on if self.running else self.off).update(inside)
+            replay()
+
+        return counting
+
+
+def expected(trainer) -> dict[str, int]:
+    """How often a run of this trainer does each thing on its clock: the least number for the reset and the
+    evaluation, the exact one for everything else.
+    """
+    optimizer, steps = trainer.optimizer, trainer.steps
+    return {
+        "reset": 1,
+        "whitening": 1,
+        "order": trainer.epochs,
+        "augmentation": steps,
+        "statistics": steps,
+        "sgd": steps * sum(bool(segments) for segments in optimizer.segments),
+        "muon": steps * sum(bool(matrices) for matrices in optimizer.matrices),
+        "test-time views": 1,
+    }
+
+
+def run(trainer, seed: int = 0, eval_every: int = 1) -> tuple[list[tuple[str, int, int, int]], list[str]]:
+    """Trains once under the trainer's audit: (name, expected, on the clock, off the clock) of everything
+    counted, and what is wrong with it in a sentence each; none for an honest clock.
+    """
+    audit = trainer.audit
+    audit.on.clear()
+    audit.off.clear()
+    trainer.run(seed, eval_every)
+    rows, wrong = [], []
+    for name, least in expected(trainer).items():
+        on, off = audit.on[name], audit.off[name]
+        rows.append((name, least, on, off))
+        if on < least or (on > least and name not in ("reset", *EVALUATION)):
+            wrong.append(f"{name}: {on} on the clock, {least} belong there")
+        if off and name not in EVALUATION:
+            wrong.append(f"{name}: {off} off the clock")
+    return rows, wrong

@@ -1,0 +1,227 @@
+"""What a part of a run launches, kernel by kernel: FLOPs, bytes, and the time that a chip needs at least.
+
+`launched` is one training step. Kernels count as their SPECs do, with what they skip and what they pad;
+PyTorch's operators as kernels/traffic.py does, each a launch, as eager PyTorch runs them: torch.compile fuses
+some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+import kernels
+from kernels import chips, conv, launches, tiling
+from kernels.chips import Chip
+from kernels.spec import Case
+from kernels.traffic import Traffic, around, traffic
+
+from . import cost
+from .rehearsal import Call, Rehearsal
+from .step import plan
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A kernel, or operators of PyTorch: FLOPs of its products, zero padding included, bytes, and launches.
+    `useful` are the FLOPs that a convolution needs; what is no convolution has none.
+    """
+
+    layer: str
+    name: str
+    form: str
+    flops: int
+    bytes: int
+    useful: int | None = None
+    launches: int = 1
+
+    def work(self, chip: Chip) -> dict[str, float]:
+        """Seconds that a chip needs at least for each kind of work."""
+        return {
+            "compute": self.flops / chip.flops[torch.float16],
+            "memory": self.bytes / chip.bandwidth,
+            "launch": self.launches * chip.launch,
+        }
+
+    def seconds(self, chip: Chip) -> float:
+        """The longer of its products and its bytes, at the chip's rates, and the launches on top."""
+        work = self.work(chip)
+        return max(work["compute"], work["memory"]) + work["launch"]
+
+    def bound(self, chip: Chip) -> str:
+        """What takes the longest: compute, memory or launch."""
+        work = self.work(chip)
+        return max(work, key=work.get)
+
+
+LAYERS = ("stem", "conv_bn_act", "se_gate", "pool_head")  # ops that are a layer, as `cost.layers` has them
+REST = {"augment": "images", "cross_entropy": "loss", "update_running_stats": "statistics"}
+REST |= {"permutation": "order", "patch_covariance": "stem", "views": "images", "weigh_views": "logits"}
+REST |= dict.fromkeys(("uniform", "sgd", "muon"), "weights")
+
+
+def _norm_case(x, *, activation, training, pool=False, gate=None, residual=None, spatial_mean=False, **_):
+    n, c, *map = x.shape
+    flags = {"pool": pool, "gate": gate is not None, "residual": residual is not None}
+    flags |= {"spatial": spatial_mean, "training": training}
+    return {"n": n, "c": c, "map": tuple(map), "activation": activation, **flags}
+
+
+def _stem_case(x, whiten, project=None, bias=None, activation=None):
+    (n, _, h, w), k = x.shape, len(whiten)
+    c = k if project is None else len(project)
+    flags = {"project": project is not None, "bias": bias is not None}
+    return {"n": n, "h": h, "w": w, "k": k, "c": c, "activation": activation, **flags}
+
+
+def _sized(**extents: tuple[str, int]) -> Callable[..., dict]:
+    """A case of extents of arguments: n=("x", 0) is x.shape[0]."""
+    return lambda **inputs: {name: inputs[of].shape[axis] for name, (of, axis) in extents.items()}
+
+
+def _updated(compute=None, **_) -> dict:
+    return {"master": compute is not None, "averaging": "none"}  # of a step that averages nothing
+
+
+# op -> the fields of its Case that bytes and FLOPs depend on, from its arguments.
+FIELDS: dict[str, Callable[..., dict]] = {
+    "augment": lambda images, ids, size=0, **_: {
+        "n": len(ids),
+        "map": tuple(images.shape[1:3]),
+        "size": size,
+    },
+    "stem": _stem_case,
+    "norm_act": _norm_case,
+    "conv_bn_act": lambda filters, **inputs: _norm_case(**inputs) | {"o": len(filters)},
+    "se_gate": _sized(n=("s", 0), c=("s", 1), r=("weight1", 0)),
+    "pool_head": _sized(n=("x", 0), c=("x", 1), h=("x", 2), w=("x", 3), classes=("weight", 0)),
+    "cross_entropy": _sized(n=("logits", 0), classes=("logits", 1)),
+    "update_running_stats": _sized(channels=("running", 1)),
+    "views": lambda images, views, **_: {"n": len(images), "map": tuple(images.shape[1:3]), "views": views},
+    "weigh_views": lambda logits, views: {"n": logits.shape[1], "classes": logits.shape[2], "views": views},
+    "patch_covariance": _sized(n=("images", 0), h=("images", 1), w=("images", 2)),
+    "uniform": lambda numel, **_: {"numel": numel},
+    "muon": lambda matrices, steps, **inputs: (
+        _updated(**inputs) | {"shapes": tuple(shape for _, *shape in matrices), "steps": steps}
+    ),
+    "sgd": lambda segments, **inputs: (
+        _updated(**inputs) | {"sizes": tuple(end - start for start, end, *_ in segments)}
+    ),
+}
+
+
+def launched(recipe, choice: str, dtype: torch.dtype = torch.float16, examples: int = 50000) -> list[Pass]:
+    """What a choice of kernels launches in a training step, in order: the most frequent of those at the last
+    size of images. Errors as `kernels.choose`.
+    """
+    kernels.choose(choice)
+    counts = cost.steps(recipe, examples)
+    last = plan(recipe, examples)[-1].size
+    variant, averages = max((step for step in counts if step[0].size == last), key=counts.get)
+    rehearsal = Rehearsal(recipe, dtype, examples)
+    return passes(recipe, choice, *rehearsal.part(lambda: rehearsal.step(variant)), averages)
+
+
+def passes(recipe, choice: str, calls: list[Call], between: Traffic, averages: str = "none") -> list[Pass]:
+    """What a choice of kernels launches for the calls of a part of a run, and the operators between them.
+    `averages` is what a step averages.
+    """
+    chosen, names, known, found = kernels.choose(choice), cycle(cost.layers(recipe)), {}, []
+    for op, inputs in calls:
+        layer = next(names).name if op in LAYERS else REST.get(op) or found[-1].layer
+        backend = chosen[op] if op in kernels.CATALOGUE else "reference"
+        if backend == "tuned":
+            problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
+            backend = "tuned" if launches.block_winner(problem, chips.here()) == "triton" else "reference"
+        key = op, backend, *(_shown(value) for value in inputs.values())
+        if key not in known:
+            eager = backend == "reference"
+            known[key] = list(
+                _eager(op, inputs) if eager else _kernels(op, inputs, averages, backend == "tuned")
+            )
+        found += (replace(p, layer=layer) for p in known[key])
+    if count := between.launches.total():
+        work = between.flops.total(), between.bytes.total()
+        found.append(Pass("all", "between the ops", "PyTorch", *work, launches=count))
+    return found
+
+
+def _shown(value):
+    """What the cost of an op depends on, of an argument."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.requires_grad
+    return value
+
+
+def _eager(op: str, inputs: dict) -> Iterator[Pass]:
+    """The operators of a reference: a block's convolutions by themselves, the rest together."""
+    fresh = {
+        name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+    forward, backward = traffic(kernels.BACKENDS["reference"][op], fresh)
+    if op == "conv_bn_act":
+        x, filters = inputs["x"], inputs["filters"]
+        useful = tiling.useful(conv.problem("forward", x, filters, inputs["pool"]))
+        work = forward.flops["convolution"], forward.bytes["convolution"]
+        for counts in (forward.flops, forward.bytes, forward.launches):
+            del counts["convolution"]
+        for counts in (backward.flops, backward.bytes, backward.launches):
+            del counts["convolution_backward"]
+        wanted = {"forward": True, "dgrad": x.requires_grad, "wgrad": filters.requires_grad}
+        for kind in tiling.PASSES:  # each has two of x, y and filters to read, and the third to write
+            if wanted[kind]:
+                yield Pass("", kind, "cuDNN", *work, useful)
+        op = "norm_act"
+    for suffix, counted in (("", forward), (" backward", backward)):
+        if count := counted.launches.total():
+            work = counted.flops.total(), counted.bytes.total()
+            yield Pass("", op + suffix, "reference", *work, launches=count)
+
+
+KINDS = {kernel: kind for kind, kernel in conv.NAMES.items()}
+BACKWARD = ("_stem_bwd", "_se_gate_bwd", "_pool_head_bwd")
+REPEATED = ("_gram", "_poly", "_apply")  # kernels of muon, launched in each step of its iteration
+
+
+def _kernels(op: str, inputs: dict, averages: str, tuned: bool) -> Iterator[Pass]:
+    """The kernels of an op, as its SPEC counts them, without those of gradients that nothing needs; and the
+    operators between them. If `tuned`, cuDNN where no kernel was measured to be faster.
+    """
+    spec, case, dtype = kernels.CATALOGUE[op], Case(**FIELDS[op](**inputs)), dtype_of(inputs)
+    if inputs.get("slow") is not None:
+        case["averaging"] = averages
+    moved, done, how = spec.bytes(case, dtype), spec.flops(case, dtype), {}
+    if op == "conv_bn_act":
+        how = conv.passes(case, dtype, tiling.PASSES if case.training else tiling.PASSES[:1])
+    needing = [value for value in inputs.values() if isinstance(value, Tensor) and value.requires_grad]
+    unneeded = () if needing else BACKWARD
+    if "x" in inputs and not inputs["x"].requires_grad:
+        unneeded += (conv.NAMES["dgrad"],)
+    for kernel in (name for name in moved if name not in unneeded):
+        work = done.get(kernel, 0), moved[kernel]
+        if kernel in how:
+            problem, config = how[kernel]
+            if tuned and launches.choose_tuned(problem, chips.here()) is None:
+                whole = replace(problem, pool=False)
+                work = tiling.useful(whole), tiling.bytes(whole, replace(config, splits=1))
+                yield Pass("", KINDS[kernel], "cuDNN", *work, tiling.useful(problem))
+            else:
+                yield Pass("", KINDS[kernel], str(config), *work, tiling.useful(problem))
+        else:
+            count = inputs["steps"] if kernel in REPEATED else 1
+            yield Pass("", kernel, "triton", *work, launches=count)
+    both = around(spec.op, inputs)
+    if count := sum(counted.launches.total() for counted in both):
+        work = (sum(counts.total() for counts in pair) for pair in zip(*((c.flops, c.bytes) for c in both)))
+        yield Pass("", f"{op}, the rest", "PyTorch", *work, launches=count)
+
+
+def dtype_of(inputs: dict) -> torch.dtype:
+    """Of a call as its SPEC has it: of what the op reads most of; float32 where those are integers."""
+    named = (inputs[name].dtype for name in ("x", "grad", "weight1", "logits", "running") if name in inputs)
+    return inputs.get("dtype") or next(named, torch.float32)

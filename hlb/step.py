@@ -1,0 +1,105 @@
+"""A training step: what it does on the device, and the little that the host must know of it.
+
+    epoch = index // steps per epoch                       (the optimizer's step counter, on the device)
+    x, y  = augment(images[ids]), labels[ids]              ids: the step's part of the epoch's order
+    loss  = cross entropy(network(x), y)                   forward, then backward into the flat gradients
+    running statistics, weights, averages                  the update
+
+The host knows a step's `Variant` only, which follows from the recipe. So a step can be compiled, and one step
+or a whole run captured as a CUDA graph: seeds, rates, averages and orders are read from the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import schedule
+
+
+class Variant(NamedTuple):
+    """What is fixed when a step is compiled or captured."""
+
+    size: int  # side of the images
+    count: int  # images
+    train_stem: bool  # whether the stem's bias still trains
+
+
+def plan(recipe, examples: int) -> list[Variant]:
+    """The variant of every step of a run over `examples` images."""
+    per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
+    examples = min(recipe.train_examples or examples, examples)
+    stem_steps = schedule.stem_steps(recipe, steps, per_epoch)
+    return [
+        Variant(
+            recipe.size(step // per_epoch),
+            min(recipe.batch_size, examples - step % per_epoch * recipe.batch_size),
+            step < stem_steps,
+        )
+        for step in range(steps)
+    ]
+
+
+class Step:
+    """Training steps of one network on one set: `shuffle()` where an epoch begins, then `step(variant)`.
+
+    `seed` (int64 scalar) keys all draws. `metrics` [epochs, 2] accumulates each epoch's summed loss and number
+    of right answers. `compile` compiles forward pass and update, each as one graph without a break.
+    """
+
+    def __init__(self, network, optimizer, averaging, images, labels, examples, per_epoch, augment, compile):
+        self.network, self.optimizer, self.averaging = network, optimizer, averaging
+        self.images, self.labels, self.per_epoch, self.augment = images, labels, per_epoch, augment
+        self.ops, self.recipe = network.ops, network.recipe
+        device, epochs = images.device, -(-len(optimizer.rates) // per_epoch)
+        self.seed = torch.zeros((), dtype=torch.int64, device=device)
+        self.order = torch.zeros(examples, dtype=torch.int64, device=device)
+        self.numbers = torch.arange(max(self.recipe.batch_size, epochs), device=device)
+        self.metrics = torch.zeros(epochs, 2, device=device)
+        trained = [p for arena in optimizer.arenas for p in arena.params]
+        frozen = {id(network.stem.bias)}
+        self.trained = {True: trained, False: [p for p in trained if id(p) not in frozen]}
+        self.forward, self.update = self._forward, self._update
+        if compile:
+            compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+            self.forward, self.update = compiled(self._forward), compiled(self._update)
+
+    def reset(self, seed: int) -> None:
+        """To step 0 of the run of this seed."""
+        self.seed.fill_(seed)
+        self.metrics.zero_()
+
+    def shuffle(self) -> None:
+        """Draws the order of the epoch that the next step belongs to."""
+        self.order.copy_(self.ops.permutation(self.seed, self._epoch(), len(self.order)))
+
+    def __call__(self, variant: Variant) -> None:
+        loss, correct, stats = self.forward(variant)
+        # Written over the flat gradients, not added to them parameter by parameter.
+        params = self.trained[variant.train_stem]
+        gradients = torch.autograd.grad(loss, params)
+        torch._foreach_copy_([p.grad for p in params], list(gradients))
+        self.update(loss.detach(), correct, stats)
+
+    def _epoch(self) -> Tensor:
+        return self.optimizer.step_index[0] // self.per_epoch
+
+    def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, number of right answers, batch statistics."""
+        index, count = self.optimizer.step_index, variant.count
+        first = index % self.per_epoch * self.recipe.batch_size
+        ids = self.order.index_select(0, first + self.numbers[:count])
+        size = 0 if variant.size == self.images.shape[1] else variant.size
+        x = self.network.layout(self.augment(self.images, ids, self.seed, self._epoch(), size=size))
+        logits, stats = self.network(x, variant.train_stem)
+        return *self.ops.cross_entropy(logits, self.labels[ids], self.recipe.label_smoothing), stats
+
+    @torch.no_grad()
+    def _update(self, loss: Tensor, correct: Tensor, stats: Tensor) -> None:
+        this = self.numbers[: len(self.metrics)] == self._epoch()
+        self.metrics += this[:, None] * torch.stack((loss.float(), correct.float()))
+        self.ops.update_running_stats(self.network.running, stats, self.recipe.bn_momentum)
+        self.averaging.step()

@@ -1,0 +1,140 @@
+"""Graphs of a step and of a whole run: what they replay is what the uncaptured run does. On a GPU they are
+CUDA graphs, elsewhere recorded operators with the same rules (tape.py).
+"""
+
+import dataclasses
+
+import pytest
+import tape
+import torch
+
+import hlb
+from hlb import graph, schedule, synthetic
+from hlb.averaging import table
+from hlb.execution import resolve
+from hlb.step import Variant, plan
+from hlb.train import Trainer
+
+CUDA = torch.cuda.is_available()
+SETTINGS = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 40, "epochs": 3.0,
+            "whiten_images": 50, "whiten_bias_epochs": 0.5, "sizes": "20,24,32", "dtype": "float32"}  # fmt: skip
+AVERAGES = {
+    "none": {},
+    "tail": {"averaging": "tail", "averaging_epochs": 1, "averaging_every": 2, "averaging_decay": 0.8},
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> hlb.Dataset:
+    return hlb.Dataset("synthetic", synthetic.make(120, 60))
+
+
+@pytest.fixture(autouse=True)
+def captured(monkeypatch):
+    if not CUDA:
+        monkeypatch.setattr(graph, "capture", tape.capture)
+
+
+def trainer(data, mode: str, name: str = "smoke", **settings) -> Trainer:
+    recipe, execution = resolve(
+        hlb.recipe(name, SETTINGS | settings), hlb.Execution(compile="off", deterministic=True)
+    )
+    return Trainer(recipe, dataclasses.replace(execution, graph=mode), data)
+
+
+def outcome(ours: Trainer, seed: int) -> tuple[torch.Tensor, list[float], float]:
+    run = ours.run(seed, eval_every=0)
+    state = torch.cat([tensor.double().flatten().cpu() for tensor in ours.network.state_dict().values()])
+    return state, [row["train_loss"] for row in run.epochs], run.accuracy
+
+
+@pytest.mark.parametrize("mode", ["step", "run"])
+@pytest.mark.parametrize("averages", AVERAGES)
+def test_captured_runs_equal_uncaptured_ones_bit_for_bit_whatever_the_seed(data, mode, averages):
+    plain, ours = (trainer(data, how, **AVERAGES[averages]) for how in ("off", mode))
+    ends = []
+    for seed in (3, 4, 3):
+        (state, *numbers), (expected, *theirs) = outcome(ours, seed), outcome(plain, seed)
+        assert torch.equal(state, expected) and numbers == theirs
+        ends.append(state)
+    assert torch.equal(ends[0], ends[2]) and not torch.equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("mode", ["step", "run"])
+def test_captured_runs_of_the_seed_recipe_with_its_average_and_last_short_batch(data, mode):
+    settings = {"averaging_epochs": 1, "batch_size": 50, "drop_last": False, "sizes": "32", "epochs": 2.0}
+    plain, ours = (trainer(data, how, "seed", **settings) for how in ("off", mode))
+    (state, *numbers), (expected, *theirs) = outcome(ours, 5), outcome(plain, 5)
+    assert torch.equal(state, expected) and numbers == theirs
+
+
+def test_step_that_takes_a_number_from_the_host_is_noticed(data, monkeypatch):
+    ours, plain = trainer(data, "off"), trainer(data, "off")
+    epoch = 0
+    monkeypatch.setattr(ours.step, "_epoch", lambda: torch.tensor(epoch, device=ours.device))
+    ours.execution = dataclasses.replace(ours.execution, graph="run")
+    ours._capture()
+    assert not torch.equal(outcome(ours, 3)[0], outcome(plain, 3)[0])
+
+
+@pytest.mark.skipif(CUDA, reason="of the tape, which stands in where there is no GPU")
+def test_reading_a_value_back_in_a_step_is_an_error(data):
+    ours = trainer(data, "off")
+    with pytest.raises(RuntimeError, match="the host waits"):
+        tape.capture(lambda: ours.step.metrics.sum().item())
+
+
+def test_run_as_one_graph_knows_only_the_whole_runs_times_and_validates_nothing(data):
+    run = trainer(data, "run").run(0, eval_every=1)
+    assert run.status == "ok" and run.accuracy is not None
+    assert [row["train_seconds"] for row in run.epochs] == [None, None, run.train_seconds]
+    unknown = ("val_loss", "val_acc", "average_val_acc", "val_seconds")
+    assert all(row[field] is None for row in run.epochs for field in unknown)
+    assert all(0 < row["train_loss"] < 4 and 0 <= row["train_acc"] <= 1 for row in run.epochs)
+
+
+@pytest.mark.parametrize("mode", ["step", "run"])
+def test_graphs_without_a_gpu_are_a_mistake_in_one_line(mode):
+    if CUDA:
+        pytest.skip("there is a GPU")
+    with pytest.raises(hlb.UserError, match=f"--graph {mode}: CUDA graphs need a CUDA device"):
+        resolve(hlb.recipe("smoke"), hlb.Execution(graph=mode))
+
+
+@pytest.mark.parametrize("name", sorted(hlb.RECIPES))
+def test_tables_on_the_device_are_the_recipes_schedules(name):
+    recipe = hlb.recipe(name, {"dtype": "float32", "base_depth": 4, "train_examples": 0})
+    steps, per_epoch = recipe.steps(50000), recipe.steps_per_epoch(50000)
+    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8).expand(50000, 32, 32, 3)
+    labels = torch.zeros(50000, dtype=torch.int64)
+    network = hlb.networks.Network(recipe, hlb.train_ops if False else __import__("kernels").backend())
+    optimizer = hlb.optimizer.Optimizer(network, steps, per_epoch, channels_last=True)
+    multipliers = schedule.multipliers(recipe, steps, per_epoch)
+    peaks = {"filters": recipe.lr, "linear": recipe.linear_lr, "biases": recipe.bias_lr}
+    for kind, peak in peaks.items():
+        rates = optimizer.rates[:, optimizer.names.index(kind)].double().numpy()
+        assert rates == pytest.approx(peak * multipliers, rel=1e-6, abs=1e-12)
+    averages = hlb.averaging.Averaging(network, optimizer, steps, per_epoch).table
+    if recipe.averaging != "none":
+        assert averages.numpy() == pytest.approx(table(recipe, steps, per_epoch), rel=1e-6)
+    assert len(images) == len(labels)
+
+
+def test_plan_changes_size_where_an_epoch_begins_and_keeps_the_last_size():
+    recipe = hlb.recipe("record94", {"sizes": "24,28", "epochs": 3.5, "batch_size": 20000, "drop_last": False,
+                                     "whiten_bias_epochs": 0.5})  # fmt: skip
+    assert plan(recipe, 50000) == [
+        Variant(24, 20000, True), Variant(24, 20000, True), Variant(24, 10000, False),
+        Variant(28, 20000, False), Variant(28, 20000, False), Variant(28, 10000, False),
+        Variant(28, 20000, False), Variant(28, 20000, False), Variant(28, 10000, False),
+        Variant(28, 20000, False), Variant(28, 20000, False),
+    ]  # fmt: skip
+
+
+def test_images_of_an_epoch_have_the_size_that_the_recipe_says(data):
+    ours, seen = trainer(data, "off"), []
+    network = ours.network.forward
+    ours.network.forward = lambda x, *rest: (seen.append(tuple(x.shape)), network(x, *rest))[1]
+    ours.run(0, eval_every=0)
+    training = [shape[2] for shape in seen if ours.recipe.batch_size == shape[0]][: ours.steps]
+    assert training == [20] * 3 + [24] * 3 + [32] * 3
