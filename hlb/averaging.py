@@ -70,9 +70,11 @@ class Averaging:
             torch._foreach_copy_(self.slow, self._fast())
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step of the optimizer and, in the same pass, of the average."""
-        if self.kind == "none":
+    def step(self, due: bool = True) -> None:
+        """One step of the optimizer and, in the same pass, of the average; of the optimizer alone where the
+        caller knows that the table has nothing for this step.
+        """
+        if self.kind == "none" or not due:
             self.optimizer.step()
         else:
             average(self.network.running, self.slow[-1], self.table, self.optimizer.step_index)

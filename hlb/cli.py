@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, checkpoint, cost, environment, floor
+from . import STARTED, __version__, checkpoint, cost, environment, floor, profiling
 from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
@@ -22,8 +22,9 @@ from .display import duration
 from .errors import UserError
 from .evaluate import evaluate
 from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
-from .experiment import DEFAULT, train
+from .experiment import default, train
 from .files import atomic, check_writable
+from .graph import MODES
 from .ledger import DEFAULT as LEDGER
 from .ledger import finite, select
 from .passes import Pass, launched
@@ -37,19 +38,19 @@ HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
        hlb sweep [options] | hlb compare A B     (`hlb sweep --help`, ...)
 
-Trains a network on CIFAR-10; reports accuracy and time. Alone: recipe record94.
+Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
-  --recipe NAME       {recipes}
+  --recipe NAME   {recipes}
   --set FIELD=VALUE   change fields of the recipe (see `hlb recipes NAME`)
   --data WHAT         auto, cifar10, synthetic, or a folder (as torchvision's)
   --device NAME       auto, {devices}
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i
   --eval-every N      validate every N epochs, off the clock; 0 is never
-  --compile on|off    torch.compile (auto: on for a GPU)
+  --compile on|off  --graph off|step|run    CUDA graphs (auto: on, step on a GPU)
   --kernels NAME      reference, triton, tuned (auto); or triton,sgd=reference
-  --channels-last on|off  --threads N  --deterministic
-  --json FILE|-  --ledger FILE  --save MODEL  --quiet
+  --channels-last on|off  --threads N  --deterministic  --quiet
+  --json FILE|-  --ledger FILE  --save MODEL  --profile FILE (a step, op by op)
 
   hlb                                              the main job
   hlb --recipe seed --runs 5 --json out.json
@@ -132,6 +133,7 @@ def parser() -> Parser:
     training.add_argument("--recipe")
     training.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
     training.add_argument("--compile", choices=COMPILE, default="auto")
+    training.add_argument("--graph", choices=MODES, default="auto")
     training.add_argument("--kernels", default="auto")
     training.add_argument("--seed", type=whole, default=0)
     training.add_argument("--runs", type=whole, default=1)
@@ -142,6 +144,7 @@ def parser() -> Parser:
     run.add_argument("--eval-every", type=whole, default=1)
     run.add_argument("--ledger", default=str(LEDGER))
     run.add_argument("--save")
+    run.add_argument("--profile", metavar="FILE")
     run.set_defaults(run=_train)
 
     grid = commands.add_parser(
@@ -213,11 +216,11 @@ def _write_json(target: str, content: dict) -> None:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    paths = [getattr(options, name, None) for name in ("json", "ledger", "save")]
+    paths = [getattr(options, name, None) for name in ("json", "ledger", "save", "profile")]
     outputs = [path for path in paths if path not in (None, "-")]
     outputs = [path for path in outputs if os.path.isfile(path) or not os.path.exists(path)]  # no devices
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
-        raise UserError(f"--json, --ledger, --save: {', '.join(outputs)} names one file twice")
+        raise UserError(f"--json, --ledger, --save, --profile: {', '.join(outputs)} names one file twice")
     if options.json not in (None, "-"):
         check_writable(options.json, "--json")
 
@@ -229,6 +232,8 @@ def _train(options: argparse.Namespace) -> int:
         if getattr(options, field) is not None:
             settings.append(f"{field}={getattr(options, field)}")
     console = Console(stderr=options.json == "-", quiet=options.quiet)
+    if options.profile is not None:
+        return _profile(options, settings, console)
     result = train(
         options.recipe,
         settings=settings,
@@ -250,8 +255,25 @@ def _train(options: argparse.Namespace) -> int:
     return 0 if any(run.status == "ok" for run in result.runs) else 1
 
 
+def _profile(options: argparse.Namespace, settings: list[str], console: Console) -> int:
+    for option in ("json", "save"):
+        if getattr(options, option) is not None:
+            raise UserError(f"--{option}: with --profile nothing is trained; leave one of them out")
+    execution = _execution(options)
+    result = profiling.profile(
+        options.profile,
+        options.recipe,
+        settings=settings,
+        data=options.data,
+        execution=execution,
+        console=console,
+    )
+    profiling.show(console, result)
+    return 0
+
+
 def _sweep(options: argparse.Namespace) -> int:
-    name = DEFAULT if options.recipe is None else options.recipe
+    name = default(_execution(options)) if options.recipe is None else options.recipe
     if options.ledger is None:
         options.ledger = str(default_ledger(name))
     _check_outputs(options)
@@ -390,7 +412,7 @@ def _print_table(columns: dict, rows: list[tuple], totals: dict[str, str] | None
 
 
 def _env(options: argparse.Namespace) -> int:
-    resolved, execution = resolve(recipe("record94"), Execution())
+    resolved, execution = resolve(recipe(default(Execution())), Execution())
     cache = cache_dir()
     commit, dirty = environment.commit()
     found = (

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from . import statistics
-from .display import line, seconds
+from .display import line, print_table, seconds
 
 LEVEL = 0.05
 HELP = """\
@@ -188,24 +187,22 @@ def show(console: Console, comparison: dict) -> None:
     """Prints a comparison: what A and B are, a table, warnings and the verdict."""
     for name in "AB":
         line(console, f"{name}: {comparison[name]['selection']}")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "n", "failed", "mean", "std", "95 % interval", "p"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    rows = []
     for measure, title, written in (
         (ACCURACY, "accuracy", "{:.4f}".format),
         (SECONDS, "train + eval s", seconds),
     ):
         for name in "AB":
-            stats = comparison[name][measure.name]
-            n, failed = comparison[name]["n"], comparison[name]["failed"]
+            stats, n, failed = (comparison[name][key] for key in (measure.name, "n", "failed"))
             cells = ["" if stats[key] is None else written(stats[key]) for key in ("mean", "std")]
-            table.add_row(f"{title} {name}", str(n), str(failed), *cells, interval(stats["ci95"], written))
-        test = comparison["difference"][measure.name]
-        cells = ["" if test["difference"] is None else signed(test["difference"], written), ""]
-        signs = functools.partial(signed, written=written)
-        table.add_row("B - A", "", "", *cells, interval(test["ci95"], signs), probability(test["p"]))
+            rows.append(
+                (f"{title} {name}", str(n), str(failed), *cells, interval(stats["ci95"], written), "")
+            )
+        test, signs = comparison["difference"][measure.name], functools.partial(signed, written=written)
+        mean = "" if test["difference"] is None else signs(test["difference"])
+        rows.append(("B - A", "", "", mean, "", interval(test["ci95"], signs), probability(test["p"])))
     console.print()
-    console.print(table)
+    print_table(console, ("", "n", "failed", "mean", "std", "95 % interval", "p"), rows, words=(0,))
     console.print()
     for warning in comparison["warnings"]:
         line(console, f"warning: {warning}")

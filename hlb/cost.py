@@ -116,5 +116,5 @@ def steps(recipe, examples: int = 50000) -> Counter[tuple[Variant, str]]:
 def _averages(mix: float, take: float) -> str:
     """The name of a row of `averaging.table`, by what it moves."""
     if mix in (0, 1):
-        return "copy" if mix else "end" if take else "idle"
+        return "copy" if mix else "end" if take else "none"
     return "lookahead" if take else "ema"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -54,6 +55,20 @@ def line(console: Console, text: str) -> None:
     """Prints `text` as it is, at once; a terminal breaks it where it ends."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.file.flush()
+
+
+def print_table(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int]
+) -> None:
+    """Prints a table whole; where the terminal is narrow, columns of `words` are broken between them."""
+    table, least = Table(box=None, pad_edge=False), 0
+    for i, column in enumerate(zip(headings, *rows)):
+        width = max(len(part) for cell in column for part in (cell.split() if i in words else [cell]))
+        table.add_column(headings[i], justify="left" if i in words else "right", min_width=width)
+        least += width + 2 * (i > 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, width=max(console.width, least), crop=False, highlight=False, markup=False)
 
 
 class Display(Watcher):

@@ -60,8 +60,8 @@ def cpu_has_bfloat16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
-    """Both with every `auto` replaced. UserError for a device that is not there or a dtype it cannot run."""
+def device_of(execution: Execution) -> str:
+    """The device that `auto` stands for, or the one named. UserError for one that is not there."""
     device = execution.device
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available(d))
@@ -72,6 +72,12 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
             f"--device {device}: torch {torch.__version__} finds no such device here; leave --device out, "
             "or take --device cpu"
         )
+    return device
+
+
+def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
+    """Both with every `auto` replaced. UserError for a device that is not there or a dtype it cannot run."""
+    device = device_of(execution)
     kind = device.partition(":")[0]
     if execution.compile not in COMPILE:
         raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
@@ -160,8 +166,8 @@ def apply(recipe: Recipe, execution: Execution) -> None:
 
 
 def _keep_memory() -> None:
-    """Has glibc keep freed memory instead of returning it: a step's activations, mapped anew and cleared by the
-    system in every step, cost a quarter of its time. Where there is no glibc, nothing happens.
+    """Has glibc keep freed memory instead of returning it: activations that the system maps and clears anew in
+    every step cost a quarter of its time. Where there is no glibc, nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rich.console import Console
-from rich.table import Table
 
 from . import statistics
 from .compare import (
@@ -23,7 +22,7 @@ from .compare import (
     signed,
     told,
 )
-from .display import line, seconds
+from .display import line, print_table, seconds
 from .grid import Configuration
 
 WORDS = {ACCURACY: ("higher", "lower"), SECONDS: ("slower", "faster")}  # of a difference above 0, below 0
@@ -123,29 +122,16 @@ def report(console: Console, findings: Findings) -> None:
     if not runs:
         return
     console.print()
-    _print(console, STATISTICS, _statistics(findings))
+    print_table(console, STATISTICS, _statistics(findings), words=(0,))
     if len(samples) > 1:
         line(console, f"\nagainst {samples[0].name} (p by Welch's t test, Holm-corrected within its column):")
-        _print(console, DIFFERENCES, _differences(findings))
+        print_table(console, DIFFERENCES, _differences(findings), words=(0, 3, 6))
     console.print()
     devices = "; ".join(findings.devices)
     line(console, f"data: {findings.dataset}   seconds: training and final evaluation   device: {devices}")
     if len(findings.devices) > 1:
         line(console, "warning: the runs are from several devices, whose times differ for that reason alone")
     line(console, findings.verdict)
-
-
-def _print(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table of which, where the terminal is narrow, only the names and words are broken."""
-    table, least = Table(box=None, pad_edge=False), 0
-    for i, column in enumerate(zip(headings, *rows)):
-        words = i == 0 or headings[i].startswith("in ")
-        width = max(len(part) for cell in column for part in (cell.split() if words else [cell]))
-        table.add_column(headings[i], justify="left" if words else "right", min_width=width, overflow="fold")
-        least += width + 2 * (i > 0)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, width=max(console.width, least), crop=False, highlight=False, markup=False)
 
 
 def _statistics(findings: Findings) -> list[tuple[str, ...]]:

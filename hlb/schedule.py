@@ -24,12 +24,13 @@ def one_cycle(recipe, steps: int, per_epoch: int) -> np.ndarray:
 
 
 def linear(recipe, steps: int, per_epoch: int) -> np.ndarray:
-    """1 at step 0 (after an optional warm-up from 0) down a straight line that meets final_lr where the last
-    final_epochs begin, or would meet it at `steps`.
+    """1 at step 0 (after an optional warm-up from initial_lr) down a straight line that meets final_lr where
+    the last final_epochs begin, or would meet it at `steps`.
     """
     peak = recipe.warmup * steps
     last = max(steps - round(recipe.final_epochs * per_epoch), peak + 1e-9)
-    return np.interp(np.arange(steps), [0, peak, last], [0.0 if peak else 1.0, 1.0, recipe.final_lr])
+    first = recipe.initial_lr if peak else 1.0
+    return np.interp(np.arange(steps), [0, peak, last], [first, 1.0, recipe.final_lr])
 
 
 SCHEDULES = {"one_cycle": one_cycle, "linear": linear}

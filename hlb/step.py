@@ -1,7 +1,6 @@
 """A training step: what it does on the device, and the little that the host must know of it.
 
-    epoch = index // steps per epoch                       (the optimizer's step counter, on the device)
-    x, y  = augment(images[ids]), labels[ids]              ids: the step's part of the epoch's order
+    x, y  = augment(images[ids]), labels[ids]      ids: the row of the epoch's order that the step counter says
     loss  = cross entropy(network(x), y)                   forward, then backward into the flat gradients
     running statistics, weights, averages                  the update
 
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import schedule
+from . import averaging, schedule
 
 
 class Variant(NamedTuple):
@@ -26,6 +25,7 @@ class Variant(NamedTuple):
     size: int  # side of the images
     count: int  # images
     train_stem: bool  # whether the stem's bias still trains
+    average: bool = False  # whether weights are averaged
 
 
 def plan(recipe, examples: int) -> list[Variant]:
@@ -33,11 +33,13 @@ def plan(recipe, examples: int) -> list[Variant]:
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     examples = min(recipe.train_examples or examples, examples)
     stem_steps = schedule.stem_steps(recipe, steps, per_epoch)
+    due = averaging.table(recipe, steps, per_epoch).any(axis=1).tolist()
     return [
         Variant(
             recipe.size(step // per_epoch),
             min(recipe.batch_size, examples - step % per_epoch * recipe.batch_size),
             step < stem_steps,
+            due[step],
         )
         for step in range(steps)
     ]
@@ -46,19 +48,21 @@ def plan(recipe, examples: int) -> list[Variant]:
 class Step:
     """Training steps of one network on one set: `shuffle()` where an epoch begins, then `step(variant)`.
 
-    `seed` (int64 scalar) keys all draws. `metrics` [epochs, 2] accumulates each epoch's summed loss and number
-    of right answers. `compile` compiles forward pass and update, each as one graph without a break.
+    `seed` (int64 scalar) keys all draws. `metrics` [steps, 2] has each step's summed loss and number of right
+    answers. `compile` compiles forward pass and update, each as one graph without a break.
     """
 
     def __init__(self, network, optimizer, averaging, images, labels, examples, per_epoch, augment, compile):
         self.network, self.optimizer, self.averaging = network, optimizer, averaging
         self.images, self.labels, self.per_epoch, self.augment = images, labels, per_epoch, augment
         self.ops, self.recipe = network.ops, network.recipe
-        device, epochs = images.device, -(-len(optimizer.rates) // per_epoch)
+        device, batch = images.device, self.recipe.batch_size
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
-        self.order = torch.zeros(examples, dtype=torch.int64, device=device)
-        self.numbers = torch.arange(max(self.recipe.batch_size, epochs), device=device)
-        self.metrics = torch.zeros(epochs, 2, device=device)
+        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        # The epoch's order, a row a step; what does not fill a row is beyond the images that are taken.
+        self.batches = torch.zeros(-(-examples // batch), batch, dtype=torch.int64, device=device)
+        self.order = self.batches.view(-1)[:examples]
+        self.metrics = torch.zeros(len(optimizer.rates), 2, device=device)
         trained = [p for arena in optimizer.arenas for p in arena.params]
         frozen = {id(network.stem.bias)}
         self.trained = {True: trained, False: [p for p in trained if id(p) not in frozen]}
@@ -73,8 +77,9 @@ class Step:
         self.metrics.zero_()
 
     def shuffle(self) -> None:
-        """Draws the order of the epoch that the next step belongs to."""
-        self.order.copy_(self.ops.permutation(self.seed, self._epoch(), len(self.order)))
+        """Begins the epoch that the next step belongs to: its number and its order."""
+        torch.floor_divide(self.optimizer.step_index[0], self.per_epoch, out=self.epoch)
+        self.order.copy_(self.ops.permutation(self.seed, self.epoch, len(self.order)))
 
     def __call__(self, variant: Variant) -> None:
         loss, correct, stats = self.forward(variant)
@@ -82,24 +87,20 @@ class Step:
         params = self.trained[variant.train_stem]
         gradients = torch.autograd.grad(loss, params)
         torch._foreach_copy_([p.grad for p in params], list(gradients))
-        self.update(loss.detach(), correct, stats)
-
-    def _epoch(self) -> Tensor:
-        return self.optimizer.step_index[0] // self.per_epoch
+        self.update(loss.detach(), correct, stats, variant.average)
 
     def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, number of right answers, batch statistics."""
-        index, count = self.optimizer.step_index, variant.count
-        first = index % self.per_epoch * self.recipe.batch_size
-        ids = self.order.index_select(0, first + self.numbers[:count])
+        row = self.optimizer.step_index % self.per_epoch
+        ids = self.batches.index_select(0, row)[0, : variant.count]
         size = 0 if variant.size == self.images.shape[1] else variant.size
-        x = self.network.layout(self.augment(self.images, ids, self.seed, self._epoch(), size=size))
+        x = self.network.layout(self.augment(self.images, ids, self.seed, self.epoch, size=size))
         logits, stats = self.network(x, variant.train_stem)
         return *self.ops.cross_entropy(logits, self.labels[ids], self.recipe.label_smoothing), stats
 
     @torch.no_grad()
-    def _update(self, loss: Tensor, correct: Tensor, stats: Tensor) -> None:
-        this = self.numbers[: len(self.metrics)] == self._epoch()
-        self.metrics += this[:, None] * torch.stack((loss.float(), correct.float()))
+    def _update(self, loss: Tensor, correct: Tensor, stats: Tensor, average: bool) -> None:
+        row = torch.stack((loss.float(), correct.float()))
+        self.metrics.index_copy_(0, self.optimizer.step_index, row[None])
         self.ops.update_running_stats(self.network.running, stats, self.recipe.bn_momentum)
-        self.averaging.step()
+        self.averaging.step(average)

@@ -23,7 +23,7 @@ from .data import Dataset
 from .display import duration, line, seconds, synthetic_banner
 from .errors import UserError
 from .execution import Execution, apply, out_of_memory_explained
-from .experiment import DEFAULT, check_counts
+from .experiment import check_counts, default
 from .files import check_writable
 from .findings import Findings, report
 from .grid import Configuration, Key, grid, key, plan, shares
@@ -44,7 +44,7 @@ Interrupted or killed, the same command goes on where it was.
   --random K          K configurations of the grid, drawn by the seed
   --ledger FILE       where runs are kept (results/sweep-NAME.jsonl)
   --shard             this is one of torchrun's processes: take a share
-  --data --device --dtype --compile --kernels --threads --channels-last
+  --data --device --dtype --compile --graph --kernels --threads --channels-last
   --deterministic --eval-every (0) --json --quiet      as for training
 
   hlb sweep --set lr=0.2,0.24,0.3 --runs 20
@@ -72,7 +72,7 @@ def sweep(
     sharded: bool = False,
     console: Console | None = None,
 ) -> Findings | None:
-    """Trains what `grid` makes of a recipe (record94) and the settings, each from seeds `seed` to
+    """Trains what `grid` makes of a recipe (as `train`) and the settings, each from seeds `seed` to
     `seed + runs - 1`; prints what `findings.report` has to say, and returns it. None in all of torchrun's
     processes but the first.
 
@@ -82,7 +82,7 @@ def sweep(
     """
     check_counts(runs, eval_every, seed)
     execution = shard.local(execution, sharded)
-    configurations = grid(DEFAULT if recipe is None else recipe, settings, execution, draw, seed)
+    configurations = grid(default(execution) if recipe is None else recipe, settings, execution, draw, seed)
     first = configurations[0]
     if runs * len(configurations) > LARGEST:
         raise UserError(

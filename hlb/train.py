@@ -207,8 +207,9 @@ class Trainer:
         """An epoch's entry: training loss and accuracy, validation of the network and of its average. What is
         not known within a graph of the whole run is None.
         """
-        seen = sum(v.count for v in self.plan[epoch * self.per_epoch : (epoch + 1) * self.per_epoch])
-        loss, correct = (self.step.metrics[epoch] / seen).tolist()
+        steps = slice(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
+        seen = sum(variant.count for variant in self.plan[steps])
+        loss, correct = (self.step.metrics[steps].double().sum(0) / seen).tolist()
         row = dict.fromkeys(("epoch", "train_loss", "val_loss", "train_acc", "val_acc", "average_val_acc"))
         row |= {"epoch": epoch + 1, "train_loss": loss, "train_acc": correct}
         timed = self.execution.graph != "run" or epoch == self.epochs - 1

@@ -318,9 +318,11 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {name: tiling.flops(*how) for name, how in found.items()}
 
 
-def _case(label: str, n: int, c: int, o: int, side: int, options: str, training: bool) -> Case:
+def _case(
+    label: str, n: int, c: int, o: int, side: int, options: str, training: bool, activation: str = "gelu"
+) -> Case:
     flags = {name: name in options.split() for name in ("pool", "gate", "residual", "spatial")}
-    return Case(label, n=n, c=c, o=o, map=(side, side), **flags, activation="gelu", training=training)
+    return Case(label, n=n, c=c, o=o, map=(side, side), **flags, activation=activation, training=training)
 
 
 def _network(training: bool) -> tuple[Case, ...]:
@@ -347,9 +349,14 @@ def _network(training: bool) -> tuple[Case, ...]:
         ("smoke g3.conv1", small, 64, 64, 7, "pool"),
         ("smoke g3.conv2", small, 64, 64, 3, ""),
     )
-    return tuple(
-        _case(label if training else f"{label} eval", *extents, training) for label, *extents in rows
-    )
+    cases = [_case(label if training else f"{label} eval", *extents, training) for label, *extents in rows]
+    for size in (24, 28) if training else ():  # record94 begins with smaller images
+        side, maps = size - 1, []
+        for label, _, c, o, _, options in rows[7:13]:
+            maps.append(_case(f"{label} at {size}", 1536, c, o, side, options, training, "silu"))
+            side = side // 2 if "pool" in options else side
+        cases += maps
+    return tuple(cases)
 
 
 SPACE = {

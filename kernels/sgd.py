@@ -73,9 +73,6 @@ def average(value: Tensor, slow: Tensor, averages: Tensor, step: Tensor) -> None
     place. With a mix of 1, `slow` becomes a copy, whatever it held.
     """
     row = averages.index_select(0, step)[0]
-    # A step that averages nothing ends here where the host has the row; a look at a device's would wait.
-    if row.device.type == "cpu" and not torch.compiler.is_compiling() and not row.any():
-        return
     wide = torch.promote_types(value.dtype, torch.float32)
     mix, take = row.to(wide)
     mixed = slow.to(wide).lerp(value.to(wide), mix)

@@ -342,7 +342,7 @@ def one_group(name: str, kind: str) -> Network:
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-@pytest.mark.parametrize("name", ["seed", "record94"])
+@pytest.mark.parametrize("name", ["seed", "airbench94"])
 def test_network_equals_its_formula(name, kind):
     network = one_group(name, kind)
     twin = copy.deepcopy(network)
@@ -366,7 +366,7 @@ def test_network_lays_a_batch_out_in_its_memory_format(format):
 
 
 def test_frozen_stem_bias_gets_no_gradient():
-    network = one_group("record94", "short")
+    network = one_group("airbench94", "short")
     network(channels_last(2, 3, 12, 12), train_stem=False)[0].sum().backward()
     assert network.stem.bias.grad is None
 

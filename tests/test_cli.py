@@ -443,14 +443,15 @@ def test_diverging_runs_are_recorded_as_failed_and_all_failing_is_exit_status_1(
 
 
 class Poison(Watcher):
-    """Puts NaN into a network's weights after a step."""
+    """Puts NaN into whatever training changes in a network, after a step."""
 
     def __init__(self, network, after):
         self.network, self.after = network, after
 
     def step(self, run, step):
-        for tensor in (*self.network.parameters(), *self.network.buffers()):
-            if step == self.after and tensor.is_floating_point():
+        trained = (p for p in self.network.parameters() if p.requires_grad)
+        for tensor in (*trained, *self.network.buffers()):
+            if step == self.after:
                 tensor.data.fill_(float("nan"))
 
 

@@ -107,7 +107,7 @@ def test_selection_has_the_runs_with_all_its_values(file, conditions, seeds):
             ledger.select(file + conditions)
 
 
-@pytest.mark.parametrize("name", ["a:b.jsonl", "lr=1:lr=2"])
+@pytest.mark.parametrize("name", ["a:b.jsonl", "lr=1:lr=2", "all.jsonl:b"])
 def test_colon_belongs_to_the_name_of_a_file_that_exists(file, name):
     ledger.append(name, record(seed=77))
     assert [run["seed"] for run in ledger.select(f"{name}:lr=0.24")] == [77]
@@ -261,15 +261,19 @@ def test_command_prints_both_selections_statistics_warnings_and_the_verdict(file
         ledger.append(file, run)
     assert main(["compare", f"{file}:commit=old", f"{file}:commit=new"]) == 0
     out = capsys.readouterr().out
-    assert (
-        out.startswith(f"A: {file}:commit=old\nB: {file}:commit=new\n")
-        and max(map(len, out.split("\n")[:-3])) <= 80
-    )
+    assert out.startswith(f"A: {file}:commit=old\nB: {file}:commit=new\n")
+    assert max(len(row) for row in out.splitlines() if row.startswith(("accuracy", "train", "B - A"))) <= 80
     assert re.search(r"accuracy A +12 +0 +0.9400 +0.0011 +0.9393 .. 0.9407", out)
     assert re.search(r"accuracy B +12 +1 +0.9450 ", out)
     assert re.search(r"B - A +\+0.0050 +\+0.0041 .. \+0.0059 +<0.001", out)
     assert "warning: A and B differ in their test-time views" in out and "…" not in out
     assert out.splitlines()[-1].startswith("B is more accurate by 0.500 points")
+
+
+def test_table_is_whole_on_a_narrow_terminal(file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["compare", f"{file}:lr=0.24", f"{file}:lr=0.24"]) == 0
+    assert re.search(r"accuracy +5 +1 +0.9400 +0.0000 +0.9400 .. 0.9400", capsys.readouterr().out)
 
 
 def test_json_is_alone_on_standard_output_and_says_the_same(file, capsys):

@@ -112,7 +112,7 @@ def test_useful_flops_are_those_of_the_layers_without_what_pooling_drops(name):
 
 
 def test_a_run_of_smaller_images_does_the_flops_of_each_size():
-    recipe = hlb.recipe("record94", {"sizes": (24, 28), "epochs": 3, "whiten_bias_epochs": 0})
+    recipe = hlb.recipe("airbench94", {"sizes": (24, 28), "epochs": 3, "whiten_bias_epochs": 0})
     per_image = {size: cost.flops_per_image(recipe, size=size)[1] for size in (24, 28, 32)}
     assert cost.report(recipe)["tflop_per_run"] == pytest.approx(
         50000 * (per_image[24] + 2 * per_image[28]) / 1e12

@@ -9,10 +9,13 @@ import tape
 import torch
 
 import hlb
+import kernels
 from hlb import graph, schedule, synthetic
-from hlb.averaging import table
+from hlb.averaging import Averaging, table
 from hlb.execution import resolve
-from hlb.step import Variant, plan
+from hlb.networks import Network
+from hlb.optimizer import Optimizer
+from hlb.step import plan
 from hlb.train import Trainer
 
 CUDA = torch.cuda.is_available()
@@ -68,12 +71,17 @@ def test_captured_runs_of_the_seed_recipe_with_its_average_and_last_short_batch(
     assert torch.equal(state, expected) and numbers == theirs
 
 
-def test_step_that_takes_a_number_from_the_host_is_noticed(data, monkeypatch):
-    ours, plain = trainer(data, "off"), trainer(data, "off")
-    epoch = 0
-    monkeypatch.setattr(ours.step, "_epoch", lambda: torch.tensor(epoch, device=ours.device))
+def test_step_that_takes_its_seed_from_the_host_is_noticed(data):
+    ours, plain, host = trainer(data, "off"), trainer(data, "off"), {"seed": 0}
+    for one in (ours, plain):
+        augment = one.step.augment
+        one.step.augment = lambda images, ids, seed, *rest, augment=augment, **options: augment(
+            images, ids, seed * 0 + host["seed"], *rest, **options
+        )
     ours.execution = dataclasses.replace(ours.execution, graph="run")
     ours._capture()
+    host["seed"] = 3
+    assert torch.equal(outcome(plain, 3)[0], outcome(trainer(data, "off"), 3)[0])
     assert not torch.equal(outcome(ours, 3)[0], outcome(plain, 3)[0])
 
 
@@ -103,31 +111,28 @@ def test_graphs_without_a_gpu_are_a_mistake_in_one_line(mode):
 
 @pytest.mark.parametrize("name", sorted(hlb.RECIPES))
 def test_tables_on_the_device_are_the_recipes_schedules(name):
-    recipe = hlb.recipe(name, {"dtype": "float32", "base_depth": 4, "train_examples": 0})
+    recipe = hlb.recipe(name, {"dtype": "float32", "base_depth": 4})
     steps, per_epoch = recipe.steps(50000), recipe.steps_per_epoch(50000)
-    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8).expand(50000, 32, 32, 3)
-    labels = torch.zeros(50000, dtype=torch.int64)
-    network = hlb.networks.Network(recipe, hlb.train_ops if False else __import__("kernels").backend())
-    optimizer = hlb.optimizer.Optimizer(network, steps, per_epoch, channels_last=True)
+    network = Network(recipe, kernels.backend())
+    optimizer = Optimizer(network, steps, per_epoch, channels_last=True)
     multipliers = schedule.multipliers(recipe, steps, per_epoch)
-    peaks = {"filters": recipe.lr, "linear": recipe.linear_lr, "biases": recipe.bias_lr}
-    for kind, peak in peaks.items():
+    for kind, peak in {"filters": recipe.lr, "linear": recipe.linear_lr, "biases": recipe.bias_lr}.items():
         rates = optimizer.rates[:, optimizer.names.index(kind)].double().numpy()
         assert rates == pytest.approx(peak * multipliers, rel=1e-6, abs=1e-12)
-    averages = hlb.averaging.Averaging(network, optimizer, steps, per_epoch).table
     if recipe.averaging != "none":
+        averages = Averaging(network, optimizer, steps, per_epoch).table
         assert averages.numpy() == pytest.approx(table(recipe, steps, per_epoch), rel=1e-6)
-    assert len(images) == len(labels)
 
 
 def test_plan_changes_size_where_an_epoch_begins_and_keeps_the_last_size():
     recipe = hlb.recipe("record94", {"sizes": "24,28", "epochs": 3.5, "batch_size": 20000, "drop_last": False,
-                                     "whiten_bias_epochs": 0.5})  # fmt: skip
-    assert plan(recipe, 50000) == [
-        Variant(24, 20000, True), Variant(24, 20000, True), Variant(24, 10000, False),
-        Variant(28, 20000, False), Variant(28, 20000, False), Variant(28, 10000, False),
-        Variant(28, 20000, False), Variant(28, 20000, False), Variant(28, 10000, False),
-        Variant(28, 20000, False), Variant(28, 20000, False),
+                                     "whiten_bias_epochs": 0.5, "averaging_epochs": 1.0,
+                                     "averaging_every": 2})  # fmt: skip
+    assert [tuple(variant) for variant in plan(recipe, 50000)] == [
+        (24, 20000, True, False), (24, 20000, True, False), (24, 10000, False, False),
+        (28, 20000, False, False), (28, 20000, False, False), (28, 10000, False, False),
+        (28, 20000, False, False), (28, 20000, False, False), (28, 10000, False, True),
+        (28, 20000, False, False), (28, 20000, False, True),
     ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_seed_multiplier_at_its_knots(step, expected):
     assert rates(hlb.RECIPES["seed"])[step] == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("name, steps", [("record94", 200), ("smoke", 80)])
+@pytest.mark.parametrize("name, steps", [("airbench94", 200), ("smoke", 80)])
 def test_linear_schedule_falls_from_one_towards_zero_at_the_end(name, steps):
     ours = rates(hlb.RECIPES[name])
     np.testing.assert_allclose(ours, 1 - np.arange(steps) / steps, atol=1e-12)
@@ -52,24 +52,31 @@ def test_linear_schedule_falls_from_one_towards_zero_at_the_end(name, steps):
 
 def test_every_recipe_names_the_schedule_that_is_tested_here():
     assert {name: r.schedule for name, r in hlb.RECIPES.items()} == {
-        "seed": "one_cycle", "record94": "linear", "smoke": "linear"}  # fmt: skip
+        "seed": "one_cycle"} | dict.fromkeys(
+        ("record94", "record95", "record96", "cpu94", "airbench94", "smoke"), "linear")  # fmt: skip
 
 
-def test_stem_bias_trains_three_epochs_of_record94_and_then_freezes():
-    ours = schedule.stem_multipliers(hlb.RECIPES["record94"], 200, 25)
+def test_stem_bias_trains_three_epochs_of_airbench94_and_then_freezes():
+    ours = schedule.stem_multipliers(hlb.RECIPES["airbench94"], 200, 25)
     np.testing.assert_allclose(ours[:75], 1 - np.arange(75) / 75, atol=1e-12)
     assert not ours[75:].any()
 
 
+def test_last_epochs_stay_at_the_final_rate_that_the_straight_line_meets_where_they_begin():
+    ours = rates(hlb.recipe("airbench94", {"final_lr": 0.1, "final_epochs": 2.0}))
+    np.testing.assert_allclose(ours[:150], 1 - 0.9 * np.arange(150) / 150, atol=1e-12)
+    np.testing.assert_allclose(ours[150:], 0.1, atol=1e-12)
+
+
 def test_warm_up_of_the_linear_schedule_rises_from_zero_to_one():
-    ours = rates(hlb.recipe("record94", {"warmup": 0.25}))
+    ours = rates(hlb.recipe("airbench94", {"warmup": 0.25}))
     assert (
         ours[0] == 0 and ours[50] == 1 and np.all(np.diff(ours[:51]) > 0) and np.all(np.diff(ours[50:]) < 0)
     )
 
 
 def test_optimizer_reads_the_schedule_step_by_step_from_its_table():
-    recipe = hlb.recipe("record94", {"base_depth": 2, "dtype": "float32", "master_weights": "off"})
+    recipe = hlb.recipe("airbench94", {"base_depth": 2, "dtype": "float32", "master_weights": "off"})
     network = Network(recipe, kernels.backend("reference"))
     optimizer = Optimizer(network, 200, 25, channels_last=True)
     table = dict(zip(optimizer.names, optimizer.rates.T.double().numpy()))

@@ -1,0 +1,62 @@
+"""The compiled step: one graph of forward pass and loss, one of the update, none made anew later."""
+
+import pytest
+import torch
+
+import hlb
+from hlb import synthetic
+from hlb.execution import resolve
+from hlb.train import Trainer
+
+# With two sizes of images, a stem that freezes, a short last batch and an average: every variant of a step.
+SETTINGS = {"base_depth": 4, "train_examples": 110, "batch_size": 40, "eval_batch_size": 40, "epochs": 3.0,
+            "whiten_images": 50, "whiten_bias_epochs": 0.5, "sizes": "20,32", "drop_last": False,
+            "averaging": "tail", "averaging_epochs": 1.0, "averaging_every": 2, "averaging_decay": 0.8,
+            "dtype": "float32"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> hlb.Dataset:
+    return hlb.Dataset("synthetic", synthetic.make(110, 60))
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list:
+    """Graphs that torch.compile made, run as they are: what is tested is how many there are."""
+    made, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda work, **options: compile(work, backend=backend, **options))
+    torch._dynamo.reset()
+    yield made
+    torch._dynamo.reset()
+
+
+KERNELS = "reference,pool_head=triton,cross_entropy=triton,update_running_stats=triton,sgd=triton"
+
+
+@pytest.mark.parametrize("kernels", ["reference", KERNELS], ids=["reference", "kernels inside"])
+def test_every_variant_of_a_step_is_two_graphs_and_none_is_compiled_in_a_run(data, graphs, kernels):
+    recipe, execution = resolve(hlb.recipe("smoke", SETTINGS), hlb.Execution(compile="on", kernels=kernels))
+    ours = Trainer(recipe, execution, data)
+    forwards = {variant[:3] for variant in ours.plan}
+    updates = {variant.average for variant in ours.plan}
+    evaluations = 2  # of 60 test images, 40 and 20
+    before = len(graphs)
+    assert before == len(forwards) + len(updates) + evaluations
+    with torch.compiler.set_stance("fail_on_recompile"):
+        run = ours.run(0)
+    assert run.status == "ok" and len(graphs) == before
+
+
+def test_graph_break_in_a_step_is_an_error(data, graphs, monkeypatch):
+    recipe, execution = resolve(hlb.recipe("smoke", SETTINGS), hlb.Execution(compile="on"))
+    layout = hlb.networks.Network.layout
+    monkeypatch.setattr(
+        hlb.networks.Network, "layout", lambda self, x: (torch._dynamo.graph_break(), layout(self, x))[1]
+    )
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        Trainer(recipe, execution, data)
