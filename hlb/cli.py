@@ -14,11 +14,11 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, checkpoint, cost, environment, floor, profiling
+from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, profiling
 from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
-from .display import duration
+from .display import duration, print_table
 from .errors import UserError
 from .evaluate import evaluate
 from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
@@ -32,11 +32,11 @@ from .recipes import DTYPES, RECIPES
 from .settings import recipe
 from .sweep import HELP as SWEEP_HELP
 from .sweep import default_ledger, sweep
-from .train import Clock
+from .train import Clock, Trainer
 
 HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
-       hlb sweep [options] | hlb compare A B     (`hlb sweep --help`, ...)
+       hlb sweep [options] | hlb compare A B | hlb audit   (`hlb sweep --help`)
 
 Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
@@ -136,10 +136,10 @@ def parser() -> Parser:
     training.add_argument("--graph", choices=MODES, default="auto")
     training.add_argument("--kernels", default="auto")
     training.add_argument("--seed", type=whole, default=0)
-    training.add_argument("--runs", type=whole, default=1)
     training.add_argument("--deterministic", action="store_true")
 
     run = commands.add_parser("train", parents=[shared, training], allow_abbrev=False)
+    run.add_argument("--runs", type=whole, default=1)
     run.add_argument("--epochs")
     run.add_argument("--eval-every", type=whole, default=1)
     run.add_argument("--ledger", default=str(LEDGER))
@@ -150,6 +150,7 @@ def parser() -> Parser:
     grid = commands.add_parser(
         "sweep", parents=[shared, training], allow_abbrev=False, description=SWEEP_HELP
     )
+    grid.add_argument("--runs", type=whole, default=1)
     grid.add_argument("--random", type=whole, metavar="K")
     grid.add_argument("--eval-every", type=whole, default=0)
     grid.add_argument("--ledger")
@@ -166,6 +167,9 @@ def parser() -> Parser:
     test.add_argument("model")
     test.add_argument("--views")
     test.set_defaults(run=_eval)
+
+    clock = commands.add_parser("audit", parents=[shared, training], allow_abbrev=False)
+    clock.set_defaults(run=_audit)
 
     show = commands.add_parser("recipes", allow_abbrev=False)
     show.add_argument("name", nargs="?")
@@ -297,6 +301,26 @@ def _sweep(options: argparse.Namespace) -> int:
     if result.interrupted:
         return 130
     return 0 if any(sample.ok for sample in result.samples) else 1
+
+
+def _audit(options: argparse.Namespace) -> int:
+    """Trains once under the audit of the clock; status 1 where it finds something wrong."""
+    execution = dataclasses.replace(_execution(options), compile="off")  # compiled code counts no calls
+    settings = options.set + ([f"dtype={options.dtype}"] if options.dtype is not None else [])
+    name = default(execution) if options.recipe is None else options.recipe
+    resolved, execution = resolve(recipe(name, settings), execution)
+    dataset = load(options.data)
+    with out_of_memory_explained(resolved):
+        trainer = Trainer(resolved, execution, dataset, audit.Audit())
+        rows, wrong = audit.run(trainer, options.seed)
+    if options.json:
+        fields = ("what", "expected", "on_clock", "off_clock")
+        _write_json(options.json, {"wrong": wrong, "calls": [dict(zip(fields, row)) for row in rows]})
+    if not options.quiet and options.json != "-":
+        headings = ("calls in a run", "expected", "on the clock", "off the clock")
+        print_table(Console(highlight=False), headings, [[*map(str, row)] for row in rows], {0})
+        print(f"{resolved.name} on {dataset.name}: " + ("; ".join(wrong) or "the clock is honest"))
+    return 1 if wrong else 0
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -22,9 +22,9 @@ def score(
 ) -> tuple[Tensor, Tensor]:
     """Number of right answers and summed label-smoothed loss, on the device, which nothing here waits for.
 
-    images uint8 [n, h, w, 3], labels int64 [n]. The images themselves come first; the other views only for the
-    `fraction` of them whose largest probability is least, all of them for 1. `forward` is the network or a
-    compiled version of it. The network is left in the mode it was in.
+    images uint8 [n, h, w, 3], labels int64 [n]. The images themselves come first; the other views only for
+    the `fraction` of them whose largest probability is least, all of them for 1. `forward` is the network or
+    a compiled version of it. The network is left in the mode it was in.
     """
     recipe, ops, dtype = network.recipe, network.ops, network.head.weight.dtype
     forward = network if forward is None else forward

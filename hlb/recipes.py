@@ -119,8 +119,8 @@ class Recipe:
     # Side of the training images in each epoch, resized bilinearly; the last one from then on.
     sizes: tuple[int, ...] = (32,)
 
-    # Schedule (schedule.py). warmup is a fraction of all steps; initial_lr, where it starts, and final_lr, held
-    # for the last final_epochs, are multiples of the peak.
+    # Schedule (schedule.py). warmup is a fraction of all steps; initial_lr, where it starts, and final_lr,
+    # held for the last final_epochs, are multiples of the peak.
     epochs: float = 8.0
     schedule: str = "linear"
     warmup: float = 0.0
@@ -146,8 +146,8 @@ class Recipe:
     averaging_every: int = 1
     averaging_decay: float = 0.0
 
-    # Evaluation: test-time views of the final accuracy, the fraction of test images that get them (those whose
-    # own logits are least sure), views of per-epoch validation; the accuracy aimed at.
+    # Evaluation: test-time views of the final accuracy, the fraction of test images that get them (those
+    # whose own logits are least sure), views of per-epoch validation; the accuracy aimed at.
     views: str = "flip+shift"
     views_fraction: float = 1.0
     val_views: str = "none"
@@ -245,12 +245,13 @@ SEED = Recipe(
     eval_batch_size=1000,
 )
 
-# airbench gives rates per 1024 examples and momentum's long-run gain: this is the divisor for the summed loss.
+# airbench gives rates per 1024 examples and the long-run gain of momentum: the divisor for the summed loss.
 KILOSTEP = 1024 * (1 + 1 / (1 - 0.85))
 
 RECORD94 = Recipe(
-    # Images that grow, after the E1 run of fulcrumresearch/cifar-10-speedrun, whose hyperparameters are Hiverge's:
-    # short whitening, SiLU, jittered colours, lookahead at a low rate in the last half epoch.
+    # Images that grow, after the E1 run of fulcrumresearch/cifar-10-speedrun with Hiverge's hyperparameters:
+    # short whitening, SiLU, jittered colours; lookahead at a low rate in the last half epoch. One epoch more
+    # at 24 pixels and one less at 28 than there.
     name="record94",
     activation="silu",
     bn_momentum=0.4434,

@@ -1,6 +1,6 @@
 """A training step: what it does on the device, and the little that the host must know of it.
 
-    x, y  = augment(images[ids]), labels[ids]      ids: the row of the epoch's order that the step counter says
+    x, y  = augment(images[ids]), labels[ids]     ids: that row of the epoch's order which the counter says
     loss  = cross entropy(network(x), y)                   forward, then backward into the flat gradients
     running statistics, weights, averages                  the update
 

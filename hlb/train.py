@@ -99,8 +99,8 @@ class Trainer:
     """A recipe built for an execution and a data set; `run(seed)` trains it from scratch.
 
     `build_seconds` is all of the construction, `first_step_seconds` the first training step (compilation
-    included), `step_seconds` a later one of the largest images, `compile_seconds` what first steps took longer
-    where the step is compiled. `audit` counts the calls of a run (audit.py).
+    included), `step_seconds` a later one of the largest images, `compile_seconds` what first steps took
+    longer where the step is compiled. `audit` counts the calls of a run (audit.py).
     """
 
     def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset, audit: Audit | None = None):
@@ -176,8 +176,8 @@ class Trainer:
         return run
 
     def estimate_seconds(self, eval_every: int = 1) -> float:
-        """A forecast of a run's wall-clock seconds from the warm-up's step: smaller images cost by their area,
-        a forward pass a third of a step.
+        """A forecast of a run's wall-clock seconds from the warm-up's step: smaller images cost by their
+        area, a forward pass a third of a step.
         """
         recipe, largest = self.recipe, max(self.plan)
         steps = sum((v.size / largest.size) ** 2 * v.count / largest.count for v in self.plan)
@@ -239,8 +239,8 @@ class Trainer:
             run.status = "failed"
 
     def timed_step(self, variant: Variant | None = None, step: int = 0) -> float:
-        """Seconds of one training step as the variant says (the largest images, a whole batch), with the rates
-        of step number `step`. For warming up and for benchmarks: it trains on images in no order.
+        """Seconds of one training step as the variant says (the largest images, a whole batch), with the
+        rates of step number `step`. For warming up and for benchmarks: it trains on images in no order.
         """
         self.optimizer.step_index.fill_(step)
         with Clock(self.device) as clock:

@@ -17,8 +17,8 @@ poly = b gram + c gram gram and X <- a X + poly X, 1 for the update. Dots and no
 starts as g, not g / norm(g): the first step scales its float32 sums instead.
 
 Bytes per element: value read twice and written, buffer read and written, grad read and zeroed, compute
-written; a step moves 3 X, 2 gram and 2 poly (what several tiles read comes from the L2 cache). FLOPs per step and filter, m = min(out, in * 9), k the
-other side: 4 m^2 k + 2 m^3.
+written; a step moves 3 X, 2 gram and 2 poly (what several tiles read comes from the L2 cache). FLOPs per
+step and filter, m = min(out, in * 9), k the other side: 4 m^2 k + 2 m^3.
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); airbench94_muon.
 """
 
@@ -528,7 +528,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         "_apply": 0,
         "_update": elements * (arena_bytes(case, dtype) - 2 * wide - 2 * dtype.itemsize + itemsize),
     }
-    for m, k, tiles in zip(*(layout[name] for name in ("M", "K", "TILES"))):
+    for m, tiles in zip(layout["M"], layout["TILES"]):
         down = m // TILE
         tile = TILE**2 * itemsize
         norms = 4 * tiles  # the partial sums

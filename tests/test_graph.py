@@ -20,7 +20,8 @@ from hlb.train import Trainer
 
 CUDA = torch.cuda.is_available()
 SETTINGS = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 40, "epochs": 3.0,
-            "whiten_images": 50, "whiten_bias_epochs": 0.5, "sizes": "20,24,32", "dtype": "float32"}  # fmt: skip
+            "whiten_images": 50, "whiten_bias_epochs": 0.5, "sizes": "20,24,32",
+            "dtype": "float32"}  # fmt: skip
 AVERAGES = {
     "none": {},
     "tail": {"averaging": "tail", "averaging_epochs": 1, "averaging_every": 2, "averaging_decay": 0.8},
