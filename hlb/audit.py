@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
+from . import graph
+
 # what is counted -> the op whose calls are counted
 COUNTED = {
     "reset": "uniform",
@@ -48,17 +50,22 @@ class Audit:
 
         return counting
 
-    def captured(self, capture: Callable, work: Callable[[], None]) -> Callable[[], None]:
-        """`capture(work)`, whose replays count for what `work` calls."""
-        before, self.off = self.off, Counter()
-        replay = capture(work)
-        inside, self.off = self.off, before
+    def capture(self, *works: Callable[[], None]) -> list[Callable[[], None]]:
+        """`graph.capture(*works)`, whose replays count for what their work calls."""
+        inside: list[Counter] = []
 
-        def counting() -> None:
-            (self.on if self.running else self.off).update(inside)
+        def noted(work: Callable[[], None]) -> None:
+            before, self.off = self.off, Counter()
+            work()
+            inside.append(self.off)
+            self.off = before
+
+        def counting(replay: Callable[[], None], calls: Counter) -> None:
+            (self.on if self.running else self.off).update(calls)
             replay()
 
-        return counting
+        replays = graph.capture(*(functools.partial(noted, work) for work in works))
+        return [functools.partial(counting, *pair) for pair in zip(replays, inside)]
 
 
 def expected(trainer) -> dict[str, int]:

@@ -13,12 +13,17 @@ import torch
 MODES = ("auto", "off", "step", "run")
 
 
-def capture(work: Callable[[], None]) -> Callable[[], None]:
-    """A function that does what `work()` does on the current CUDA device. `work` has run before, so that
+def capture(*works: Callable[[], None]) -> list[Callable[[], None]]:
+    """Functions that do what each `work()` does on the current CUDA device, to be called one at a time. They
+    share their memory, since nothing that is made in one is read in another. Each has run before, so that
     nothing is compiled or made for the first time while it is captured.
     """
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    torch.cuda.empty_cache()  # what the warm-up held; a graph's memory is its own
+    pool, replays = torch.cuda.graph_pool_handle(), []
+    for work in works:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            work()
+        replays.append(graph.replay)
+    return replays

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -272,22 +271,20 @@ class Trainer:
         """What a run replays: the step of each variant, or all steps, as `--graph` says. Replaying is the
         run's; nothing is computed here.
         """
-        self.shuffle = self.step.shuffle
-        self.steppers = {variant: functools.partial(self.step, variant) for variant in set(self.plan)}
+        capture = self.audit.capture if self.audit else graph.capture
+        variants = sorted(set(self.plan))
+        parts = [self.step.shuffle, *(functools.partial(self.step, variant) for variant in variants)]
         if self.execution.graph == "step":
-            self.shuffle = self._captured(self.shuffle)
-            self.steppers = {variant: self._captured(step) for variant, step in self.steppers.items()}
+            parts = capture(*parts)
         elif self.execution.graph == "run":
-            self.replay_run = self._captured(self._all_steps)
+            (self.replay_run,) = capture(self._all_steps)
+        self.shuffle, self.steppers = parts[0], dict(zip(variants, parts[1:]))
 
     def _all_steps(self) -> None:
         for number, variant in enumerate(self.plan):
             if number % self.per_epoch == 0:
-                self.shuffle()
+                self.step.shuffle()
             self.step(variant)
-
-    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        return self.audit.captured(graph.capture, work) if self.audit else graph.capture(work)
 
     def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` images and labels that show nothing."""

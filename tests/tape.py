@@ -54,8 +54,12 @@ class Tape(TorchDispatchMode):
                     old.detach().copy_(fresh.detach())
 
 
-def capture(work: Callable[[], None]) -> Callable[[], None]:
+def capture(*works: Callable[[], None]) -> list[Callable[[], None]]:
     """As `hlb.graph.capture`, on a CPU."""
+    return [_captured(work) for work in works]
+
+
+def _captured(work: Callable[[], None]) -> Callable[[], None]:
     tape = Tape()
     with tape:
         work()

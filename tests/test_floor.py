@@ -224,3 +224,7 @@ def test_recipes_json_has_the_floor(capsys):
     assert told["launch_seconds"] == pytest.approx(
         sum(phase["launches"] for phase in told["phases"]) * chips.here().launch
     )
+
+
+def test_record94_needs_at_most_0_35_s_on_an_h200():
+    assert floor.seconds(floor.phases(hlb.RECIPES["record94"], "triton"), chips.AIMED_AT) <= 0.35

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from helpers import draw
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import hlb
 import kernels
+from hlb.averaging import Averaging
 from hlb.networks import Network
 from hlb.optimizer import Optimizer
 
@@ -65,3 +70,45 @@ def rise(name: str, choice: str) -> int:
 def test_the_peak_of_a_step_rises_at_most_42_percent_of_the_references():
     reference, triton = rise("seed", "reference"), rise("seed", "triton")
     assert triton <= 0.42 * reference, f"{triton / 1e6:.1f} MB of {reference / 1e6:.1f}"
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that operators made and that are still held, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("choice", ["reference", "triton"])
+@pytest.mark.parametrize("name", ["seed", "record94"])
+def test_network_and_step_fit_a_card_of_4_gb(name, choice):
+    recipe = hlb.recipe(name)
+    with FakeTensorMode(), Live() as live:
+        data = torch.empty(60000, 32, 32, 3, dtype=torch.uint8)
+        network = Network(recipe, kernels.backend(choice)).cast(torch.float16)
+        optimizer = Optimizer(network, steps=1000, per_epoch=50, channels_last=True)
+        averaging = Averaging(network, optimizer, 1000, 50)
+        images = torch.empty(recipe.batch_size, 32, 32, 3, dtype=torch.float16)
+        labels = torch.empty(recipe.batch_size, dtype=torch.int64)
+        logits, stats = network(network.layout(images))
+        loss, _ = network.ops.cross_entropy(logits, labels, recipe.label_smoothing)
+        torch.autograd.grad(loss, [p for arena in optimizer.arenas for p in arena.params])
+        del images
+    assert len(data) and averaging
+    # A CUDA context takes half a gigabyte, cuDNN's workspaces and the allocator's gaps some more.
+    assert 0.3e9 < live.peak < 3.0e9, f"{live.peak / 1e9:.2f} GB"
