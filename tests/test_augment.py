@@ -251,7 +251,7 @@ def test_training_augments_as_its_recipe_says():
     data = Dataset("synthetic", synthetic.make(20, 10))
     trainer = Trainer(*resolve(recipe("smoke", tiny | options), Execution()), data)
     images, ids = trainer.train_images, torch.arange(20)
-    out = trainer.augment(images, ids, torch.tensor(3), torch.tensor(2))
+    out = trainer.step.augment(images, ids, torch.tensor(3), torch.tensor(2))
     colours = {"mean": data.mean, "std": data.std, "dtype": torch.float32}
     assert torch.equal(out, augmented(images, ids, 3, 2, **colours, **options))
 
