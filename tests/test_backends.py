@@ -19,7 +19,7 @@ from kernels import launch, launches
 ROOT = Path(__file__).parent.parent
 # One step an epoch, so that every step's loss shows. Of much fewer images one rounding that flips an argmax
 # shows too: with 6, the reference's third loss differs by 2e-3 from that of its own contiguous layout.
-FIRST_STEPS = {"batch_size": 16, "epochs": 3, "eval_batch_size": 4, "base_depth": 4, "whiten_images": 16,
+FIRST_STEPS = {"batch_size": 16, "epochs": 2, "eval_batch_size": 4, "base_depth": 4, "whiten_images": 16,
                "dtype": "float32"}  # fmt: skip
 # Large tiles of convolutions: the interpreter takes milliseconds for a step, whatever its size.
 FEW_STEPS = {"order": "rows", "rows": 256, "cols": 64, "depth": 256, "splits": 1}
@@ -127,6 +127,6 @@ def test_triton_gives_the_losses_and_the_accuracy_of_the_reference(name):
         with launches.only(**FEW_STEPS):
             runs.append(Trainer(*resolve(hlb.recipe(name, FIRST_STEPS), execution), data).run(0))
     reference, triton = ([row["train_loss"] for row in run.epochs] for run in runs)
-    assert len(set(triton)) == 3
+    assert len(set(triton)) == 2
     assert triton == pytest.approx(reference, rel=1e-4)
     assert runs[1].accuracy == runs[0].accuracy

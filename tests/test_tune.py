@@ -161,7 +161,7 @@ def test_jobs_are_the_recipes_passes_and_blocks_by_name():
     shared = tune.jobs(["r1.conv2", "block", "float16"])
     assert [job.name for job in shared] == ["block n=512 15x15 128->128 float16"]
     assert [case.name for case in shared[0].cases] == ["r1.conv2", "r1.conv3"]
-    kinds = [job.problem.kind for job in tune.jobs(["record94", "g1.conv1", "bfloat16"])]
+    kinds = [job.problem.kind for job in tune.jobs(["record94", "g1.conv1", "31x31", "bfloat16"])]
     assert kinds == [*PASSES, "block"]
 
 
