@@ -22,7 +22,7 @@ from .display import duration, print_table
 from .errors import UserError
 from .evaluate import evaluate
 from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
-from .experiment import default, train
+from .experiment import begin, default, train
 from .files import atomic, check_writable
 from .graph import MODES
 from .ledger import DEFAULT as LEDGER
@@ -210,6 +210,12 @@ def _execution(options: argparse.Namespace) -> Execution:
     return Execution(**{**given, "channels_last": options.channels_last == "on"})
 
 
+def _settings(options: argparse.Namespace) -> list[str]:
+    """What replaces a recipe's fields: --set, and the options that are fields."""
+    given = {field: getattr(options, field, None) for field in ("dtype", "epochs")}
+    return options.set + [f"{field}={value}" for field, value in given.items() if value is not None]
+
+
 def _write_json(target: str, content: dict) -> None:
     text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
     if target == "-":
@@ -231,11 +237,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     _check_outputs(options)
-    settings = list(options.set)
-    for field in ("dtype", "epochs"):
-        if getattr(options, field) is not None:
-            settings.append(f"{field}={getattr(options, field)}")
-    console = Console(stderr=options.json == "-", quiet=options.quiet)
+    settings, console = _settings(options), Console(stderr=options.json == "-", quiet=options.quiet)
     if options.profile is not None:
         return _profile(options, settings, console)
     result = train(
@@ -283,7 +285,7 @@ def _sweep(options: argparse.Namespace) -> int:
     _check_outputs(options)
     result = sweep(
         name,
-        options.set + ([f"dtype={options.dtype}"] if options.dtype is not None else []),
+        _settings(options),
         runs=options.runs,
         seed=options.seed,
         draw=options.random,
@@ -305,11 +307,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     """Trains once under the audit of the clock; status 1 where it finds something wrong."""
+    _check_outputs(options)
     execution = dataclasses.replace(_execution(options), compile="off")  # compiled code counts no calls
-    settings = options.set + ([f"dtype={options.dtype}"] if options.dtype is not None else [])
-    name = default(execution) if options.recipe is None else options.recipe
-    resolved, execution = resolve(recipe(name, settings), execution)
-    dataset = load(options.data)
+    console = Console(stderr=options.json == "-", quiet=options.quiet, highlight=False)
+    resolved, execution, dataset = begin(options.recipe, _settings(options), options.data, execution, console)
     with out_of_memory_explained(resolved):
         trainer = Trainer(resolved, execution, dataset, audit.Audit())
         rows, wrong = audit.run(trainer, options.seed)
@@ -318,7 +319,7 @@ def _audit(options: argparse.Namespace) -> int:
         _write_json(options.json, {"wrong": wrong, "calls": [dict(zip(fields, row)) for row in rows]})
     if not options.quiet and options.json != "-":
         headings = ("calls in a run", "expected", "on the clock", "off the clock")
-        print_table(Console(highlight=False), headings, [[*map(str, row)] for row in rows], {0})
+        print_table(console, headings, [[*map(str, row)] for row in rows], {0})
         print(f"{resolved.name} on {dataset.name}: " + ("; ".join(wrong) or "the clock is honest"))
     return 1 if wrong else 0
 
@@ -337,14 +338,15 @@ def _eval(options: argparse.Namespace) -> int:
         check_writable(options.json, "--json")
     network, made_by, about = checkpoint.load(options.model)
     settings = {"dtype": options.dtype} if options.dtype is not None else {}
-    settings |= {"views": options.views} if options.views is not None else {}
+    settings |= {"views": options.views, "views_fraction": 1.0} if options.views is not None else {}
     resolved, execution = resolve(recipe(made_by, settings), _execution(options))
     apply(resolved, execution)
     network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)
     dataset = load(about["dataset"] if options.data == "auto" else options.data)
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
     with out_of_memory_explained(resolved), Clock(execution.device) as clock:
-        accuracy, loss = evaluate(network, images, labels, resolved.views, mean=dataset.mean, std=dataset.std)
+        views = {"views": resolved.views, "fraction": resolved.views_fraction}
+        accuracy, loss = evaluate(network, images, labels, **views, mean=dataset.mean, std=dataset.std)
     content = {
         "model": options.model,
         "recipe": made_by.name,
@@ -352,6 +354,7 @@ def _eval(options: argparse.Namespace) -> int:
         "device": execution.device,
         "dtype": resolved.dtype,
         "views": resolved.views,
+        "views_fraction": resolved.views_fraction,
         "accuracy": accuracy,
         "loss": loss,
         "eval_seconds": clock.seconds,
@@ -361,7 +364,7 @@ def _eval(options: argparse.Namespace) -> int:
         _write_json(options.json, content)
     if not options.quiet and options.json != "-":
         print(
-            f"{options.model}: recipe {made_by.name}, {dataset.name}, views {resolved.views}, "
+            f"{options.model}: recipe {made_by.name}, {dataset.name}, views {resolved.tested}, "
             f"{resolved.dtype}: accuracy {content['accuracy']:.4f}, loss {content['loss']:.4f}, "
             f"{duration(clock.seconds)}"
         )

@@ -207,7 +207,7 @@ def summarise(console: Console, result, runs: int) -> None:
         line(console, f"{failed} of {len(result.runs)} runs failed: the loss became NaN or infinite")
     line(
         console,
-        f"n: {len(result.runs)}   test-time views: {result.recipe.views}   data: {result.dataset}   "
+        f"n: {len(result.runs)}   test-time views: {result.recipe.tested}   data: {result.dataset}   "
         f"dtype: {result.recipe.dtype}",
     )
     line(console, f"device: {result.device_name}")

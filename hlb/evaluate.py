@@ -43,8 +43,6 @@ def score(
     scores, count = plain[0], round(fraction * len(images))
     if len(VIEWS[views]) > 1 and count:
         unsure = scores.softmax(1).amax(1).topk(count, largest=False, sorted=False).indices
-        if count == len(images):
-            unsure = torch.arange(count, device=images.device)
         others = logits(images[unsure], views, 1)
         weighed = ops.weigh_views(torch.cat((plain[:, unsure], others)), views)
         scores = scores.index_copy(0, unsure, weighed)

@@ -166,8 +166,8 @@ def apply(recipe: Recipe, execution: Execution) -> None:
 
 
 def _keep_memory() -> None:
-    """Has glibc keep freed memory instead of returning it: activations that the system maps and clears anew
-    in every step cost a quarter of its time. Where there is no glibc, nothing happens.
+    """Has glibc keep freed memory instead of returning it, so that the system need not map and clear a
+    step's activations anew. Where there is no glibc, nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -89,6 +89,7 @@ class Result:
             "device_name": self.device_name,
             "dtype": self.recipe.dtype,
             "views": self.recipe.views,
+            "views_fraction": self.recipe.views_fraction,
             "runs": [dataclasses.asdict(run) for run in self.runs],
             "accuracy": self.accuracy,
             "train_seconds": self.train_seconds,
@@ -109,6 +110,25 @@ def check_counts(runs: int, eval_every: int, seed: int) -> None:
     for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
         if not least <= value < 2**63 - (runs if option == "--seed" else 0):
             raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
+
+
+def begin(
+    recipe: str | Recipe | None,
+    settings: dict | list[str],
+    data: str | Dataset,
+    execution: Execution,
+    console: Console,
+) -> tuple[Recipe, Execution, Dataset]:
+    """Recipe and execution, resolved, and the data set; arguments as `train`. A mistake in the settings is
+    told before anything is downloaded, and a data set that stands in for CIFAR-10 is announced.
+    """
+    first = resolve(configure(default(execution) if recipe is None else recipe, settings), execution)
+    dataset = data if isinstance(data, Dataset) else load(data)
+    if data == "auto" and dataset.name == "synthetic":
+        if recipe is None:
+            first = resolve(configure("smoke", settings), execution)
+        synthetic_banner(console, first[0].name, dataset.note)
+    return *first, dataset
 
 
 def train(
@@ -137,19 +157,11 @@ def train(
     """
     started = time.perf_counter() if started is None else started
     check_counts(runs, eval_every, seed)
-    # A mistake in the settings is told before anything is downloaded.
-    resolve(configure(default(execution) if recipe is None else recipe, settings), execution)
     for option, path in (("--ledger", ledger), ("--save", save)):
         if path is not None:
             check_writable(path, option)
-    dataset = data if isinstance(data, Dataset) else load(data)
-    fell_back = data == "auto" and dataset.name == "synthetic"
-    if recipe is None:
-        recipe = "smoke" if fell_back else default(execution)
-    recipe, execution = resolve(configure(recipe, settings), execution)
     console = console or Console(file=sys.stdout, quiet=quiet)
-    if fell_back:
-        synthetic_banner(console, recipe.name, dataset.note)
+    recipe, execution, dataset = begin(recipe, settings, data, execution, console)
 
     finished, interrupted = [], False
     environment.reset_peak_memory(execution.device)

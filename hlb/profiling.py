@@ -40,17 +40,16 @@ from kernels.traffic import Traffic
 
 from . import cost
 from .audit import Audit
-from .data import Dataset, load
-from .display import line, print_table, synthetic_banner
+from .data import Dataset
+from .display import line, print_table
 from .environment import device_name
 from .errors import UserError
-from .execution import Execution, out_of_memory_explained, resolve, torch_dtype
-from .experiment import default
+from .execution import Execution, out_of_memory_explained, torch_dtype
+from .experiment import begin
 from .files import atomic, check_writable
 from .passes import LAYERS, REST, passes
 from .recipes import Recipe
 from .rehearsal import Rehearsal
-from .settings import recipe as configure
 from .step import Variant
 from .train import Clock, Trainer
 
@@ -157,17 +156,10 @@ def profile(
     check_writable(path, "--profile")
     if execution.graph == "run":
         raise UserError("--graph run: a graph of the whole run has no steps to profile; leave it out")
-    resolve(configure(default(execution) if recipe is None else recipe, settings), execution)
-    dataset = data if isinstance(data, Dataset) else load(data)
-    fell_back = data == "auto" and dataset.name == "synthetic"
-    if recipe is None:
-        recipe = "smoke" if fell_back else default(execution)
-    recipe, execution = resolve(configure(recipe, settings), execution)
+    recipe, execution, dataset = begin(recipe, settings, data, execution, console or Console(quiet=True))
     device = torch.device(execution.device)
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--profile: steps on {device} cannot be profiled; take --device cpu")
-    if fell_back and console:
-        synthetic_banner(console, recipe.name, dataset.note)
 
     ranges, examples = Ranges(recipe), len(dataset.tensors[0])
     plain = dataclasses.replace(execution, compile="off", graph="off")

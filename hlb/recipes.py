@@ -200,6 +200,12 @@ class Recipe:
             )
         return count // self.batch_size if self.drop_last else math.ceil(count / self.batch_size)
 
+    @property
+    def tested(self) -> str:
+        """The test-time views of the final accuracy, and the test images that get them where not all do."""
+        few = f" for the least sure {100 * self.views_fraction:g} %" if self.views_fraction < 1 else ""
+        return self.views + few
+
     def size(self, epoch: int) -> int:
         """Side of the training images in an epoch, counted from 0."""
         return self.sizes[min(epoch, len(self.sizes) - 1)]

@@ -42,7 +42,6 @@ class Rehearsal:
         augment = functools.partial(ops["augment"], **changes, **COLOURS, dtype=dtype)
         with torch.device("meta"):
             self.network = Network(recipe, SimpleNamespace(**ops)).cast(dtype)
-            self.fresh = self.network.running.clone()
             self.optimizer = Optimizer(self.network, steps, per_epoch, channels_last=True)
             self.averaging = Averaging(self.network, self.optimizer, steps, per_epoch)
             train, self.tests = (
@@ -65,12 +64,8 @@ class Rehearsal:
         numbers.
         """
         self.step.reset(0)
-        self.optimizer.draw(self.step.seed)
-        self.network.running.copy_(self.fresh)
         images = self.step.images[: self.examples][: self.recipe.whiten_images]
         self.network.ops.patch_covariance(images, **COLOURS, centered=self.recipe.whiten_centered)
-        self.optimizer.reset()
-        self.averaging.reset()
 
     def evaluate(self) -> None:
         """The final evaluation."""

@@ -63,6 +63,7 @@ class Step:
         self.batches = torch.zeros(-(-examples // batch), batch, dtype=torch.int64, device=device)
         self.order = self.batches.view(-1)[:examples]
         self.metrics = torch.zeros(len(optimizer.rates), 2, device=device)
+        self.untrained = network.running.clone()
         trained = [p for arena in optimizer.arenas for p in arena.params]
         frozen = {id(network.stem.bias)}
         self.trained = {True: trained, False: [p for p in trained if id(p) not in frozen]}
@@ -72,9 +73,14 @@ class Step:
             self.forward, self.update = compiled(self._forward), compiled(self._update)
 
     def reset(self, seed: int) -> None:
-        """To step 0 of the run of this seed."""
+        """To step 0 of the run of this seed: its initial weights, and nothing of any run before. The
+        whitening filters are the caller's.
+        """
         self.seed.fill_(seed)
-        self.metrics.zero_()
+        self.optimizer.draw(self.seed)
+        self.network.running.copy_(self.untrained)
+        self.optimizer.reset()
+        self.averaging.reset()
 
     def shuffle(self) -> None:
         """Begins the epoch that the next step belongs to: its number and its order."""

@@ -24,7 +24,7 @@ from . import graph, whitening
 from .audit import Audit
 from .averaging import Averaging
 from .data import Dataset
-from .evaluate import score
+from .evaluate import evaluate
 from .execution import Execution, apply, synchronize, torch_dtype
 from .networks import Network
 from .optimizer import Optimizer
@@ -121,7 +121,6 @@ class Trainer:
         self.epochs = math.ceil(self.steps / self.per_epoch)
 
         self.network = Network(recipe, self.ops, execution.channels_last).to(self.device).cast(self.dtype)
-        self.fresh = self.network.running.clone()  # running statistics of an untrained network
         self.optimizer = Optimizer(
             self.network, self.steps, self.per_epoch, channels_last=execution.channels_last
         )
@@ -133,7 +132,7 @@ class Trainer:
         state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
         self.step = Step(*state, self.examples, self.per_epoch, augment, compiled)
         forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compiled else self.network
-        self.score = functools.partial(score, self.network, **colours, forward=forward)
+        self.evaluate = functools.partial(evaluate, self.network, **colours, forward=forward)
         self.compile_seconds = 0.0
         self._warm_up()
         self._capture()
@@ -187,13 +186,9 @@ class Trainer:
 
     def _prepare(self, seed: int, images: Tensor) -> None:
         """Initial weights from `seed`, whitening filters from `images`, everything else cleared."""
-        self.step.reset(seed)
         self.network.train()
-        self.optimizer.draw(self.step.seed)
-        self.network.running.copy_(self.fresh)
+        self.step.reset(seed)
         whitening.whiten(self.network, images, self.dataset.mean, self.dataset.std)
-        self.optimizer.reset()
-        self.averaging.reset()
 
     def _epoch(self, epoch: int, run: Run, watcher: Watcher) -> None:
         self.shuffle()
@@ -224,8 +219,7 @@ class Trainer:
 
     def _validate(self, views: str, fraction: float = 1.0) -> tuple[float, float]:
         """Accuracy and mean loss over the test set."""
-        correct, loss = self.score(self.test_images, self.test_labels, views, fraction=fraction)
-        return correct.item() / len(self.test_labels), loss.item() / len(self.test_labels)
+        return self.evaluate(self.test_images, self.test_labels, views, fraction=fraction)
 
     def _final(self, run: Run) -> None:
         """The evaluation that counts: the averaged weights where there are, under the recipe's views."""
@@ -263,7 +257,7 @@ class Trainer:
         if everything:
             made_up = self._made_up(len(self.test_images))
             for views, fraction in {(recipe.views, recipe.views_fraction), (recipe.val_views, 1.0)}:
-                self.score(*made_up, views, fraction=fraction)
+                self.evaluate(*made_up, views, fraction=fraction)
         self.step.images, self.step.labels = real
         self.optimizer.reset()
 

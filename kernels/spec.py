@@ -53,7 +53,7 @@ class KernelSpec:
     formula: str
     reference: Callable
     op: Callable
-    ops: tuple[str, ...]  # what is registered with torch.library, "hlb::..."
+    ops: tuple[str, ...]  # as PyTorch knows them, "hlb::..."
     make: Callable[[Case, torch.dtype, Any], dict[str, Any]]
     cases: tuple[Case, ...]
     space: dict[str, tuple]

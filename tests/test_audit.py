@@ -80,8 +80,6 @@ class Whitened(Trainer):
             super()._prepare(seed, images)
         else:
             self.step.reset(seed)
-            self.optimizer.draw(self.step.seed)
-            self.optimizer.reset()
 
 
 def test_whitening_at_build_fails_the_audit(data):

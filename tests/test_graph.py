@@ -101,10 +101,9 @@ def test_run_as_one_graph_knows_only_the_whole_runs_times_and_validates_nothing(
     assert all(0 < row["train_loss"] < 4 and 0 <= row["train_acc"] <= 1 for row in run.epochs)
 
 
+@pytest.mark.skipif(CUDA, reason="with a GPU there are graphs")
 @pytest.mark.parametrize("mode", ["step", "run"])
 def test_graphs_without_a_gpu_are_a_mistake_in_one_line(mode):
-    if CUDA:
-        pytest.skip("there is a GPU")
     with pytest.raises(hlb.UserError, match=f"--graph {mode}: CUDA graphs need a CUDA device"):
         resolve(hlb.recipe("smoke"), hlb.Execution(graph=mode))
 
