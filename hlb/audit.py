@@ -1,6 +1,6 @@
 """The audit of the clock: which work of a run was done while it was timed.
 
-A run is honest when everything that depends on it is inside: one reset, one whitening, an order an epoch, an
+A run is honest when everything that depends on it is inside: one reset, one whitening, an order a round, an
 augmentation and an update a step, and nothing of the kind outside. `Audit` counts the calls of the ops
 behind these, on the clock and off it; a captured graph counts at each replay for what was captured in it.
 """
@@ -76,7 +76,7 @@ def expected(trainer) -> dict[str, int]:
     return {
         "reset": 1,
         "whitening": 1,
-        "order": trainer.epochs,
+        "order": len(trainer.rounds),
         "augmentation": steps,
         "statistics": steps,
         "sgd": steps * sum(bool(segments) for segments in optimizer.segments),

@@ -23,8 +23,8 @@ def score(
     """Number of right answers and summed label-smoothed loss, on the device, which nothing here waits for.
 
     images uint8 [n, h, w, 3], labels int64 [n]. The images themselves come first; the other views only for
-    the `fraction` of them whose largest probability is least, all of them for 1. `forward` is the network or
-    a compiled version of it. The network is left in the mode it was in.
+    the `fraction` of them whose two largest probabilities differ least, all of them for 1. `forward` is the
+    network or a compiled version of it. The network is left in the mode it was in.
     """
     recipe, ops, dtype = network.recipe, network.ops, network.head.weight.dtype
     forward = network if forward is None else forward
@@ -42,7 +42,8 @@ def score(
     plain = logits(images, "none", 0)
     scores, count = plain[0], round(fraction * len(images))
     if len(VIEWS[views]) > 1 and count:
-        unsure = scores.softmax(1).amax(1).topk(count, largest=False, sorted=False).indices
+        first, second = scores.softmax(1).topk(2).values.unbind(1)
+        unsure = (first - second).topk(count, largest=False, sorted=False).indices
         others = logits(images[unsure], views, 1)
         weighed = ops.weigh_views(torch.cat((plain[:, unsure], others)), views)
         scores = scores.index_copy(0, unsure, weighed)

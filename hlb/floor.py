@@ -15,6 +15,7 @@ makes of the covariance, and loading an exponential average before the evaluatio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from kernels.chips import Chip
 from . import cost
 from .passes import Pass, passes
 from .rehearsal import Rehearsal
+from .step import rounds
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,16 @@ def phases(
     kernels.choose(choice)
     run = Rehearsal(recipe, dtype, examples, tests)
 
-    def once(name: str, work: Callable[[], None], times: int = 1) -> Phase:
-        return Phase(name, times, ((times, passes(recipe, choice, *run.part(work))),))
+    def once(name: str, work: Callable[[], None]) -> Phase:
+        return Phase(name, 1, ((1, passes(recipe, choice, *run.part(work))),))
 
     steps = cost.steps(recipe, examples)
-    epochs = -(-steps.total() // recipe.steps_per_epoch(examples))
-    found = [once("prepare", run.prepare), once("shuffle", run.step.shuffle, epochs)]
+    orders = Counter(images for _, images in rounds(recipe, examples))
+    work = tuple(
+        (times, passes(recipe, choice, *run.part(lambda n=images: run.step.shuffle(n))))
+        for images, times in orders.items()
+    )
+    found = [once("prepare", run.prepare), Phase("shuffle", orders.total(), work)]
     for size in dict.fromkeys(variant.size for variant, _ in steps):
         these = {step: times for step, times in steps.items() if step[0].size == size}
         work = tuple(

@@ -52,6 +52,8 @@ RANGES = {
     "brightness": (0, 10),
     "contrast": (0, 1),
     "sizes": (8, 32),
+    "hard_fraction": (0.01, 1),
+    "hard_from": (0, 1e9),
     "epochs": (1e-3, 10000),
     "warmup": (0, 1),
     "initial_lr": (0, 1),
@@ -118,6 +120,10 @@ class Recipe:
     contrast: float = 0.0
     # Side of the training images in each epoch, resized bilinearly; the last one from then on.
     sizes: tuple[int, ...] = (32,)
+    # From epoch hard_from on (counted from 0) only that fraction of the images is shown, those whose loss was
+    # largest when last seen: an epoch's steps go round among them, chosen anew each time.
+    hard_fraction: float = 1.0
+    hard_from: int = 0
 
     # Schedule (schedule.py). warmup is a fraction of all steps; initial_lr, where it starts, and final_lr,
     # held for the last final_epochs, are multiples of the peak.
@@ -332,7 +338,14 @@ RECIPES = {
         RECORD94,
         RECORD95,
         RECORD96,
-        dataclasses.replace(RECORD94, name="cpu94", sizes=(20, 24, 24, 28, 28, 28, 32), epochs=9.0),
+        dataclasses.replace(
+            RECORD94,
+            name="cpu94",
+            sizes=(24, 24, 24, 28, 28, 28, 32),
+            hard_fraction=0.6,
+            hard_from=5,
+            epochs=8.75,
+        ),
         Recipe(name="airbench94"),  # the defaults above: airbench94_muon
         SEED,
         Recipe(

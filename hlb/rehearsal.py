@@ -25,7 +25,7 @@ from .evaluate import score
 from .networks import Network
 from .optimizer import Optimizer
 from .recipes import AUGMENTATION
-from .step import Step
+from .step import Step, rounds
 
 COLOURS = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 Call = tuple[str, dict]  # an op and its arguments by name
@@ -50,7 +50,7 @@ class Rehearsal:
             )
         self.examples = min(recipe.train_examples or examples, examples)
         state = self.network, self.optimizer, self.averaging
-        self.step = Step(*state, *train, self.examples, per_epoch, augment, compile=False)
+        self.step = Step(*state, *train, self.examples, rounds(recipe, examples), augment, compile=False)
 
     def part(self, work: Callable[[], None]) -> tuple[list[Call], Traffic]:
         """The calls of ops in order, and the operators of PyTorch outside them, backward pass included."""

@@ -1,6 +1,6 @@
 """A training step: what it does on the device, and the little that the host must know of it.
 
-    x, y  = augment(images[ids]), labels[ids]     ids: that row of the epoch's order which the counter says
+    x, y  = augment(images[ids]), labels[ids]     ids: that row of the round's order which the counter says
     loss  = cross entropy(network(x), y)                   forward, then backward into the flat gradients
     running statistics, weights, averages                  the update
 
@@ -11,12 +11,21 @@ or a whole run captured as a CUDA graph: seeds, rates, averages and orders are r
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import averaging, schedule
+
+
+class Round(NamedTuple):
+    """Training images shown once each, in an order of their own."""
+
+    first: int  # step
+    images: int  # all, or so many of those whose loss was largest
 
 
 class Variant(NamedTuple):
@@ -28,41 +37,60 @@ class Variant(NamedTuple):
     average: bool = False  # whether weights are averaged
 
 
+def rounds(recipe, examples: int) -> list[Round]:
+    """The rounds of a run over `examples` images: one an epoch, and from epoch `hard_from` on one after the
+    other of the hard images alone, in whole batches.
+    """
+    per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
+    examples, batch = min(recipe.train_examples or examples, examples), recipe.batch_size
+    hard = min(max(1, int(recipe.hard_fraction * examples) // batch) * batch, examples)
+    chosen = recipe.hard_fraction < 1 and hard < examples
+    turn = min(recipe.hard_from * per_epoch, steps) if chosen else steps
+    whole = [Round(first, examples) for first in range(0, turn, per_epoch)]
+    return whole + [Round(first, hard) for first in range(turn, steps, -(-hard // batch))]
+
+
 def plan(recipe, examples: int) -> list[Variant]:
     """The variant of every step of a run over `examples` images."""
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
-    examples = min(recipe.train_examples or examples, examples)
     stem_steps = schedule.stem_steps(recipe, steps, per_epoch)
     due = averaging.table(recipe, steps, per_epoch).any(axis=1).tolist()
+    found = rounds(recipe, examples)
     return [
         Variant(
             recipe.size(step // per_epoch),
-            min(recipe.batch_size, examples - step % per_epoch * recipe.batch_size),
+            min(recipe.batch_size, images - (step - first) * recipe.batch_size),
             step < stem_steps,
             due[step],
         )
-        for step in range(steps)
+        for (first, images), end in zip(found, [*(later.first for later in found[1:]), steps])
+        for step in range(first, end)
     ]
 
 
 class Step:
-    """Training steps of one network on one set: `shuffle()` where an epoch begins, then `step(variant)`.
+    """Training steps of one network on one set: `shuffle(images)` where a round begins, then `step(variant)`.
 
     `seed` (int64 scalar) keys all draws. `metrics` [steps, 2] has each step's summed loss and number of right
-    answers. `compile` compiles forward pass and update, each as one graph without a break.
+    answers; `losses` [examples] each image's loss when last seen, where rounds need it. `compile` compiles
+    forward pass and update, each as one graph without a break.
     """
 
-    def __init__(self, network, optimizer, averaging, images, labels, examples, per_epoch, augment, compile):
+    def __init__(self, network, optimizer, averaging, images, labels, examples, rounds, augment, compile):
         self.network, self.optimizer, self.averaging = network, optimizer, averaging
-        self.images, self.labels, self.per_epoch, self.augment = images, labels, per_epoch, augment
+        self.images, self.labels, self.augment = images, labels, augment
         self.ops, self.recipe = network.ops, network.recipe
         device, batch = images.device, self.recipe.batch_size
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
-        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
-        # The epoch's order, a row a step; what does not fill a row is beyond the images that are taken.
+        self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the round, from 0
+        self.turns = torch.tensor([first for first, _ in rounds], device=device)
+        self.first = torch.zeros(1, dtype=torch.int64, device=device)
+        # The round's order, a row a step; what does not fill a row is beyond the images that are taken.
         self.batches = torch.zeros(-(-examples // batch), batch, dtype=torch.int64, device=device)
         self.order = self.batches.view(-1)[:examples]
         self.metrics = torch.zeros(len(optimizer.rates), 2, device=device)
+        hard = any(images < examples for _, images in rounds)
+        self.losses = torch.zeros(examples, device=device) if hard else None
         self.untrained = network.running.clone()
         trained = [p for arena in optimizer.arenas for p in arena.params]
         frozen = {id(network.stem.bias)}
@@ -81,11 +109,17 @@ class Step:
         self.network.running.copy_(self.untrained)
         self.optimizer.reset()
         self.averaging.reset()
+        if self.losses is not None:
+            self.losses.fill_(math.inf)
 
-    def shuffle(self) -> None:
-        """Begins the epoch that the next step belongs to: its number and its order."""
-        torch.floor_divide(self.optimizer.step_index[0], self.per_epoch, out=self.epoch)
-        self.order.copy_(self.ops.permutation(self.seed, self.epoch, len(self.order)))
+    def shuffle(self, images: int) -> None:
+        """Begins the round of so many images that the next step belongs to: its number and its order."""
+        self.first.copy_(self.optimizer.step_index)
+        self.number.copy_((self.turns < self.first).sum())
+        order = self.ops.permutation(self.seed, self.number, images)
+        if images < len(self.order):
+            order = self.losses.sort(descending=True, stable=True).indices[order]
+        self.order[:images].copy_(order)
 
     def __call__(self, variant: Variant) -> None:
         loss, correct, stats = self.forward(variant)
@@ -97,12 +131,15 @@ class Step:
 
     def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, number of right answers, batch statistics."""
-        row = self.optimizer.step_index % self.per_epoch
+        row = self.optimizer.step_index - self.first
         ids = self.batches.index_select(0, row)[0, : variant.count]
         size = 0 if variant.size == self.images.shape[1] else variant.size
-        x = self.network.layout(self.augment(self.images, ids, self.seed, self.epoch, size=size))
+        x = self.network.layout(self.augment(self.images, ids, self.seed, self.number, size=size))
         logits, stats = self.network(x, variant.train_stem)
-        return *self.ops.cross_entropy(logits, self.labels[ids], self.recipe.label_smoothing), stats
+        labels = self.labels[ids]
+        if self.losses is not None:
+            self.losses[ids] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
+        return *self.ops.cross_entropy(logits, labels, self.recipe.label_smoothing), stats
 
     @torch.no_grad()
     def _update(self, loss: Tensor, correct: Tensor, stats: Tensor, average: bool) -> None:

@@ -29,7 +29,7 @@ from .execution import Execution, apply, synchronize, torch_dtype
 from .networks import Network
 from .optimizer import Optimizer
 from .recipes import AUGMENTATION, Recipe
-from .step import Step, Variant, plan
+from .step import Step, Variant, plan, rounds
 
 
 class Clock:
@@ -117,6 +117,7 @@ class Trainer:
         self.examples = min(recipe.train_examples or len(self.train_images), len(self.train_images))
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
         self.plan = plan(recipe, len(self.train_images))
+        self.rounds = rounds(recipe, len(self.train_images))
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)
 
@@ -130,7 +131,7 @@ class Trainer:
         augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
         compiled = execution.compile == "on"
         state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
-        self.step = Step(*state, self.examples, self.per_epoch, augment, compiled)
+        self.step = Step(*state, self.examples, self.rounds, augment, compiled)
         forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compiled else self.network
         self.evaluate = functools.partial(evaluate, self.network, **colours, forward=forward)
         self.compile_seconds = 0.0
@@ -191,9 +192,10 @@ class Trainer:
         whitening.whiten(self.network, images, self.dataset.mean, self.dataset.std)
 
     def _epoch(self, epoch: int, run: Run, watcher: Watcher) -> None:
-        self.shuffle()
-        for variant in self.plan[epoch * self.per_epoch : (epoch + 1) * self.per_epoch]:
-            self.steppers[variant]()
+        for number in range(epoch * self.per_epoch, min((epoch + 1) * self.per_epoch, self.steps)):
+            if number in self.shuffles:
+                self.shuffles[number]()
+            self.steppers[self.plan[number]]()
             run.steps += 1
             watcher.step(run, run.steps)
 
@@ -236,6 +238,7 @@ class Trainer:
         rates of step number `step`. For warming up and for benchmarks: it trains on images in no order.
         """
         self.optimizer.step_index.fill_(step)
+        self.step.first.fill_(step)
         with Clock(self.device) as clock:
             self.step(variant or max(self.plan))
         return clock.seconds
@@ -248,7 +251,7 @@ class Trainer:
         real = self.step.images, self.step.labels
         self.step.images, self.step.labels = self._made_up(len(self.train_images))
         self._prepare(0, self.step.images[:100])
-        self.step.shuffle()
+        self.step.shuffle(self.examples)
         everything = execution.compile == "on" or self.device.type == "cuda"
         first = [self.timed_step(variant) for variant in (variants if everything else variants[-1:])]
         self.first_step_seconds, self.step_seconds = first[0], self.timed_step(variants[-1])
@@ -262,22 +265,25 @@ class Trainer:
         self.optimizer.reset()
 
     def _capture(self) -> None:
-        """What a run replays: the step of each variant, or all steps, as `--graph` says. Replaying is the
-        run's; nothing is computed here.
+        """What a run replays: the beginning of each kind of round and the step of each variant, or all steps,
+        as `--graph` says. Replaying is the run's; nothing is computed here.
         """
         capture = self.audit.capture if self.audit else graph.capture
-        variants = sorted(set(self.plan))
-        parts = [self.step.shuffle, *(functools.partial(self.step, variant) for variant in variants)]
+        kinds, variants = sorted({images for _, images in self.rounds}), sorted(set(self.plan))
+        parts = [functools.partial(self.step.shuffle, images) for images in kinds]
+        parts += [functools.partial(self.step, variant) for variant in variants]
         if self.execution.graph == "step":
             parts = capture(*parts)
         elif self.execution.graph == "run":
             (self.replay_run,) = capture(self._all_steps)
-        self.shuffle, self.steppers = parts[0], dict(zip(variants, parts[1:]))
+        begin, self.steppers = dict(zip(kinds, parts)), dict(zip(variants, parts[len(kinds) :]))
+        self.shuffles = {first: begin[images] for first, images in self.rounds}
 
     def _all_steps(self) -> None:
+        turns = dict(self.rounds)
         for number, variant in enumerate(self.plan):
-            if number % self.per_epoch == 0:
-                self.step.shuffle()
+            if number in turns:
+                self.step.shuffle(turns[number])
             self.step(variant)
 
     def _made_up(self, count: int) -> tuple[Tensor, Tensor]:

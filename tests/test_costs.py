@@ -176,7 +176,7 @@ PARTS = {  # of a run
     "step": lambda run: run.step(Variant(32, run.recipe.batch_size, False)),
     "step of the stem": lambda run: run.step(Variant(32, 300, True)),
     "step of smaller images": lambda run: run.step(Variant(24, run.recipe.batch_size, False)),
-    "shuffle": lambda run: run.step.shuffle(),
+    "shuffle": lambda run: run.step.shuffle(run.examples),
     "evaluation": lambda run: run.evaluate(),
 }
 
