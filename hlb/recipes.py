@@ -344,7 +344,7 @@ RECIPES = {
             sizes=(24, 24, 24, 28, 28, 28, 32),
             hard_fraction=0.6,
             hard_from=5,
-            epochs=8.75,
+            epochs=8.4,
         ),
         Recipe(name="airbench94"),  # the defaults above: airbench94_muon
         SEED,
