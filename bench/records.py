@@ -40,6 +40,7 @@ COLUMNS = (
     "time in s, and what is in it",
     "source",
 )
+LATER = {"hard_fraction": 1.0}  # fields that older records lack, and what those did
 ELSEWHERE = ("name", "dtype", "target", "views", "views_fraction")  # fields that a row shows anyway
 PLAIN = {
     "kernels": "reference",
@@ -86,8 +87,9 @@ def measured(accuracies: Sequence[float], seconds: Sequence[float], **fields) ->
 
 
 def _changes(fields: dict, recipe: Recipe) -> dict:
-    """The fields of a run's recipe that differ from `recipe`, of those that both know."""
+    """The fields of a run's recipe that differ from `recipe`, of those that both know or that are LATER."""
     own = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples as a ledger holds them
+    fields = LATER | fields
     if own["master_weights"] == "auto":
         own["master_weights"] = "on" if fields.get("dtype") == "bfloat16" else "off"
     return {

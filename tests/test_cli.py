@@ -421,6 +421,19 @@ def test_saved_model_evaluates_to_the_accuracy_of_its_run(capsys, dtype):
     assert result["dtype"] == dtype
 
 
+def test_saved_model_is_evaluated_under_its_views_for_the_images_that_they_were_for(capsys):
+    assert main([*TINY, "views=flip", "views_fraction=0.5", "--save", "model.pt"]) == 0
+    assert "test-time views: flip for the least sure 50 %" in capsys.readouterr().out
+    losses = {}
+    for views in (None, "none", "flip"):
+        options = [] if views is None else ["--views", views]
+        assert main(["eval", "model.pt", "--json", "-", *options]) == 0
+        result = json.loads(capsys.readouterr().out)
+        losses[result["views"], result["views_fraction"]] = result["loss"]
+    assert losses.keys() == {("flip", 0.5), ("none", 1.0), ("flip", 1.0)}
+    assert len(set(losses.values())) == 3
+
+
 def test_saved_model_of_an_averaging_recipe_is_the_averaged_one(capsys):
     ema = ("averaging=ema", "averaging_epochs=1", "averaging_every=1", "averaging_decay=0.99", "views=none")
     assert main([*TINY, *ema, "epochs=2", "--save", "model.pt", "--quiet"]) == 0

@@ -151,6 +151,14 @@ def test_a_recipe_recorded_under_an_older_name_goes_by_its_present_one(root):
     assert row["test-time"] == "6 (flip+shift)"
 
 
+def test_a_run_from_before_hard_images_was_of_all_of_them(root):
+    line = run(name="cpu94")
+    for field in ("hard_fraction", "hard_from"):
+        del line["recipe_fields"][field]
+    write(root, [line])
+    assert cells(root)[0]["system"] == "`cpu94`, float32, `hard_fraction=1.0`"
+
+
 def test_a_recipe_keeps_its_name_where_another_trains_the_same(root, monkeypatch):
     twin = dataclasses.replace(hlb.RECIPES["seed"], name="twin", target=0.95)
     monkeypatch.setattr(records, "RECIPES", {"twin": twin, **hlb.RECIPES})

@@ -1,6 +1,5 @@
-"""Sweeps: the grid, the order of runs, what a stopped sweep goes on from, shares of processes, the report."""
+"""Sweeps: their runs and ledger, what a stopped one goes on from, its processes, and mistakes."""
 
-import collections
 import contextlib
 import gc
 import json
@@ -15,12 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import hlb
-from hlb import findings, grid, ledger, shard, sweep, synthetic
+from hlb import grid, ledger, shard, sweep, synthetic
 from hlb.cli import main
-from hlb.compare import Sample
 from hlb.train import Run
 
 ROOT = Path(hlb.__file__).parents[1]
@@ -105,80 +102,6 @@ def start(*arguments: str) -> int:
 
 def finished(path="runs.jsonl") -> list[tuple[float, int]]:
     return [(record["recipe_fields"]["lr"], record["seed"]) for record in ledger.load(path)]
-
-
-# -- the grid ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "setting, field, values",
-    [
-        ("lr=0.2,0.24,0.3", "lr", ["0.2", "0.24", "0.3"]),
-        ("lr=0.2", "lr", ["0.2"]),
-        (" lr = 0.2, 0.3", "lr", ["0.2", "0.3"]),
-        ("views=flip,none", "views", ["flip", "none"]),
-        ("sizes=24,28,32/28,32", "sizes", ["24,28,32", "28,32"]),
-        ("group_widths=1,4,4", "group_widths", ["1,4,4"]),
-        ("groups=pair,pair/pair", "groups", ["pair,pair", "pair"]),
-        ("unknown=1,2", "unknown", ["1", "2"]),
-    ],
-)
-def test_alternatives_are_split_at_commas_and_those_of_lists_at_slashes(setting, field, values):
-    assert grid.alternatives(setting) == (field, values)
-
-
-def test_grid_is_the_product_and_its_last_field_varies_fastest():
-    found = grid.grid("smoke", ["lr=0.1,0.2", "sizes=28,32/32", "epochs=2"])
-    assert [one.name for one in found] == [f"lr={lr} sizes={s}" for lr in (0.1, 0.2) for s in ("28,32", "32")]
-    assert found[1].values == {"lr": 0.1, "sizes": (32,)} and found[1].recipe.sizes == (32,)
-    assert {one.recipe.epochs for one in found} == {2.0}
-    assert "auto" not in (found[0].recipe.dtype, found[0].execution.device)
-
-
-def test_grid_of_single_alternatives_is_the_recipe_with_these():
-    (only,) = grid.grid("smoke", ["lr=0.1", "epochs=2"])
-    assert (only.name, only.values, only.recipe.lr) == ("smoke", {}, 0.1)
-
-
-def test_random_draws_distinct_points_that_depend_on_the_seed_only():
-    settings = ["lr=0.1,0.2,0.3,0.4", "bias_lr=1,2,3,4,5"]
-    everything = [one.name for one in grid.grid("smoke", settings)]
-    drawn = [[one.name for one in grid.grid("smoke", settings, draw=6, seed=s)] for s in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    for names in drawn:
-        assert len(names) == 6 and names == [name for name in everything if name in names]
-    assert [one.name for one in grid.grid("smoke", settings, draw=20)] == everything
-
-
-def test_random_draws_from_a_grid_too_large_to_list():
-    settings = [f"{field}={','.join(map(str, range(1, 200)))}" for field in ("lr", "bias_lr", "linear_lr")]
-    assert len(grid.grid("smoke", settings, draw=3)) == 3
-
-
-def test_configurations_take_turns_back_and_forth():
-    turns = [(0, 5), (1, 5), (2, 5), (2, 6), (1, 6), (0, 6), (0, 7), (1, 7), (2, 7)]
-    assert list(grid.order(3, range(5, 8))) == turns
-
-
-@pytest.mark.parametrize(
-    "configurations, seeds, processes", [(4, 8, 4), (2, 6, 2), (3, 8, 4), (5, 3, 2), (1, 3, 8)]
-)
-def test_shares_are_equal_and_tie_no_configuration_to_a_process(configurations, seeds, processes):
-    runs = list(grid.order(configurations, range(seeds)))
-    dealt = grid.shares(runs, processes)
-    assert sorted(run for share in dealt for run in share) == sorted(runs)
-    assert all(share == [run for run in runs if run in share] for share in dealt)  # in their order
-    sizes = [len(share) for share in dealt]
-    assert max(sizes) - min(sizes) <= 1
-    counts = [collections.Counter(i for i, _ in share) for share in dealt]
-    for i in range(configurations):
-        held = [count[i] for count in counts]
-        assert max(held) - min(held) <= 2
-
-
-def test_what_a_dead_process_left_is_shared_by_all():
-    left = grid.shares(list(grid.order(2, range(10))), 2)[1]
-    assert [len(share) for share in grid.shares(left, 2)] == [5, 5]
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------
@@ -350,91 +273,7 @@ def test_every_run_has_its_own_configurations_switches(instant, monkeypatch):
     assert len(ran) == 6 and all(one == other for one, other in ran)
 
 
-# -- the report ----------------------------------------------------------------------------------------------
-
-
-def found(*groups: list[float], failed=0, seconds=None) -> findings.Findings:
-    """Findings with these accuracies of rates 0.1, 0.2, ..., and as many failed runs of the last."""
-    configurations = grid.grid("smoke", ["lr=" + ",".join(f"{(i + 1) / 10}" for i in range(len(groups)))])
-    samples = []
-    for i, accuracies in enumerate(groups):
-        times = {"train_seconds": (seconds or [3.0] * len(groups))[i], "device_name": "chip"}
-        records = [
-            {"status": "ok", "accuracy": accuracy, "eval_seconds": 1 + k / 100, **times}
-            for k, accuracy in enumerate(accuracies)
-        ]
-        records += [{"status": "failed", "accuracy": None, **times}] * failed * (i == len(groups) - 1)
-        samples.append(Sample(configurations[i].name, records))
-    return findings.Findings(configurations, samples, len(groups[0]), "cifar10", "runs.jsonl")
-
-
-def printed(content: findings.Findings, width=100) -> str:
-    console = Console(width=width)
-    with console.capture() as capture:
-        findings.report(console, content)
-    return capture.get()
-
-
-SPREAD = [0.939, 0.940, 0.941, 0.942]
-
-
-def moved(by: float) -> list[float]:
-    return [value + by for value in SPREAD]
-
-
-def test_report_names_what_is_higher_lower_faster_and_slower_and_what_is_not_distinguishable():
-    content = found(SPREAD, moved(0.01), moved(-0.01), moved(0.0001), seconds=[3, 2, 4, 3])
-    text = printed(content)
-    words = {
-        row.split()[0]: row for row in text.split("against lr=0.1")[1].splitlines() if row.startswith("lr=")
-    }
-    assert re.search(r"\+1.000 +<0.001 +higher +-24.\d\d +<0.001 +faster", words["lr=0.2"])
-    assert re.search(r"-1.000 +<0.001 +lower +\+24.\d\d +<0.001 +slower", words["lr=0.3"])
-    assert words["lr=0.4"].count("not distinguishable") == 2
-    assert "lr=0.2 is more accurate by 1.000 points and faster by" in content.verdict
-    assert "lr=0.3 is less accurate by 1.000 points and slower by" in content.verdict
-    assert "lr=0.4" not in content.verdict
-
-
-def test_comparisons_are_corrected_for_their_number():
-    alone, among = found(SPREAD, moved(0.003)), found(SPREAD, moved(0.003), *[moved(0.0)] * 9)
-    p = alone.tests["accuracy"][0]["p"]
-    assert 0.005 < p < 0.05
-    assert among.tests["accuracy"][0]["p"] == pytest.approx(10 * p)
-    assert "more accurate" in alone.verdict
-    assert among.verdict == "No configuration can be told from lr=0.1 at 5 %."
-
-
-def test_one_run_of_each_says_that_there_is_no_interval_and_no_test():
-    content = found([0.94], [0.95])
-    assert content.verdict.startswith("No difference could be tested. Fewer than two runs")
-    assert "not tested" in printed(content) and ".." not in printed(content)
-
-
-def test_failed_runs_are_counted_and_named():
-    content = found(SPREAD, SPREAD, failed=3)
-    assert re.search(r"^lr=0.2 +4 +3 ", printed(content), re.MULTILINE)
-    assert "3 of 7 runs of lr=0.2 failed." in content.verdict
-
-
-def test_configuration_whose_runs_all_failed_is_not_tested():
-    content = found(SPREAD, [], failed=2)
-    assert "not tested" in printed(content) and "no test: lr=0.2" in content.verdict
-
-
-@pytest.mark.parametrize("width", [40, 80, 100])
-def test_table_is_whole_on_a_terminal_of_any_width(width):
-    text = printed(found(SPREAD, moved(0.01), seconds=[1076, 1190]), width)
-    assert "…" not in text and "distinguishable" not in text
-    assert "1077.0 .. 1077.0" in text and "faster" not in text and "slower" in text
-    rows = [row for row in text.splitlines() if row.startswith(("lr=", "configuration"))]
-    assert max(map(len, rows)) <= max(width, 80)
-
-
-def test_runs_of_several_devices_are_warned_of():
-    content = found(SPREAD, SPREAD)
-    content.samples[1].records[0]["device_name"] = "other"
-    assert "several devices" in printed(content)
+# -- what is printed -----------------------------------------------------------------------------------------
 
 
 def test_json_is_alone_on_standard_output_and_has_the_promised_keys(instant, capsys):
