@@ -23,9 +23,15 @@ from .spec import Case, KernelSpec
 
 
 def reference(x: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """[n, c, h, w] and [classes, c] -> logits [n, classes]."""
+    """[n, c, h, w] and [classes, c] -> logits [n, classes].
+
+    Compiled by PyTorch, the first of several maxima takes the whole gradient: `x` may then be computed again
+    for it, unrounded, so that none of its values equals the maximum and a share would be 0 / 0.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.amax((2, 3)).to(wide), weight.to(wide)) * scale
+    compiled = torch.compiler.is_compiling()
+    m = F.max_pool2d(x, x.shape[2:]).flatten(1) if compiled else x.amax((2, 3))
+    return F.linear(m.to(wide), weight.to(wide)) * scale
 
 
 @triton.jit

@@ -1,12 +1,16 @@
 """The compiled step: one graph of forward pass and loss, one of the update, none made anew later."""
 
+import shutil
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import hlb
 from hlb import synthetic
 from hlb.execution import resolve
 from hlb.train import Trainer
+from kernels import pool_head
 
 # With two sizes of images, a stem that freezes, a short last batch and an average: every variant of a step.
 SETTINGS = {"base_depth": 4, "train_examples": 110, "batch_size": 40, "eval_batch_size": 40, "epochs": 3.0,
@@ -59,3 +63,16 @@ def test_graph_break_in_a_step_is_an_error(data, graphs, monkeypatch):
     )
     with pytest.raises(torch._dynamo.exc.Unsupported):
         Trainer(recipe, execution, data)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for a CPU with a C++ compiler")
+def test_compiled_pool_of_values_that_are_computed_again_has_a_gradient():
+    """Fused with what precedes it, the backward pass sees other roundings than the maximum was found in."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(40, 16, 3, 3, generator=generator), torch.randn(10, 16, generator=generator)
+    found = []
+    for how in (lambda work: work, torch.compile):
+        leaf = x.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+        logits = how(lambda x: pool_head.reference(F.gelu(x * 1.37 + 0.1), weight.bfloat16(), 1.0))(leaf)
+        found.append(torch.autograd.grad(logits.square().sum(), leaf)[0].float().sum((2, 3)))
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.05 * found[0].abs().max().item())

@@ -21,7 +21,7 @@ from hlb.networks import Network
 from hlb.optimizer import Optimizer
 from hlb.recipes import AUGMENTATION
 from hlb.rehearsal import COLOURS, Rehearsal
-from hlb.step import Step, Variant
+from hlb.step import Step, Variant, rounds
 from kernels import chips, conv, launch, launches, page
 from kernels.compare import leaves
 from kernels.spec import Case
@@ -160,7 +160,9 @@ class Fake:
             self.images = torch.empty(10000, 32, 32, 3, dtype=torch.uint8)
             self.labels = torch.empty(10000, dtype=torch.int64)
             state = self.network, optimizer, averaging, self.images, self.labels
-            self.step = Step(*state, 10000, 5, augment, compile=False)
+            self.examples = 10000
+            found = rounds(recipe, self.examples)
+            self.step = Step(*state, self.examples, found, augment, compile=False)
 
     def evaluate(self) -> None:
         fraction = self.recipe.views_fraction
