@@ -193,9 +193,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, run: Run, watcher: Watcher) -> None:
         for number in range(epoch * self.per_epoch, min((epoch + 1) * self.per_epoch, self.steps)):
-            if number in self.shuffles:
-                self.shuffles[number]()
-            self.steppers[self.plan[number]]()
+            self._step(number)
             run.steps += 1
             watcher.step(run, run.steps)
 
@@ -274,17 +272,16 @@ class Trainer:
         parts += [functools.partial(self.step, variant) for variant in variants]
         if self.execution.graph == "step":
             parts = capture(*parts)
-        elif self.execution.graph == "run":
-            (self.replay_run,) = capture(self._all_steps)
         begin, self.steppers = dict(zip(kinds, parts)), dict(zip(variants, parts[len(kinds) :]))
         self.shuffles = {first: begin[images] for first, images in self.rounds}
+        if self.execution.graph == "run":
+            (self.replay_run,) = capture(lambda: [self._step(number) for number in range(self.steps)])
 
-    def _all_steps(self) -> None:
-        turns = dict(self.rounds)
-        for number, variant in enumerate(self.plan):
-            if number in turns:
-                self.step.shuffle(turns[number])
-            self.step(variant)
+    def _step(self, number: int) -> None:
+        """Step `number`, after the shuffle where a round begins with it."""
+        if number in self.shuffles:
+            self.shuffles[number]()
+        self.steppers[self.plan[number]]()
 
     def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` images and labels that show nothing."""

@@ -12,11 +12,12 @@ from hlb.execution import resolve
 from hlb.train import Trainer
 from kernels import pool_head
 
-# With two sizes of images, a stem that freezes, a short last batch and an average: every variant of a step.
+# With two sizes of images, a stem that freezes, a short last batch, hard images and an average: every variant
+# of a step.
 SETTINGS = {"base_depth": 4, "train_examples": 110, "batch_size": 40, "eval_batch_size": 40, "epochs": 3.0,
             "whiten_images": 50, "whiten_bias_epochs": 0.5, "sizes": "20,32", "drop_last": False,
             "averaging": "tail", "averaging_epochs": 1.0, "averaging_every": 2, "averaging_decay": 0.8,
-            "dtype": "float32"}  # fmt: skip
+            "hard_fraction": 0.4, "hard_from": 1, "dtype": "float32"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
