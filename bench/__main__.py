@@ -1,5 +1,7 @@
+"""`python -m bench`: the microbenchmark; `python -m bench gate`: the speed gate."""
+
 import sys
 
-from .micro import main
+from . import micro
 
-sys.exit(main())
+sys.exit(micro.main())

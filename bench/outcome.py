@@ -1,0 +1,90 @@
+"""What a gate found: as a table, as JUnit XML, and as Markdown for the step summary of a GitHub job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hlb.files import atomic
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found of one thing that a gate looks at: `name` is unique in a gate, `cells` are what the table
+    shows of it (heading -> text; every outcome of a gate has the same headings), `message` is a line that says
+    why it is red, or what else is worth saying.
+    """
+
+    name: str
+    red: bool
+    cells: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+
+
+def show(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """A row each, numbers to the right, and below it a line for each message."""
+    headings = list(dict.fromkeys(heading for outcome in outcomes for heading in outcome.cells))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", *headings, " "):
+        table.add_column(heading, justify="right" if heading in headings else "left", no_wrap=True)
+    for outcome in outcomes:
+        cells = (escape(outcome.cells.get(heading, "")) for heading in headings)
+        table.add_row(escape(outcome.name), *cells, "[red]RED[/]" if outcome.red else "[green]ok[/]")
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.message:
+            said = f"{'RED ' if outcome.red else ''}{outcome.name}: {outcome.message}"
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def junit(suite: str, outcomes: Sequence[Outcome]) -> str:
+    """A test suite of a test case for each outcome, as Jenkins, GitLab and GitHub's actions read it."""
+    failures = sum(outcome.red for outcome in outcomes)
+    root = ElementTree.Element("testsuites")
+    counts = {"tests": str(len(outcomes)), "failures": str(failures), "errors": "0"}
+    parent = ElementTree.SubElement(root, "testsuite", name=suite, **counts)
+    for outcome in outcomes:
+        case = ElementTree.SubElement(parent, "testcase", classname=suite, name=outcome.name)
+        if outcome.red:
+            ElementTree.SubElement(case, "failure", message=outcome.message)
+        said = [f"{heading}: {text}" for heading, text in outcome.cells.items() if text]
+        ElementTree.SubElement(case, "system-out").text = "\n".join([*said, outcome.message])
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def markdown(title: str, verdict: str, outcomes: Sequence[Outcome]) -> str:
+    """A heading, the verdict, and a table, what is red first."""
+    headings = list(dict.fromkeys(heading for outcome in outcomes for heading in outcome.cells))
+    rows = [
+        [
+            f"`{outcome.name}`",
+            *(outcome.cells.get(heading, "") for heading in headings),
+            f"**red** {outcome.message}" if outcome.red else f"ok {outcome.message}".strip(),
+        ]
+        for outcome in sorted(outcomes, key=lambda outcome: not outcome.red)
+    ]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    head = ["| " + " | ".join(("", *headings, "")) + " |", "|--" + "|--:" * len(headings) + "|--|"]
+    return "\n".join([f"## {title}", "", verdict, "", *head, *lines, ""])
+
+
+def report(
+    title: str, verdict: str, outcomes: Sequence[Outcome], junit_file: Path | None, summary: Path | None
+) -> None:
+    """Writes the files that are wanted. `summary` is appended to, as GitHub asks; without one, the file that
+    GITHUB_STEP_SUMMARY names, where a job has set it.
+    """
+    if junit_file:
+        with atomic(junit_file) as temporary:
+            temporary.write_text(junit(title, outcomes), encoding="utf-8")
+    if target := summary or os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(target, "a", encoding="utf-8") as file:
+            file.write(markdown(title, verdict, outcomes) + "\n")
