@@ -17,9 +17,8 @@ from hlb.files import atomic
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found of one thing that a gate looks at: `name` is unique in a gate, `cells` are what the table
-    shows of it (heading -> text; every outcome of a gate has the same headings), `message` is a line that says
-    why it is red, or what else is worth saying.
+    """What was found of one thing that a gate looks at. `name` is unique in a gate; `cells` are what a table
+    shows of it, heading -> text; `message` is a line that says why it is red, or what else is worth saying.
     """
 
     name: str
