@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,9 +72,29 @@ class KernelSpec:
     shared_reads: tuple[str, ...] = ()  # kernels
     given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
 
+    @cache  # noqa: B019  a spec lives as long as the process
     def small(self) -> list[Case]:
         """A covering array of `space`: every pair of values of two fields occurs in some valid case."""
         return covering(self.space, self.valid)
+
+    @cache  # noqa: B019
+    def small_in_dtypes(self) -> list[tuple[Case, torch.dtype]]:
+        """`small`, and a dtype for each, such that every value of a field occurs in every dtype."""
+        cases = self.small()
+
+        def pairs(case: Case, dtype: torch.dtype) -> set:
+            return {(item, dtype) for item in case.items()}
+
+        open_pairs = {pair for case in cases for dtype in self.dtypes for pair in pairs(case, dtype)}
+        chosen = []
+        for case in cases:
+            chosen.append((case, max(self.dtypes, key=lambda dtype: len(pairs(case, dtype) & open_pairs))))
+            open_pairs -= pairs(*chosen[-1])
+        everything = list(itertools.product(cases, self.dtypes))
+        while open_pairs:
+            chosen.append(max(everything, key=lambda one: len(pairs(*one) & open_pairs)))
+            open_pairs -= pairs(*chosen[-1])
+        return chosen
 
 
 def covering(space: dict[str, tuple], valid: Callable[[Case], bool] = lambda case: True) -> list[Case]:

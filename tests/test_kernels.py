@@ -6,6 +6,8 @@ interpreter (see conftest.py). The tests and their tolerances are the same.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -51,7 +53,19 @@ def unwritten_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-@cases_of(SPECS, KernelSpec.small)
+def small(spec: KernelSpec) -> list[tuple[Case, torch.dtype]]:
+    """Each small case in every dtype; in the interpreter, which is slow, in one or more."""
+    return spec.small_in_dtypes() if DEVICE == "cpu" else list(itertools.product(spec.small(), spec.dtypes))
+
+
+@pytest.mark.parametrize(
+    "spec, case, dtype",
+    [
+        pytest.param(spec, case, dtype, id=f"{spec.name}-{case.name}-{launch.short(dtype)}")
+        for spec in SPECS
+        for case, dtype in small(spec)
+    ],
+)
 def test_results_and_gradients_are_those_of_the_reference_in_float64(spec, case, dtype, unwritten_is_nan):
     assert not check(spec, case, dtype, DEVICE)
 
@@ -71,6 +85,14 @@ def test_recipe_shapes_agree_with_the_reference_in_float64(spec, case, dtype, un
 def test_recipe_shapes_agree_in_tf32(spec, case, dtype, monkeypatch, unwritten_is_nan):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     assert not check(spec, case, dtype, DEVICE)
+
+
+@by_spec
+def test_every_value_of_a_field_is_tried_in_every_dtype(spec):
+    tried = {(item, dtype) for case, dtype in spec.small_in_dtypes() for item in case.items()}
+    values = {item for case in spec.small() for item in case.items()}
+    assert tried == set(itertools.product(values, spec.dtypes))
+    assert {case for case, _ in spec.small_in_dtypes()} == set(spec.small())
 
 
 @by_spec

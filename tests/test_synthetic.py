@@ -82,6 +82,6 @@ def test_small_network_learns_what_a_linear_classifier_cannot(made):
         eval_every=0,
         ledger=None,
         quiet=True,
-        settings={"base_depth": 8, "train_examples": 5000, "epochs": 3},
+        settings={"base_depth": 8, "train_examples": 3000, "batch_size": 150, "epochs": 2},
     )
     assert result.accuracy["mean"] > LINEAR_LIMIT + 0.15

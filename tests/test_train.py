@@ -14,7 +14,7 @@ from hlb.execution import resolve
 from hlb.train import Trainer, Watcher
 
 TINY = {"base_depth": 4, "train_examples": 220, "batch_size": 50, "eval_batch_size": 40, "epochs": 2.0,
-        "whiten_images": 50, "dtype": "float32"}  # fmt: skip
+        "whiten_images": 50, "sizes": "20", "dtype": "float32"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
