@@ -17,18 +17,18 @@ from .spec import KernelSpec
 
 HELP = """\
 usage: python -m kernels [--json | --markdown]
-       python -m kernels check [NAME ...] [--all] [--update] [--json FILE|-] [--jobs N]
+       python -m kernels check [NAME ...] [--all] [--json FILE|-] [--jobs N]
        python -m kernels tune [NAME ...] [--dry-run] [--json FILE|-] [--jobs N]
 
 Alone: the ops that have a kernel. check: compiles every launch of these ops, or of all, for compute
 capability 8.0, 8.9, 9.0 and 10.0, which needs no GPU, and fails on spills, too much shared memory, dots
-without tensor cores, loops without asynchronous copies, narrow memory accesses and grown registers. tune:
-measures the launch configurations of the recipes' convolutions of every NAME (record94, r1.conv1, forward,
-block, 31x31, float16 ...) on the GPU that is here, beside cuDNN, and keeps the fastest for later runs.
+without tensor cores, loops without asynchronous copies and narrow memory accesses; `python -m bench gate
+--static` compares with how it was. tune: measures the launch configurations of the recipes' convolutions of
+every NAME (record94, r1.conv1, forward, block, 31x31, float16 ...) on the GPU that is here, beside cuDNN, and
+keeps the fastest for later runs.
 
   --markdown   what each op does and moves: kernels/README.md
   --all        dtypes other than float16 too at every case for every chip, not one case for 9.0
-  --update     rewrite the snapshot of registers that later checks compare with
   --dry-run    show configurations and modelled times, which needs no GPU
   --json FILE  everything that was found; - is standard output
   --jobs N     processes; as many as there are CPUs
@@ -70,7 +70,6 @@ def parser() -> Parser:
     check = commands.add_parser("check", allow_abbrev=False)
     check.add_argument("names", nargs="*", metavar="NAME")
     check.add_argument("--all", action="store_true")
-    check.add_argument("--update", action="store_true")
     check.add_argument("--json", metavar="FILE|-")
     check.add_argument("--jobs", type=positive)
     check.set_defaults(run=_check)
@@ -155,7 +154,7 @@ def _check(options: argparse.Namespace) -> int:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "aot"))
     from . import report
 
-    return report.run(options.names, options.all, options.update, options.json, options.jobs)
+    return report.run(options.names, options.all, options.json, options.jobs)
 
 
 def _tune(options: argparse.Namespace) -> int:

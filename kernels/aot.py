@@ -1,8 +1,9 @@
 """Ahead-of-time compilation of a recorded launch, and what can be read from the result without a GPU.
 
-    compile_launch(launch, cc=90) -> registers, stack, shared memory, widths of memory accesses, faults
+    compile_launch(launch, cc=90) -> registers, stack, shared memory, instructions, widths of accesses, faults
 
-The compiler is triton's own; registers and stack come from the `cuobjdump` in its package.
+The compiler is triton's own; registers and stack come from the `cuobjdump` in its package, the names of
+instructions from the `nvdisasm`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import math
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from . import ptx
+from . import ptx, sass
 from .launch import Launch, TensorDescriptor, triton
 
 TYPES = {
@@ -38,6 +39,7 @@ TYPES = {
 class Compiled:
     """A launch on one chip. `widths` maps a pointer argument to the bytes of its narrowest and widest access,
     of those whose address differs between threads; `uniform` names the arguments of all other accesses.
+    `instructions` has as many of each group as `sass.counts` finds.
     """
 
     cc: int
@@ -47,6 +49,7 @@ class Compiled:
     num_warps: int
     widths: dict[str, tuple[int, int]]
     uniform: tuple[str, ...] = ()
+    instructions: dict[str, int] = field(default_factory=dict)
     faults: tuple[str, ...] = ()  # of dots and loops
     error: str = ""  # why it does not compile
 
@@ -129,11 +132,19 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
         num_warps=launch.num_warps,
         widths={pointers[i]: (min(w), max(w)) for i, w in sorted(by_thread.items()) if i in pointers},
         uniform=tuple(pointers[i] for i in sorted(uniform) if i in pointers),
+        instructions=sass.counts(binary.asm["cubin"], cc),
         faults=tuple(
             dot_faults(binary.asm["ttir"], binary.asm["ttgir"], binary.asm["ptx"], launch.num_stages)
             + (wgmma_faults(binary.asm["ttgir"]) if cc == 90 and launch.num_warps >= 4 else [])
         ),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of what the compiled code depends on: triton, and its assemblers, the second for 10.0 and above."""
+    nvidia = triton.knobs.nvidia
+    assemblers = {"ptxas": nvidia.ptxas.version, "ptxas-blackwell": nvidia.ptxas_blackwell.version}
+    return {"triton": triton.__version__} | assemblers
 
 
 def broken(launch: Launch, cc: int, why: str) -> Compiled:

@@ -260,7 +260,7 @@ def residents(problem: Problem, config: Config, chip: Chip) -> int:
 
 def registers(problem: Problem, config: Config, chip: Chip) -> int:
     """Of a thread, about, from its sums: as the compiler was seen to need, more where it also holds operands
-    (below 9.0). Not from the ahead-of-time check's snapshot: that follows from what is chosen.
+    (below 9.0). Not from the ahead-of-time code: that follows from what is chosen.
     """
     sums = config.rows * config.cols / (32 * config.warps)
     if problem.kind != "forward":

@@ -7,14 +7,14 @@ launch on each chip, `compile_all` compiles that, `judge` applies the rules:
 - tensor-core instructions for every `tl.dot` of float16, bfloat16 and tf32, those of 9.0 (wgmma) there;
 - an asynchronous copy in every loop that loads for a `tl.dot`, where the launch asks for pipeline stages;
 - 16-byte accesses wherever each thread has an address of its own and rows are multiples of 16 bytes, but for
-  the arguments that the SPEC names in `narrow`; and those really are accessed in narrower pieces somewhere;
-- registers at most 10 % above those of the committed snapshot, if it knows this version of triton.
+  the arguments that the SPEC names in `narrow`; and those really are accessed in narrower pieces somewhere.
+
+These hold whatever was before. How a launch compares with what it was is the gate's to say, bench/static.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -35,8 +35,6 @@ from .chips import TARGETS, targeting
 from .compare import execute
 from .launch import Launch, TensorDescriptor, recording, short
 from .spec import Case, KernelSpec
-
-SNAPSHOT = Path(__file__).with_name("registers.json")
 
 
 def chip(cc: int) -> str:
@@ -83,7 +81,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """In the snapshot. Rows of one key differ in what some chips' integers are multiples of, only."""
+        """In a record and a baseline. Rows of one key differ in what some integers are multiples of, only."""
         config = f"{self.launch.num_warps} warps {self.launch.num_stages} stages"
         options = f" {words}" if (words := tile_options(self.launch)) else ""
         number = f" #{self.number}" if self.number > 1 else ""
@@ -175,6 +173,24 @@ def plan(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Ro
     return rows, faults
 
 
+def work(rows: list[Row]) -> dict[tuple[str, str, str], dict[int, dict[str, tuple[int, int]]]]:
+    """(op, case, precision) -> compute capability -> kernel -> (bytes, FLOPs) that a call issues, forward and
+    backward, as the SPEC declares it for the configurations that this chip launches.
+    """
+    found = {}
+    for row in rows:
+        cases = {case.name: case for case in row.spec.cases}
+        for name in row.cases:
+            chips = found.setdefault((row.spec.name, name, row.precision), {})
+            for cc in row.ccs:
+                if cc not in chips:
+                    with targeting(TARGETS[cc]), _tf32(row.tf32):
+                        moved = row.spec.bytes(cases[name], row.dtype)
+                        done = row.spec.flops(cases[name], row.dtype)
+                    chips[cc] = {kernel: (moved[kernel], done.get(kernel, 0)) for kernel in moved}
+    return found
+
+
 # Compiled, in several processes
 
 _tasks: list[tuple[Launch, int]] = []  # where forked processes find launches, which cannot be sent to them
@@ -224,7 +240,7 @@ def row_bytes(tensor: Tensor) -> int:
 
 
 def violations(launch: Launch, result: Compiled, narrow: Container[str] = ()) -> list[str]:
-    """The rules that a launch breaks on a chip, registers apart, a line each."""
+    """The rules that a launch breaks on a chip, a line each."""
     if result.error:
         return [f"does not compile: {result.error}"]
     found = list(result.faults)
@@ -241,21 +257,12 @@ def violations(launch: Launch, result: Compiled, narrow: Container[str] = ()) ->
     return found
 
 
-def grown(registers: int, before: int | None) -> list[str]:
-    """A fault where registers are more than 10 %, and at least 2, above those of before."""
-    if before is None or registers <= 1.1 * before or registers < before + 2:
-        return []
-    return [f"registers: {registers}, {before} in the snapshot"]
-
-
-def judge(rows: list[Row], snapshot: dict[str, dict[str, int]]) -> list[str]:
+def judge(rows: list[Row]) -> list[str]:
     """Fills in `faults`; returns what is wrong with SPECs as a whole."""
     for row in rows:
-        before = snapshot.get(row.key, {})
         for cc, result in row.results.items():
             narrow = {name.removesuffix(f" {row.precision}") for name in row.spec.narrow}
-            found = violations(row.launch, result, narrow) + grown(result.registers, before.get(chip(cc)))
-            for fault in found:
+            for fault in violations(row.launch, result, narrow):
                 row.faults.setdefault(fault, []).append(cc)
     return [
         f"{spec.name}: `narrow` names {name}, which has no narrow access"
@@ -276,34 +283,6 @@ def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[st
         names = {name for name, (least, _) in r.widths.items() if least < 16} | set(r.uniform)
         needed |= names | {f"{name} {precision}" for name in names}
     return sorted(set(narrow) - needed)
-
-
-# Registers, as they were
-
-
-def load_snapshot() -> dict[str, dict[str, dict[str, int]]]:
-    """triton's version -> a row's key -> chip -> registers."""
-    return json.loads(SNAPSHOT.read_text()) if SNAPSHOT.exists() else {}
-
-
-def updated(snapshot: dict, version: str, rows: list[Row]) -> dict:
-    """The snapshot with these rows' registers in place of all that it knew of their ops for this version."""
-    ops = {row.spec.name for row in rows}
-    kept = {key: value for key, value in snapshot.get(version, {}).items() if key.split("/")[0] not in ops}
-    new: dict[str, dict[str, int]] = {}
-    for row in rows:
-        found = {chip(cc): r.registers for cc, r in row.results.items() if not r.error}
-        new[row.key] = new.get(row.key, {}) | found
-    return snapshot | {version: dict(sorted((kept | new).items()))}
-
-
-def snapshot_text(snapshot: dict) -> str:
-    """As JSON, a line for each launch."""
-    versions = []
-    for version, entries in sorted(snapshot.items()):
-        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
-        versions.append(f"{json.dumps(version)}: {{\n{lines}\n}}")
-    return "{\n" + ",\n".join(versions) + "\n}"
 
 
 def write(path: Path, text: str) -> None:

@@ -12,28 +12,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import CATALOGUE, check
+from .aot import versions
 from .check import Row, chip
 from .chips import TARGETS
-from .launch import triton
 
 
-def run(names: list[str], everything: bool, update: bool, file: str | None, jobs: int | None) -> int:
+def run(names: list[str], everything: bool, file: str | None, jobs: int | None) -> int:
     """Checks ops by name, or all; writes JSON to `file`, if named. Returns the exit status, 1 where a rule is
     broken.
     """
     torch.set_num_threads(1)  # processes will be forked: no thread of torch's may be at work then
     rows, faults = check.plan([CATALOGUE[name] for name in names or CATALOGUE], everything)
     _compile(rows, jobs or len(os.sched_getaffinity(0)))
-    snapshot = check.load_snapshot()
-    known = snapshot.get(triton.__version__, {})
-    faults += check.judge(rows, {} if update else known)
+    faults += check.judge(rows)
     faults += _grouped(rows)
-    if update:
-        text = check.snapshot_text(check.updated(snapshot, triton.__version__, rows))
-        check.write(check.SNAPSHOT, text)
-
     if file:
-        text = json.dumps(_plain(rows, faults), indent=1)
+        text = json.dumps(_plain(names, everything, rows, faults), indent=1)
         if file == "-":
             print(text)
             return int(bool(faults))
@@ -41,8 +35,6 @@ def run(names: list[str], everything: bool, update: bool, file: str | None, jobs
     _show(rows)
     for fault in faults:
         print(f"FAIL {fault}")
-    if not known and not update:
-        print(f"no snapshot of registers for triton {triton.__version__}: --update makes one")
     compiled = sum(len(row.results) for row in rows)
     print(f"{len(rows)} launches, compiled {compiled} times: {len(faults) or 'nothing'} wrong")
     return int(bool(faults))
@@ -109,12 +101,16 @@ def _show(rows: list[Row]) -> None:
     console.print(table)
 
 
-def _plain(rows: list[Row], faults: list[str]) -> dict:
+def _plain(names: list[str], everything: bool, rows: list[Row], faults: list[str]) -> dict:
+    """What was found, for a program to read. `names` are of the ops that were asked for, none for all."""
     return {
-        "triton": triton.__version__,
+        "names": names,
+        "all": everything,
+        "versions": versions(),
         "faults": faults,
         "launches": [
             {
+                "key": row.key,
                 "op": row.spec.name,
                 "kernel": row.launch.name,
                 "cases": row.cases,
@@ -128,6 +124,7 @@ def _plain(rows: list[Row], faults: list[str]) -> dict:
                         "registers": r.registers,
                         "stack": r.stack,
                         "shared": r.shared,
+                        "instructions": r.instructions,
                         "occupancy": r.occupancy,
                         "widths": r.widths,
                         "error": r.error,
@@ -137,5 +134,17 @@ def _plain(rows: list[Row], faults: list[str]) -> dict:
                 "faults": {fault: [chip(cc) for cc in on] for fault, on in row.faults.items()},
             }
             for row in rows
+        ],
+        "work": [
+            {
+                "op": op,
+                "case": case,
+                "dtype": precision,
+                "chips": {
+                    chip(cc): {name: {"bytes": moved, "flops": done} for name, (moved, done) in work.items()}
+                    for cc, work in chips.items()
+                },
+            }
+            for (op, case, precision), chips in check.work(rows).items()
         ],
     }

@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from kernels import CATALOGUE, __main__, check, chips, launch, ptx
+from bench import snapshot, static
+from kernels import CATALOGUE, __main__, check, chips, launch, ptx, sass
 from kernels.aot import TYPES, Compiled, dot_faults, identity, loops, signature, wgmma_faults
 from kernels.launch import Launch, box, tl, triton
 
@@ -110,6 +113,43 @@ def test_comments_and_inline_assembly_are_read():
         "// end inline asm",
     )
     assert found == ({0: {16}}, set())
+
+
+# Instructions, from SASS
+
+SASS = """
+\t.headerflags\t@"EF_CUDA_SM89"
+.text._kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128 R4, [R2.64] ;
+        /*0020*/              @UP0 UIADD3 UR4, UR4, 0x1, URZ ;
+        /*0030*/               @P0 EXIT ;
+.L_x_0:
+        /*0040*/                   BRA `(.L_x_0);
+        /*0050*/                   NOP;
+"""
+
+
+def test_instructions_are_named_without_predicates_and_modifiers():
+    assert sass.names(SASS) == ["MOV", "LDG", "UIADD3", "EXIT", "BRA", "NOP"]
+
+
+@pytest.mark.parametrize(
+    "group, own, others",
+    [
+        ("all", "MOV EXIT HMMA LDS", "NOP"),
+        ("tensor", "HMMA IMMA HGMMA UTCHMMA", "FFMA HFMA2 WARPGROUP UTCBAR"),
+        ("async", "LDGSTS UBLKCP UTMALDG", "LDG STS LDGDEPBAR"),
+        ("global", "LDG STG LD ST ATOMG RED", "LDGSTS LDC LDS STL LDGDEPBAR"),
+        ("shared", "LDS STS LDSM STSM ATOMS", "LDG LDL LDGSTS"),
+        ("local", "LDL STL", "LDS STG LD"),
+        ("barrier", "BAR SYNCS UTCBAR", "WARPSYNC LDGDEPBAR BRA"),
+    ],
+)
+def test_groups_of_instructions(group, own, others):
+    own, others = own.split(), others.split()
+    found = sass.grouped(Counter({name: 10**i for i, name in enumerate(own)} | dict.fromkeys(others, 10**9)))
+    assert found[group] == int("1" * len(own))
 
 
 # Dots and loops, from Triton's IR
@@ -307,18 +347,9 @@ def test_an_excuse_may_hold_for_one_precision():
         spec = dataclasses.replace(SPEC, narrow={"p_x float16": "why"})
         one = launched(X, X, 32, 2, BLOCK=32)
         row = check.Row(spec, one, dtype, (90,), ["case"], 1, results={90: narrow})
-        check.judge([row], {})
+        check.judge([row])
         faults[dtype] = list(row.faults)
     assert faults[torch.float16] == [] and len(faults[torch.float32]) == 1
-
-
-@pytest.mark.parametrize(
-    "registers, before, wrong",
-    [(40, None, False), (40, 40, False), (44, 40, False), (45, 40, True), (20, 40, False), (9, 8, False)]
-    + [(10, 8, True)],
-)
-def test_registers_may_grow_by_10_percent_and_by_one(registers, before, wrong):
-    assert bool(check.grown(registers, before)) == wrong
 
 
 def test_occupancy_is_that_of_the_scarcer_resource():
@@ -329,7 +360,7 @@ def test_occupancy_is_that_of_the_scarcer_resource():
     assert dataclasses.replace(GOOD, num_warps=1).occupancy == 0.5  # 32 programs
 
 
-# Plan and snapshot
+# The plan
 
 SPEC = CATALOGUE["cross_entropy"]
 
@@ -379,12 +410,6 @@ def test_plan_takes_what_each_chip_launches():
     assert all(len(row.cases) == 2 and row.number == 1 for row in rows)
     ends = [row.key.partition("stages ")[2] for row in rows]
     assert ends == ["64x16x16 images", "32x16x16", "64x16x16 images"]
-    for row, registers in zip(rows, (1, 2, 3)):
-        row.results |= {cc: dataclasses.replace(GOOD, registers=registers) for cc in row.ccs}
-    assert list(check.updated({}, "3.6", rows)["3.6"].values()) == [
-        {"8.9": 2},
-        {"8.0": 1, "9.0": 1, "10.0": 3},
-    ]
 
 
 def test_plan_takes_tf32_where_it_makes_a_difference():
@@ -410,35 +435,37 @@ def test_descriptors_tell_configurations_apart():
     assert check.tile_options(launched(X, X, 32, 2, BLOCK=32)) == ""
 
 
-def row(op: str, case: str, registers: int) -> check.Row:
-    found = check.Row(
-        spec=dataclasses.replace(SPEC, name=op),
+def row(case: str) -> check.Row:
+    return check.Row(
+        spec=SPEC,
         launch=launched(X, X, 32, 2, BLOCK=32),
         dtype=torch.float16,
         ccs=(90,),
         cases=[case],
         number=1,
     )
-    found.results[90] = dataclasses.replace(GOOD, registers=registers)
-    return found
 
 
-def test_an_update_replaces_what_the_snapshot_knew_of_the_ops_and_nothing_else():
-    before = check.updated({"3.0": {"a/b": {"9.0": 1}}}, "3.6", [row("a", "gone", 10), row("b", "kept", 20)])
-    after = check.updated(before, "3.6", [row("a", "new", 30)])
-    config = "float16/4 warps 2 stages"
-    assert after == {
-        "3.0": {"a/b": {"9.0": 1}},
-        "3.6": {f"a/_kernel/new/{config}": {"9.0": 30}, f"b/_kernel/kept/{config}": {"9.0": 20}},
+def test_work_is_that_of_each_chip_and_precision():
+    spec = dataclasses.replace(
+        SPEC,
+        bytes=lambda case, dtype: {"_kernel": case.n * dtype.itemsize, "_other": chips.current("cpu").cc},
+        flops=lambda case, dtype: {"_kernel": 2 + torch.backends.cuda.matmul.allow_tf32},
+    )
+    first, last = spec.cases[0], spec.cases[-1]
+    rows = [row(first.name), row(last.name), row(first.name)]
+    for each, dtype, ccs, tf32 in zip(
+        rows, (torch.float16, torch.float16, torch.float32), ((80, 90), (90,), (90,)), (0, 0, 1)
+    ):
+        each.spec, each.dtype, each.ccs, each.tf32 = spec, dtype, ccs, bool(tf32)
+    name = spec.name
+    assert check.work(rows) == {
+        (name, first.name, "float16"): {
+            cc: {"_kernel": (2 * first.n, 2), "_other": (cc, 0)} for cc in (80, 90)
+        },
+        (name, last.name, "float16"): {90: {"_kernel": (2 * last.n, 2), "_other": (90, 0)}},
+        (name, first.name, "tf32"): {90: {"_kernel": (4 * first.n, 3), "_other": (90, 0)}},
     }
-    assert json.loads(check.snapshot_text(after)) == after
-
-
-def test_judge_compares_with_the_snapshot():
-    snapshot = check.updated({}, "3.6", [row("a", "one", 100), row("a", "two", 100)])["3.6"]
-    rows = [row("a", "one", 110), row("a", "two", 111), row("a", "three", 200)]
-    check.judge(rows, snapshot)
-    assert [list(r.faults.values()) for r in rows] == [[], [[90]], []]
 
 
 def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
@@ -448,10 +475,9 @@ def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
         return GOOD
 
     monkeypatch.setattr(check, "compile_launch", compiler)
-    rows = [row("a", "one", 1), row("a", "two", 1), row("a", "three", 1)]
+    rows = [row("one"), row("two"), row("three")]
     for i, each in enumerate(rows):
         each.launch = launched(X, X, 32, 2, BLOCK=32, num_warps=(4, 8, 2)[i])
-        each.results.clear()
     check.compile_all(rows, 2, lambda done, of: None)
     assert [each.results[90].error for each in rows] == ["", "the compiler aborts", ""]
 
@@ -503,19 +529,47 @@ def in_a_process(*command: str, cache: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_check_passes_a_good_kernel_even_from_an_interpreting_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    found = in_a_process("-m", "kernels", "check", "cross_entropy", "--json", "-", cache=tmp_path)
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """The record of a check of one op, from an environment in which triton interprets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        cache = tmp_path_factory.mktemp("cache")
+        found = in_a_process("-m", "kernels", "check", "cross_entropy", "--json", "-", cache=cache)
     assert found.returncode == 0, found.stdout + found.stderr
-    results = json.loads(found.stdout)
-    assert results["faults"] == [] and len(results["launches"]) == 3
-    chips = results["launches"][0]["chips"]
+    return json.loads(found.stdout)
+
+
+def test_the_check_passes_a_good_kernel_even_from_an_interpreting_environment(checked):
+    assert checked["faults"] == [] and len(checked["launches"]) == 3
+    chips = checked["launches"][0]["chips"]
     assert list(chips) == ["8.0", "8.9", "9.0", "10.0"]
     assert all(10 < one["registers"] < 100 and one["stack"] == 0 for one in chips.values())
+    assert all(100 < one["instructions"]["all"] < 1000 for one in chips.values())
+
+
+def test_a_record_holds_the_work_of_each_case(checked):
+    first = checked["work"][0]
+    assert (first["op"], first["case"], first["dtype"]) == (SPEC.name, SPEC.cases[0].name, "float16")
+    declared = SPEC.bytes(SPEC.cases[0], torch.float16)
+    assert first["chips"]["9.0"] == {name: {"bytes": moved, "flops": 0} for name, moved in declared.items()}
+    assert [one["dtype"] for one in checked["work"]] == ["float16", "float16", "float32", "bfloat16"]
+
+
+def test_the_static_gate_finds_the_committed_baseline_in_a_cold_compilation(checked, tmp_path):
+    known = snapshot.read(static.BASELINE)
+    if known["versions"] != checked["versions"]:
+        pytest.skip(f"the baseline is of {known['versions']}, here is {checked['versions']}")
+    file = tmp_path / "check.json"
+    file.write_text(json.dumps(checked))
+    summary = tmp_path / "summary.md"
+    assert static.run(Console(quiet=True), ["cross_entropy"], None, file, False, None, summary) == 0
 
 
 BAD_KERNELS = """
-import json, os, torch
+import json, os, subprocess, tempfile, torch
+from collections import Counter
+from kernels import sass
 from kernels.aot import compile_launch
 from kernels.check import violations
 from kernels.launch import launch, recording, tl, triton
@@ -568,7 +622,21 @@ for one in launches[:6]:
     options = {"num_warps": one.num_warps, "num_stages": one.num_stages, "grid": one.grid}
     one.kernel.warmup(*one.arguments, **options, **one.constants)
 found["new in the cache"] = sorted(set(os.listdir(os.environ["TRITON_CACHE_DIR"])) - cached)
-print(json.dumps(found))
+
+count, whole = sass.counts, {}
+
+def disassembled(cubin, cc):  # all of it, which takes longer
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(cubin)
+        file.flush()
+        command = (triton.knobs.nvidia.nvdisasm.path, "-ndf", "-c", file.name)
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    whole[cc] = sass.grouped(Counter(sass.names(text)))
+    return count(cubin, cc)
+
+sass.counts = disassembled
+counted = {cc: compile_launch(launches[3], cc).instructions for cc in (80, 90, 100)}
+print(json.dumps(found | {"counted": counted, "disassembled": whole}))
 """
 
 
@@ -602,6 +670,18 @@ def test_a_kernel_that_breaks_a_rule_fails(faults, kernel, message):
 @pytest.mark.parametrize("kernel", ["good", "dot"])
 def test_a_kernel_that_breaks_none_passes(faults, kernel):
     assert faults[kernel] == []
+
+
+def test_instructions_counted_by_opcode_are_those_of_the_whole_disassembly(faults):
+    assert faults["counted"].keys() == {"80", "90", "100"}
+    assert faults["counted"] == faults["disassembled"]
+
+
+@pytest.mark.parametrize("cc", ["80", "90", "100"])
+def test_a_pipelined_dot_is_counted_as_one_on_every_chip(faults, cc):
+    found = faults["counted"][cc]
+    assert found["tensor"] and found["async"] and found["barrier"] and not found["local"]
+    assert found["all"] > found["tensor"] + found["async"] + found["global"] + found["shared"]
 
 
 def test_a_launch_finds_in_the_cache_what_was_compiled_ahead_of_time(faults):
