@@ -10,9 +10,7 @@ instruction.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 
 import torch
@@ -37,9 +35,9 @@ def only_case(todo: dict[KernelSpec, list[Case]], option: str) -> tuple[KernelSp
     found = [(spec, case) for spec, cases in todo.items() for case in cases]
     if len(found) == 1:
         return found[0]
-    names = [f"{spec.name} {case.name}" for spec, case in found]
-    names[NAMED:] = [f"and {len(names) - NAMED} more"] * (len(names) > NAMED)
-    raise UserError(f"{option}: takes one op and one --case, here are {len(found)}: {', '.join(names)}")
+    names = ", ".join(f"{spec.name} {case.name}" for spec, case in found[:NAMED])
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    raise UserError(f"{option}: takes one op and one --case, here are {len(found)}: {names}{more}")
 
 
 def target(chip: str | None) -> Chip:
@@ -78,11 +76,7 @@ def run(
         lines = [f"{STAGES[stage]} {line}" for line in (of, *heading(one, result))]
         lines.append("" if result.error else code(one, on.cc, stage))
         status = 1 if result.error else status
-        try:
-            print(*lines, sep="\n", file=console.file, flush=True)  # as it is: rich would expand tabs
-        except BrokenPipeError:  # whoever read our output has left; what is still buffered goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+        print(*lines, sep="\n", file=console.file, flush=True)  # as it is: rich would expand tabs
     return status
 
 

@@ -13,7 +13,6 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from json import dumps, loads
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -35,6 +32,7 @@ from kernels.launch import short
 
 ROOT = Path(__file__).resolve().parents[1]
 RENAMED = {"training": "both"}  # directions, as older revisions call them
+NAMED = 5  # rows of one side alone, in its line
 HEADINGS = ("op", "case", "direction", "by", "here us", "there us", "ratio", "95 % interval", "here is")
 
 Key = tuple[str, str, str, str, str]  # op, case, dtype, direction, implementation
@@ -99,7 +97,7 @@ def run(
 
 @contextlib.contextmanager
 def worktree(ref: str) -> Iterator[tuple[Path, str]]:
-    """A temporary checkout of a revision, and its commit; removed on leaving, also by a signal."""
+    """A temporary checkout of a revision, and its commit; removed on leaving, also by Ctrl-C."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
         raise UserError(f"--vs: {ROOT} is no checkout that git can read; clone the repository")
@@ -111,10 +109,6 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
     if not _git("ls-tree", commit, "bench/__main__.py"):
         raise UserError(f"--vs: {ref} has no `python -m bench`; take a later revision")
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
     folder = tempfile.mkdtemp(prefix="bench-")
     tree = Path(folder, "there")
     try:
@@ -125,7 +119,6 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
         _git("worktree", "remove", "--force", "--force", str(tree))
         shutil.rmtree(folder, ignore_errors=True)
         _git("worktree", "prune")
-        signal.signal(signal.SIGTERM, before)
 
 
 def _git(*arguments: str) -> str | None:
@@ -162,27 +155,34 @@ def measured(side: str, tree: Path, commit: str, dirty: bool | None, options: Se
     return record
 
 
-def seconds(records: Sequence[dict], direction: str | None) -> dict[Key, list[float | None]]:
-    """A row -> its medians, round by round; None where it failed."""
-    found: dict[Key, list[float | None]] = {}
+def by_key(records: Sequence[dict], direction: str | None) -> dict[Key, list[dict]]:
+    """The rows of one direction, or of all, round by round."""
+    found: dict[Key, list[dict]] = {}
     for record in records:
         for row in record["rows"]:
             way = RENAMED.get(row["direction"], row["direction"])
             if direction in (None, way):
                 key = row["op"], row["case"], row["dtype"], way, row["implementation"]
-                found.setdefault(key, []).append(row["median"])
+                found.setdefault(key, []).append(row)
     return found
 
 
 def report(console: Console, records: dict[str, list[dict]], direction: str | None, json: Path | None) -> int:
     """Prints and writes what the rounds say; returns the exit status."""
-    here, there = (seconds(records[side], direction) for side in ("here", "there"))
-    failed = {side: [k for k, v in found.items() if None in v] for side, found in zip(records, (here, there))}
-    rows = [
-        compared(key, here[key], there[key])
-        for key in here
-        if key in there and None not in (*here[key], *there[key])
-    ]
+    found = {side: by_key(records[side], direction) for side in records}
+    failed = {
+        side: {
+            key: faults[0]
+            for key, rounds in rows.items()
+            if (faults := [r["fault"] for r in rounds if r["fault"]])
+        }
+        for side, rows in found.items()
+    }
+    here, there = (
+        {key: [row["median"] for row in rounds] for key, rounds in rows.items() if key not in failed[side]}
+        for side, rows in found.items()
+    )
+    rows = [compared(key, here[key], there[key]) for key in here if key in there]
     table = [
         (
             *(row.op, row.case, row.direction, row.implementation),
@@ -194,11 +194,17 @@ def report(console: Console, records: dict[str, list[dict]], direction: str | No
     if table:
         print_table(console, HEADINGS, table, words=(0, 1, 2, 3, 8))
         line(console, "each interval stands alone: of twenty rows without a difference, one shows some")
-    only = {"here": [key for key in here if key not in there], "there": [k for k in there if k not in here]}
-    for word, lists in (("only", only), ("FAILED", failed)):
-        for side, keys in lists.items():
-            for key in keys:
-                line(console, f"{word} {side}: {' '.join(key)}")
+    only = {
+        "here": [key for key in found["here"] if key not in found["there"]],
+        "there": [key for key in found["there"] if key not in found["here"]],
+    }
+    for side, keys in only.items():
+        if keys:
+            more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+            line(console, f"only {side}: {', '.join(map(' '.join, keys[:NAMED]))}{more}")
+    for side, faults in failed.items():
+        for key, fault in faults.items():
+            line(console, f"FAILED {side}: {' '.join(key)}: {fault}")
     if json:
         first, last = records["here"][0], records["here"][-1]
         record = {
@@ -209,7 +215,7 @@ def report(console: Console, records: dict[str, list[dict]], direction: str | No
             "rounds": len(records["here"]),
             "rows": [asdict(row) for row in rows],
             **{f"only_{side}": keys for side, keys in only.items()},
-            **{f"failed_{side}": keys for side, keys in failed.items()},
+            **{f"failed_{side}": list(faults.items()) for side, faults in failed.items()},
         }
         with atomic(json) as temporary:
             temporary.write_text(dumps(ledger.finite(record), indent=1, allow_nan=False) + "\n")
