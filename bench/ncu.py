@@ -61,8 +61,8 @@ def run(
     (forward, backward; anything else is both) and prints its counters. Returns the exit status; raises
     UserError.
     """
-    spec, case = only_case(todo, "--ncu")
     executable = tool()
+    spec, case = only_case(todo, "--ncu")
     counts = launched(spec, case, dtype)
     ways = [direction] if direction in ("forward", "backward") else list(counts)
     there = sum((counts.get(way, Counter()) for way in ways), Counter())

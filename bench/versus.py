@@ -101,7 +101,7 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
         raise UserError(f"--vs: {ROOT} is no checkout that git can read; clone the repository")
-    commit = _git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
+    commit = _git("rev-parse", "--verify", f"{ref}^{{commit}}")
     if not commit:
         raise UserError(
             f"--vs: got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`"
@@ -116,9 +116,8 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
             raise UserError(f"--vs: git cannot check {ref} out into {folder}; is there room?")
         yield tree, commit
     finally:
-        _git("worktree", "remove", "--force", "--force", str(tree))
         shutil.rmtree(folder, ignore_errors=True)
-        _git("worktree", "prune")
+        _git("worktree", "prune")  # forgets it
 
 
 def _git(*arguments: str) -> str | None:

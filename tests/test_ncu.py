@@ -186,6 +186,19 @@ def test_metric_that_ncu_does_not_know_is_asked_for_by_its_newer_name(fake, how)
     assert [READ in call for call in calls.read_text().splitlines()] == [True, False]
 
 
+def test_metric_of_which_neither_name_is_known_is_left_out(fake):
+    names = (READ, SUCCESSORS[READ])
+    without = {name: value for name, value in VALUES.items() if name not in names}
+    calls = fake(f"""
+        for name in {names!r}:
+            if name in metrics:
+                sys.exit(print("==ERROR== Failed to find metric", name))
+        print({csv(without)!r})
+    """)
+    assert "DRAM traffic" in [line.split("  ")[0] for line in profiled().splitlines() if "not avail" in line]
+    assert len(calls.read_text().splitlines()) == 3
+
+
 def test_metric_without_a_newer_name_is_left_out(fake):
     without = {name: value for name, value in VALUES.items() if name != TENSOR}
     fake(f"""
@@ -261,7 +274,8 @@ def test_ncu_of_the_toolkit_is_found_without_a_path(monkeypatch, tmp_path, gpu):
     assert "34.5 MB" in profiled()
 
 
-def test_several_cases_are_refused_with_their_names(gpu):
+def test_several_cases_are_refused_with_their_names(fake):
+    fake("")
     with pytest.raises(UserError, match="--ncu: takes one .* here are 2: doubled seed, doubled other"):
         profiled(cases=SPEC.cases)
 
