@@ -188,22 +188,29 @@ def _traced(trainer: Trainer, variant: Variant) -> tuple[dict, float]:
     """The trace of some steps, and the median seconds of one. They have the rates of the first such step of a
     run, and images in no order.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # without a GPU it calls that an error
-    activities = [ProfilerActivity.CPU]
-    if trainer.device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
     number, seconds = trainer.plan.index(variant), []
     for _ in range(WARM_UP):
         trainer.timed_step(variant, number)
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+
+    def steps() -> None:
         for _ in range(STEPS):
             trainer.optimizer.step_index.fill_(number)
             with Clock(trainer.device) as clock, record_function(STEP):
                 trainer.step(variant)
             seconds.append(clock.seconds)
+
+    return chrome_trace(steps, trainer.device.type == "cuda"), median(seconds)
+
+
+def chrome_trace(work: Callable[[], object], on_device: bool) -> dict:
+    """The trace of a function, in Chrome's format, of CUDA's kernels as well if `on_device`."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # without a GPU it calls that an error
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        work()
     with tempfile.TemporaryDirectory() as folder:
         profiler.export_chrome_trace(f"{folder}/trace.json")
-        return json.loads(Path(folder, "trace.json").read_text()), median(seconds)
+        return json.loads(Path(folder, "trace.json").read_text())
 
 
 def pieces(events: Sequence[dict], ops: Sequence[str]) -> list[Piece]:

@@ -99,24 +99,31 @@ def identity(launch: Launch) -> str:
     return repr((function.__module__, launch.name, launch.num_warps, launch.num_stages, *signature(launch)))
 
 
-def compile_launch(launch: Launch, cc: int) -> Compiled:
-    """Compiles a launch for a compute capability such as 90. Raises nothing: see `Compiled.error`."""
+def compiled(launch: Launch, cc: int):
+    """triton's CompiledKernel of a launch for a compute capability such as 90: `asm` holds its stages by name
+    (ttir, ttgir, llir, ptx, cubin). Raises what the compiler raises.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    types, constants, known = signature(launch)
+    # As a call would have it, to the letter, so that it finds in triton's cache what is compiled here.
+    attributes = {
+        (i,): known.get((i,), [])
+        for i, (name, kind) in enumerate(types.items())
+        if kind[0] in "*i" or isinstance(constants.get(name), str)
+    }
+    return triton.compile(
+        ASTSource(launch.kernel, types, constants, attributes),
+        target=GPUTarget("cuda", cc, 32),
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+    )
+
+
+def compile_launch(launch: Launch, cc: int) -> Compiled:
+    """Compiles a launch for a compute capability such as 90. Raises nothing: see `Compiled.error`."""
     try:
-        types, constants, known = signature(launch)
-        # As a call would have it, to the letter, so that it finds in triton's cache what is compiled here.
-        attributes = {
-            (i,): known.get((i,), [])
-            for i, (name, kind) in enumerate(types.items())
-            if kind[0] in "*i" or isinstance(constants.get(name), str)
-        }
-        binary = triton.compile(
-            ASTSource(launch.kernel, types, constants, attributes),
-            target=GPUTarget("cuda", cc, 32),
-            options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
-        )
+        binary, types = compiled(launch, cc), signature(launch)[0]
     except Exception as error:  # whatever the compiler raises is the finding
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" \n^")]
         return broken(launch, cc, f"{type(error).__name__}: {' ... '.join(lines[:1] + lines[1:][-2:])}"[:400])
