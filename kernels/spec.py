@@ -70,6 +70,7 @@ class KernelSpec:
     )  # kernel argument [precision]: why not 16 bytes a time
     shared_reads: tuple[str, ...] = ()  # kernels
     given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
+    fuses: str = ""  # what it does in one launch, or few, that eager PyTorch does operator by operator
 
     def small(self) -> list[Case]:
         """A covering array of `space`: every pair of values of two fields occurs in some valid case."""
