@@ -1,10 +1,10 @@
-"""What a record of `python -m bench` says: its calls, and how much faster our kernels are than others."""
+"""What records of measurements say: of kernels (`python -m bench`) and of a step of training."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -16,7 +16,7 @@ FIELDS = ("op", "case", "dtype", "direction", "implementation")
 Calls = dict[tuple[str, str, str], dict[str, dict[str, dict]]]
 
 
-def is_record(content: object) -> bool:
+def is_bench(content: object) -> bool:
     """Whether a JSON file's content is a record of `python -m bench`."""
     rows = content.get("rows") if isinstance(content, dict) else None
     return isinstance(rows, list) and all(
@@ -24,21 +24,42 @@ def is_record(content: object) -> bool:
     )
 
 
-def load(path: Path | str) -> dict:
-    """A record. UserError where the file cannot be read or is none."""
+def is_profile(content: object) -> bool:
+    """Whether a JSON file's content is that of a `profiling.Profile`."""
+    return isinstance(content, dict) and "step_seconds" in content and isinstance(content.get("rows"), list)
+
+
+KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "kernels": (is_bench, "python -m bench --json FILE"),
+    "profile": (is_profile, "hlb --profile TRACE --json FILE"),
+}
+
+
+def load(path: Path | str, option: str) -> dict:
+    """The record that an option names. UserError where the file cannot be read or is none."""
+    accepted, command = KINDS[option]
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--kernels: cannot read {path}: {error.strerror}") from None
+        raise UserError(f"--{option}: cannot read {path}: {error.strerror}") from None
     except ValueError:
         content = None
-    if not is_record(content):
-        raise UserError(f"--kernels: {path} is no record of `python -m bench --json FILE`")
+    if not accepted(content):
+        raise UserError(f"--{option}: {path} is no record of `{command}`")
     return content
 
 
+def about_profile(record: dict) -> str:
+    """What a record of a step is of, in a line."""
+    images = f"{record['images']} images of {record['size']}x{record['size']}"
+    return (
+        f"{record['recipe']} on {record['dataset']}, {record['device_name']}: {images} in "
+        f"{record['recipe_fields']['dtype']}, --kernels {record['execution']['kernels']}"
+    )
+
+
 def about(record: dict) -> str:
-    """What a record is of, in a line: device, dtypes, day, commit."""
+    """What a record of kernels is of, in a line: device, dtypes, day, commit."""
     commit = record.get("commit")
     if commit is not None:
         commit = f"commit {commit[:8]}{' with changes' if record.get('dirty') else ''}"

@@ -40,7 +40,12 @@ STYLE = {
 }
 # Where a label may stand: points right of and above its own point, nearest first.
 PLACES = sorted(
-    ((x, y) for x in (-90, -60, -30, -8, 0, 8, 30, 60, 90) for y in range(-72, 73, 8) if abs(x) + abs(y) > 7),
+    (
+        (x, y)
+        for x in (-120, -90, -60, -30, -8, 0, 8, 30, 60, 90, 120)
+        for y in range(-96, 97, 8)
+        if abs(x) + abs(y) > 7
+    ),
     key=lambda place: (math.hypot(place[0] / 2, place[1]), -place[0], -place[1]),
 )
 
@@ -72,7 +77,9 @@ def drawn(
             kind = path.suffix.removeprefix(".")
             fixed = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
             with atomic(path) as temporary:
-                figure.savefig(temporary, format=kind, metadata=fixed | {"Description": data})
+                figure.savefig(
+                    temporary, format=kind, transparent=kind == "svg", metadata=fixed | {"Description": data}
+                )
 
 
 def dot(color: str, marker: str, label: str, hollow: bool = False):
@@ -117,7 +124,7 @@ def label(
     size: float = 8,
 ) -> None:
     """Writes the text of each point (x, y, text) where it covers no point, no other text and none of the
-    upright and level `lines` ((x, y), (x, y)), as near as can be; a line leads to what is further away.
+    upright and level `lines` ((x, y), (x, y)), as near as can be; a line leads from what is far.
     Limits, scales and other artists must stand.
     """
     from matplotlib.transforms import Bbox
@@ -126,26 +133,45 @@ def label(
     inside, scale = axes.get_window_extent(), figure.dpi / 72
     spots = axes.transData.transform([(x, y) for x, y, _ in points])
     taken = [Bbox([spot, spot]).padded(4 * scale) for spot in spots]
-    taken += [Bbox(axes.transData.transform(line)).padded(1 * scale) for line in lines]
+    drawn_lines = [Bbox(axes.transData.transform(line)).padded(scale) for line in lines]
+
+    def near(box: Bbox, x: float, y: float) -> tuple[float, float]:
+        return min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+
+    def lead(box: Bbox, x: float, y: float) -> list[tuple[float, float]]:
+        """Places on the way from a text to its point, where that is far or another point is about as near."""
+        end = near(box, x, y)
+        far = math.dist(end, (x, y))
+        others = (math.dist(near(box, *spot), spot) for spot in spots if tuple(spot) != (x, y))
+        if far < 12 * scale and far < 0.8 * min(others, default=math.inf):
+            return []
+        parts = max(2, int(far / (3 * scale)))
+        way = [(end[0] + (x - end[0]) * i / parts, end[1] + (y - end[1]) * i / parts) for i in range(parts)]
+        return [place for place in way if math.dist(place, (x, y)) > 6 * scale]
+
+    def free(box: Bbox, x: float, y: float) -> bool:
+        if not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1):
+            return False
+        if any(box.overlaps(other) for other in (*taken, *drawn_lines)):
+            return False
+        way = lead(box, x, y)
+        return not any(other.contains(*place) for other in taken for place in way)
+
     for (x, y), (_, _, text) in sorted(zip(spots, points), key=lambda item: -item[0][1]):
-        written = axes.annotate(text, (0, 0), xycoords="figure pixels", fontsize=size, va="center")
-        written.set_in_layout(False)
+        written = axes.annotate(text, (0, 0), xycoords="figure pixels", fontsize=size)
         extent = written.get_window_extent()
+        written.remove()
         for dx, dy in PLACES:
             left = x + dx * scale - (extent.width if dx < 0 else extent.width / 2 if dx == 0 else 0)
             box = Bbox.from_bounds(left, y + dy * scale - extent.height / 2, extent.width, extent.height)
-            within = (
-                inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 <= box.y1 <= inside.y1
-            )
-            if within and not any(box.overlaps(other) for other in taken):
+            if free(box, x, y):
                 break
-        else:
-            box = extent.translated(x + 8 * scale, y)
-        taken.append(box)
-        written.remove()
-        near = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-        if math.dist(near, (x, y)) > 12 * scale:
-            line = axes.transData.inverted().transform([near, (x, y)])
-            axes.plot(*line.T, color=INK, lw=0.5, alpha=0.7, zorder=1)
-        place = axes.transData.inverted().transform((box.x0, (box.y0 + box.y1) / 2))
-        axes.text(*place, text, fontsize=size, va="center", in_layout=False)
+        else:  # there is no room
+            box = Bbox.from_bounds(x + 8 * scale, y, extent.width, extent.height)
+        way = lead(box, x, y)
+        if way:
+            ends = axes.transData.inverted().transform((way[0], (x, y)))
+            axes.plot(*ends.T, color=INK, lw=0.5, alpha=0.7, zorder=1)
+        taken += [box, *(Bbox([place, place]).padded(scale) for place in way)]
+        start = axes.transData.inverted().transform((box.x0, (box.y0 + box.y1) / 2))
+        axes.text(*start, text, fontsize=size, va="center", in_layout=False)

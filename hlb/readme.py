@@ -27,14 +27,14 @@ BASELINES = Path(__file__).with_name("baselines.json")
 UNMEASURED = "not measured"
 BY = "by `hlb report --markdown`."
 BASELINE_COLUMNS = ("system", "hardware", "dtype", "accuracy: mean [95 % interval]", "n", "time in s")
-KERNEL_COLUMNS = ("op", "in few launches", "calls", "MB in eager PyTorch", "MB", "bytes saved")
-# Which calls of an op its row is of: the first rule that finds any; their bytes are added up.
-CALLS: dict[str, Callable[[str], bool]] = {
-    "of `record94`": lambda name: name == "record94" or (name.startswith("record94 ") and " at " not in name),
-    "of `seed`": lambda name: name == "seed",
-    "of `record94`'s largest": lambda name: name.startswith("record94."),
-    "of all of `seed`": lambda name: name.startswith("seed."),
-}
+KERNEL_COLUMNS = ("op", "what it fuses", "calls", "MB in eager PyTorch", "MB", "bytes saved")
+# Which cases of an op its row is of: those of the first rule that finds any; their bytes are added up.
+CALLS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("record94", lambda name: name == "record94" or (name.startswith("record94 ") and " at " not in name)),
+    ("seed", lambda name: name == "seed"),
+    ("record94", lambda name: name.startswith("record94.")),
+    ("seed", lambda name: name.startswith("seed.")),
+)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -88,16 +88,18 @@ def baselines_table(root: Path) -> str:
     notes = (
         f"Theirs: {theirs['source']}; {theirs['contract']};",
         f"{least}-{most} GB allocated, {fewest}-{cached} GB cached. Ours: {records.CONTRACT}.",
+        f"Test-time views of both: {records.views(Record('', '', views=theirs['views']))}.",
         f"From `hlb/{BASELINES.name}` and `{RESULTS.as_posix()}/` {BY}",
     )
-    return "\n".join([markdown(BASELINE_COLUMNS, cells), "", *notes])
+    head = "The seed system's own runs, and ours of `seed`:"
+    return "\n".join([head, "", markdown(BASELINE_COLUMNS, cells), "", *notes])
 
 
 def measured(root: Path) -> dict[str, dict]:
     """GPU -> the rows that `python -m bench` measured there, a later record's in place of an earlier's."""
     found: dict[str, dict[tuple, dict]] = {}
     contents = [records.read(path) for path in sorted((root / RESULTS).rglob("*.json"))]
-    kept = [content for content in contents if benches.is_record(content) and content.get("kernels_timed")]
+    kept = [content for content in contents if benches.is_bench(content) and content.get("kernels_timed")]
     for content in sorted(kept, key=lambda content: content.get("time") or ""):
         rows = found.setdefault(content["device_name"], {})
         rows |= {tuple(row[field] for field in benches.FIELDS): row for row in content["rows"]}
@@ -137,9 +139,9 @@ def kernels_table(root: Path) -> str:
 
 def calls_of(spec: KernelSpec) -> tuple[str, list[Case]]:
     """The calls that an op's row is of, in words and as cases."""
-    for of, rule in CALLS.items():
+    for recipe, rule in CALLS:
         if cases := [case for case in spec.cases if rule(case.name)]:
-            return f"{len(cases)} {of}", cases
+            return f"{len(cases)} of `{recipe}`", cases
     return f"all {len(spec.cases)}", list(spec.cases)
 
 
@@ -150,20 +152,18 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-def replaced(text: str, tables: dict[str, str]) -> str:
-    """`text` with each table between its markers. UserError unless each of them is there once, on a line of
-    its own.
+def replaced(text: str, tables: dict[str, str], name: str = "README.md") -> str:
+    """`text` with each table between its markers. UserError, naming the file, unless each of them is there
+    once, on a line of its own.
     """
-    for name, table in tables.items():
-        lines, markers = text.split("\n"), (f"<!-- {name} -->", f"<!-- /{name} -->")
+    for of, table in tables.items():
+        lines, markers = text.split("\n"), (f"<!-- {of} -->", f"<!-- /{of} -->")
         for marker in markers:
             if (count := lines.count(marker)) != 1:
-                raise UserError(
-                    f"README.md: got {count} lines {marker}, needed is one, where the table belongs"
-                )
+                raise UserError(f"{name}: got {count} lines {marker}, needed is one, where the table belongs")
         begin, end = map(lines.index, markers)
         if begin > end:
-            raise UserError(f"README.md: {markers[1]} stands before {markers[0]}; swap the two lines")
+            raise UserError(f"{name}: {markers[1]} stands before {markers[0]}; swap the two lines")
         text = "\n".join([*lines[: begin + 1], "", table, "", *lines[end:]])
     return text
 
@@ -174,12 +174,13 @@ def write(path: Path) -> list[Path]:
     """
     root = path.parent
     try:
-        text = replaced(path.read_text(encoding="utf-8"), {name: make(root) for name, make in TABLES.items()})
+        text = path.read_text(encoding="utf-8")
+        text = replaced(text, {of: make(root) for of, make in TABLES.items()}, path.name)
         plot = root / PLOT
         plot.parent.mkdir(exist_ok=True)
         run_plots.accuracy_time(mine(root), records.published(), plot)
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--markdown: {error.filename or path}: {error.strerror}") from None
+        raise UserError(f"--markdown: {error.filename or path}: {error.strerror}; name a README") from None
     return [path, plot]

@@ -162,10 +162,11 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
     return made
 
 
-def trained(root: Path) -> list[Group]:
-    """The groups of all ledgers of a checkout."""
-    paths = sorted((root / RESULTS).rglob("*.jsonl"))
-    return groups((path.relative_to(root).as_posix(), ledger.load(path)) for path in paths)
+def trained(root: Path, others: Sequence[Path] = ()) -> list[Group]:
+    """The groups of all ledgers of a checkout, and of others."""
+    found = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
+    found |= {path.as_posix(): path for path in others}
+    return groups((name, ledger.load(path)) for name, path in found.items())
 
 
 def timed(root: Path) -> Iterator[Group]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .drawing import BLUE, GREY, INK, ORANGE, RED, dot, drawn, label, nothing, plain_ticks, rows_of
-from .records import Group, Record
+from .records import PLAIN, Group, Record
 from .statistics import summary
 
 TARGETS = (94, 95, 96)  # %
+NAMED = 15  # points of ours that have a name beside them
 # (measured by us, on a GPU) -> colour, marker, name
 LOOKS = {
     (True, True): (RED, "o", "measured here, GPU"),
@@ -33,7 +34,7 @@ def points(mine: Sequence[Record], published: Sequence[Record]) -> list[dict]:
 
 def accuracy_time(mine: Sequence[Record], published: Sequence[Record], *paths: Path) -> None:
     """Accuracy in percent over seconds, logarithmic, with the interval of the mean where there is one. The
-    files' description is the points, as JSON.
+    first of ours have their names beside them. The files' description is the points, as JSON.
     """
     found = points(mine, published)
     absent = [record for record in (*mine, *published) if record.seconds and not record.accuracy]
@@ -59,19 +60,24 @@ def accuracy_time(mine: Sequence[Record], published: Sequence[Record], *paths: P
             axes.axhline(target, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=1)
         times, (low, high) = [point["seconds"] for point in found], axes.get_ylim()
         left, right = axes.set_xlim(min(times) / 1.8, max(times) * 5)
-        axes.set_ylim(low - 0.2, high + 0.3)
+        axes.set_ylim(low - 0.35, high + 0.3)
         plain_ticks(axes)
         handles = [dot(*look) for kind, look in LOOKS.items() if kind in there]
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
-        shown = [(point["seconds"], 100 * point["accuracy"], short(point["system"])) for point in found]
+        here = [point for point in found if point["measured_here"]]
+        named = [*here[:NAMED], *(point for point in found if point not in here)]
+        shown = [(point["seconds"], 100 * point["accuracy"], short(point["system"])) for point in named]
         label(figure, axes, shown, [*lines, *(((left, y), (right, y)) for y in TARGETS)])
 
 
-def short(system: str, length: int = 34) -> str:
-    """A system in few letters: without its dtype, cut where it is long."""
+def short(system: str, length: int = 34, execution: bool = False) -> str:
+    """A system in few letters: without its dtype, and unless asked for how it was executed; cut where it is
+    long.
+    """
     name, _, rest = system.replace("`", "").partition(", ")
-    changed = rest.partition(", ")[2] if system.startswith("`") else ""
-    text = f"{name} {changed}".strip()
+    changed = rest.partition(", ")[2].split() if system.startswith("`") else []
+    kept = [setting for setting in changed if execution or setting.partition("=")[0] not in PLAIN]
+    text = " ".join([name.partition(" (recorded as")[0], *kept])
     return text if len(text) <= length else text[: length - 1].rstrip(" ,=") + "…"
 
 
@@ -89,6 +95,7 @@ def distribution(title: str, groups: Sequence[Group], *paths: Path) -> None:
             nothing(left, "no run ended well")
             return
         left.set_xlabel("test accuracy, %; dashed: aimed at")
+        left.locator_params(axis="x", nbins=6)
         right.set_xlabel("time, % of the mean, which is written beside")
         for y, group in enumerate(groups):
             mean, color = summary(group.seconds)["mean"], LOOKS[True, group.gpu][0]
@@ -99,7 +106,7 @@ def distribution(title: str, groups: Sequence[Group], *paths: Path) -> None:
             beside = {"xycoords": right.get_yaxis_transform(), "va": "center", "fontsize": 8}
             right.annotate(f"{mean:.4g} s", (1.01, y), **beside)
         for axes in (left, right):
-            rows_of(axes, [f"{short(group.system)}\n{_about(group)}" for group in groups])
+            rows_of(axes, [f"{short(group.system, 46, True)}\n{_about(group)}" for group in groups])
 
 
 def _about(group: Group) -> str:
@@ -117,24 +124,26 @@ def _strip(axes, y: int, values: Sequence[float], color: str) -> None:
         axes.plot(stats["mean"], y - 0.32, "|", color=INK, ms=8, mew=1.5)
 
 
-def step_times(title: str, parts: dict[str, dict[str, float]], stacked: bool, *paths: Path) -> None:
-    """Seconds of a training step by part: series -> part -> seconds, as bars one after another (`stacked`) or
-    below one another. The first series says which part comes first.
+def step_times(title: str, bars: Sequence[dict[str, dict[str, float]]], *paths: Path) -> None:
+    """Milliseconds of a training step. A part has a bar from each of `bars`, series -> part -> seconds, the
+    series of which follow one another; the first part and the first bar are on top.
     """
-    names = list(dict.fromkeys(name for series in reversed(parts.values()) for name in series))[::-1]
-    with drawn(paths, title, 9, 1.5 + 0.3 * len(names) * (1 if stacked else 1.2)) as figure:
-        axes = figure.subplots()
-        height, ends = (0.7 if stacked else 0.8 / len(parts)), dict.fromkeys(names, 0.0)
-        for place, (series, color) in enumerate(zip(parts, (GREY, BLUE, ORANGE))):
+    everything = {series: by_name for bar in bars for series, by_name in bar.items()}
+    names = list(dict.fromkeys(name for by_name in everything.values() for name in by_name))[::-1]
+    colors = dict(zip(everything, (GREY, BLUE, ORANGE)))
+    with drawn(paths, title, 9, 1.5 + 0.18 * len(names) * len(bars)) as figure:
+        axes, height = figure.subplots(), 0.8 / len(bars)
+        for place, bar in enumerate(bars):
             for y, name in enumerate(names):
-                value = 1e3 * parts[series].get(name, 0.0)
-                at = y if stacked else y + 0.4 - height * (place + 0.5)
-                axes.barh(at, value, height, left=ends[name] if stacked else 0, color=color, alpha=0.8)
-                ends[name] += value
-                if not stacked:
-                    end = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-                    axes.annotate(f"{value:.3g}", (value, at), **end)
+                at, end = y + 0.4 - height * (place + 0.5), 0.0
+                for series, by_name in bar.items():
+                    value = 1e3 * by_name.get(name, 0.0)
+                    axes.barh(at, value, height, left=end, color=colors[series], alpha=0.8)
+                    end += value
+                if end:
+                    beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+                    axes.annotate(f"{end:.3g}", (end, at), **beside)
         rows_of(axes, names)
         axes.set_xlabel("ms per step")
-        handles = [dot(color, "s", series) for series, color in zip(parts, (GREY, BLUE, ORANGE))]
+        handles = [dot(color, "s", series) for series, color in colors.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
