@@ -36,8 +36,7 @@ from .train import Clock, Trainer
 
 HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
-       hlb sweep [options] | hlb compare A B | hlb audit | hlb report
-       (`hlb sweep --help`)
+       hlb sweep [options] | hlb compare A B | hlb audit | hlb report  (--help)
 
 Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
