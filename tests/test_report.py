@@ -143,7 +143,11 @@ def test_where_no_mean_reaches_the_target_the_headline_is_the_most_accurate_and_
 
 
 def test_gpu_and_cpu_have_a_headline_each_and_made_up_data_has_none(place, undrawn):
-    runs = [run(), run(device="cpu", device_name="a processor"), run(0.99, dataset="synthetic")]
+    runs = [
+        run(),
+        run(device="cpu", device_name="a processor"),
+        run(0.99, dataset="synthetic", seconds=(1.0, 0.0)),
+    ]
     assert main(["report", write(place / "a.jsonl", runs)]) == 0
     said = section(page(place), "In short")
     assert "reached on a GPU: 94.00 %" in said and "reached on a processor: 94.00 %" in said
