@@ -96,10 +96,10 @@ def find(
         local = [ledger.DEFAULT] if ledger.DEFAULT.is_file() else []
         groups = records.trained(records.ROOT, local) + list(records.timed(records.ROOT))
         there = [records.read(path) for path in sorted((records.ROOT / records.RESULTS).rglob("*.json"))]
-    measured = [benches.load(path, "kernels") for path in kernels or ()] or [*filter(benches.is_bench, there)]
-    stepped = [benches.load(path, "profile") for path in profiles or ()] or [
-        *filter(benches.is_profile, there)
-    ]
+    measured, stepped = (
+        [benches.load(path, option) for path in asked or ()] or [*filter(benches.KINDS[option][0], there)]
+        for option, asked in (("kernels", kernels), ("profile", profiles))
+    )
     if not (groups or measured or stepped):
         raise UserError(f"nothing to report: no {ledger.DEFAULT}; `hlb` writes it, or name a ledger")
     read = [*dict.fromkeys(source for group in groups for source in group.sources)]
