@@ -10,12 +10,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["hlb", "kernels"],
-    package_data={"kernels": ["*.json"]},
+    package_data={"hlb": ["*.json"], "kernels": ["*.json"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.11", "torchvision", "numpy", "rich", "scipy"],
     extras_require={
         # Triton 3.6.0's interpreter, which the kernel tests use, needs numpy below 2.4.
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "numpy<2.4", "ruff"],
+        "test": ["pytest", "pytest-benchmark", "hypothesis", "numpy<2.4", "ruff", "matplotlib"],
         "plot": ["matplotlib"],
     },
     entry_points={"console_scripts": ["hlb = hlb.cli:main"]},

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, profiling
+from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, profiling, report
 from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
@@ -36,7 +36,7 @@ from .train import Clock, Trainer
 
 HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
-       hlb sweep [options] | hlb compare A B | hlb audit   (`hlb sweep --help`)
+       hlb sweep [options] | hlb compare A B | hlb audit | hlb report  (--help)
 
 Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
@@ -177,6 +177,9 @@ def parser() -> Parser:
     show.add_argument("--json", action="store_true")
     show.set_defaults(run=_recipes)
 
+    page = commands.add_parser("report", allow_abbrev=False, description=report.HELP)
+    report.options(page)
+
     commands.add_parser("env", allow_abbrev=False).set_defaults(run=_env)
     return top
 
@@ -262,9 +265,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace, settings: list[str], console: Console) -> int:
-    for option in ("json", "save"):
-        if getattr(options, option) is not None:
-            raise UserError(f"--{option}: with --profile nothing is trained; leave one of them out")
+    if options.save is not None:
+        raise UserError("--save: with --profile nothing is trained; leave one of them out")
     execution = _execution(options)
     result = profiling.profile(
         options.profile,
@@ -275,6 +277,8 @@ def _profile(options: argparse.Namespace, settings: list[str], console: Console)
         console=console,
     )
     profiling.show(console, result)
+    if options.json:
+        _write_json(options.json, result.json())
     return 0
 
 

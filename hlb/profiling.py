@@ -16,9 +16,12 @@ copy, measured in the same process.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 import os
+import shlex
+import sys
 import tempfile
 from bisect import bisect
 from collections import Counter
@@ -38,11 +41,10 @@ from kernels import chips, timing
 from kernels.chips import Chip
 from kernels.traffic import Traffic
 
-from . import cost
+from . import cost, environment
 from .audit import Audit
 from .data import Dataset
 from .display import line, print_table
-from .environment import device_name
 from .errors import UserError
 from .execution import Execution, out_of_memory_explained, torch_dtype
 from .experiment import begin
@@ -105,6 +107,27 @@ class Profile:
         """The sum of the rows."""
         fields = ("forward", "backward", "floor")
         return Row("a step", 0, *(sum(getattr(row, name) for row in self.rows) for name in fields))
+
+    def json(self) -> dict:
+        """A record of the profile: what of, on what, and the rows, in seconds."""
+        commit, dirty = environment.commit()
+        return {
+            "command": shlex.join(["hlb", *sys.argv[1:]]),
+            "recipe": self.recipe.name,
+            "recipe_fields": dataclasses.asdict(self.recipe),
+            "execution": dataclasses.asdict(self.execution),
+            "dataset": self.dataset,
+            "device_name": environment.device_name(self.execution.device),
+            "versions": environment.versions(),
+            "commit": commit,
+            "dirty": dirty,
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "images": self.variant.count,
+            "size": self.variant.size,
+            "chip": self.chip.name,
+            "step_seconds": self.wall_seconds,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
 
 
 class Ranges(Audit):
@@ -334,8 +357,8 @@ def show(console: Console, result: Profile) -> None:
     on_device = execution.device.startswith("cuda")
     line(
         console,
-        f"{recipe.name} on {result.dataset}, {device_name(execution.device)}: {STEPS} training steps of "
-        f"{variant.count} images of {variant.size}x{variant.size} in {recipe.dtype}, "
+        f"{recipe.name} on {result.dataset}, {environment.device_name(execution.device)}: {STEPS} training "
+        f"steps of {variant.count} images of {variant.size}x{variant.size} in {recipe.dtype}, "
         f"--kernels {execution.kernels}, after warm-up",
     )
     hiding = {"torch.compile": execution.compile == "on", "CUDA graphs": execution.graph == "step"}

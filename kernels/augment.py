@@ -384,6 +384,7 @@ def _case(label: str, n: int, pad: int, flip: str, images: int = 50000) -> Case:
 SPEC = KernelSpec(
     name="augment",
     formula="out = cast(resize(cutout(jitter(normalise(crop, flip(images[ids]))))))",
+    fuses="gather, crop, flip, normalisation, jitter, cutout, resize, cast",
     reference=reference,
     op=op,
     ops=("hlb::augment",),

@@ -221,6 +221,7 @@ _ALONG = "the tensor cores of 9.0 take tf32 along the depth alone, and in memory
 SPEC = KernelSpec(
     name="conv",
     formula="y = conv(x, filters)",
+    fuses="nothing; drops the outputs that floor pooling drops, skips padding",
     reference=reference,
     op=op,
     ops=("hlb::conv", "hlb::conv_dgrad", "hlb::conv_wgrad"),

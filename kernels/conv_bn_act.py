@@ -398,6 +398,7 @@ def _small(case: Case) -> bool:
 SPEC = KernelSpec(
     name="conv_bn_act",
     formula="y = act(norm(gate * maxpool(conv(x)))) + residual, statistics of the batch",
+    fuses="convolution, max pool, gate, batch norm, activation, residual, spatial mean",
     reference=reference,
     op=op,
     ops=("hlb::conv_bn_act", "hlb::conv_bn_act_backward"),
@@ -423,6 +424,7 @@ SPEC = KernelSpec(
 EVAL_SPEC = KernelSpec(
     name="conv_bn_act_eval",
     formula="y = act(norm(gate * maxpool(conv(x)))) + residual, fixed statistics",
+    fuses="the same with fixed statistics, in one kernel",
     reference=reference,
     op=op,
     ops=("hlb::conv_bn_act_eval",),

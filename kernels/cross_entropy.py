@@ -176,6 +176,7 @@ def _case(label: str, n: int, smoothing: float) -> Case:
 SPEC = KernelSpec(
     name="cross_entropy",
     formula="loss = sum of -smoothed_onehot * log softmax(scale * logits), its gradient, right answers",
+    fuses="softmax, label smoothing, loss, its gradient, count of right answers",
     reference=reference,
     op=op,
     ops=("hlb::cross_entropy",),

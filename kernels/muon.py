@@ -559,6 +559,7 @@ _SMOKE = ((16, 216), (16, 144), (64, 144), (64, 576), (64, 576), (64, 576))
 SPEC = KernelSpec(
     name="muon",
     formula="value = value * sqrt(out) / norm(value) - lr * orthogonalise(grad + m * buffer); average",
+    fuses="momentum, orthogonalisation, scale, update, averages and clearing, all filters at once",
     reference=reference,
     op=op,
     ops=("hlb::muon",),

@@ -498,6 +498,7 @@ def _well_conditioned(case: Case) -> bool:
 SPEC = KernelSpec(
     name="norm_act",
     formula="y = act((v - mean) * rstd * weight + bias) + residual, v = maxpool(x) * gate, statistics of v",
+    fuses="max pool, gate, batch norm, activation, residual, spatial mean",
     reference=reference,
     op=op,
     ops=("hlb::norm_act", "hlb::norm_act_backward"),
@@ -518,6 +519,7 @@ SPEC = KernelSpec(
 EVAL_SPEC = KernelSpec(
     name="norm_act_eval",
     formula="y = act((v - mean) * rstd * weight + bias) + residual, v = maxpool(x) * gate, fixed statistics",
+    fuses="the same with fixed statistics, in one kernel",
     reference=reference,
     op=op,
     ops=("hlb::norm_act_eval",),

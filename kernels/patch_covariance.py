@@ -173,6 +173,7 @@ GATHERED = "two pixels of 3 channels lie side by side in a patch"
 SPEC = KernelSpec(
     name="patch_covariance",
     formula="mean over all 2x2 patches p of p p^T, minus mean p (mean p)^T where centered",
+    fuses="normalisation, patches and their covariance, in integers",
     reference=reference,
     op=op,
     ops=("hlb::patch_moments",),

@@ -213,6 +213,7 @@ def _case(label: str, n: int, c: int, scale: float) -> Case:
 SPEC = KernelSpec(
     name="pool_head",
     formula="logits = scale * (max over h, w of x) @ weight^T",
+    fuses="global max pool, linear layer, scale",
     reference=reference,
     op=op,
     ops=("hlb::pool_head", "hlb::pool_head_backward"),

@@ -245,6 +245,7 @@ _SHARED = {
 SPEC = KernelSpec(
     name="uniform",
     formula="u[4 b + i] = (philox(seed, (b, tensor, INIT, 0))[i] >> 8) / 2^24",
+    fuses="all Philox rounds and the cast",
     reference=reference,
     op=op,
     ops=("hlb::uniform",),
@@ -254,6 +255,7 @@ SPEC = KernelSpec(
 NORMAL_SPEC = KernelSpec(
     name="normal",
     formula="sqrt(-2 log(1 - u0)) * (cos, sin)(2 pi u1) of the draws of uniform",
+    fuses="all Philox rounds, the cast and Box-Muller",
     reference=normal,
     op=normal_op,
     ops=("hlb::normal",),

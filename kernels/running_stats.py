@@ -74,6 +74,7 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 SPEC = KernelSpec(
     name="update_running_stats",
     formula="running = (1 - momentum) * running + momentum * stats",
+    fuses="the running statistics of all batch norms, in one launch",
     reference=reference,
     op=op,
     ops=("hlb::update_running_stats",),

@@ -221,6 +221,7 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
 SPEC = KernelSpec(
     name="se_gate",
     formula="gate = sigmoid(W2 @ gelu(W1 @ s + b1) + b2)",
+    fuses="two linear layers, GELU, sigmoid",
     reference=reference,
     op=op,
     ops=("hlb::se_gate", "hlb::se_gate_backward"),

@@ -361,6 +361,7 @@ def _case(label: str, *sizes: int, averaging: str = "none", master: bool = False
 SPEC = KernelSpec(
     name="sgd",
     formula="d = grad + wd * value; buffer = m * buffer + d; value -= lr * (d + m * buffer); average",
+    fuses="momentum, decay, update, averages and clearing, all parameters at once",
     reference=reference,
     op=op,
     ops=("hlb::sgd",),

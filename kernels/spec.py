@@ -71,6 +71,7 @@ class KernelSpec:
     )  # kernel argument [precision]: why not 16 bytes a time
     shared_reads: tuple[str, ...] = ()  # kernels
     given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
+    fuses: str = ""  # what it does in one launch, or few, that eager PyTorch does operator by operator
 
     @cache  # noqa: B019  a spec lives as long as the process
     def small(self) -> list[Case]:

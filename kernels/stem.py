@@ -334,6 +334,7 @@ _SMALL = "a few hundred filter values, from the cache"
 SPEC = KernelSpec(
     name="stem",
     formula="y = act(conv2x2(x, project @ whiten) + bias)",
+    fuses="whitening and projection as one convolution; or whitening, bias, activation",
     reference=reference,
     op=op,
     ops=("hlb::stem", "hlb::stem_backward"),

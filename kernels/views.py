@@ -225,6 +225,7 @@ def _weigh_bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
 SPEC = KernelSpec(
     name="views",
     formula="out[v] = normalise(shift and mirror(images, v))",
+    fuses="shift, mirror and normalisation of all test-time views",
     reference=reference,
     op=op,
     ops=("hlb::views",),
@@ -243,6 +244,7 @@ SPEC = KernelSpec(
 WEIGH_SPEC = KernelSpec(
     name="weigh_views",
     formula="out = sum over views v of weight[v] * logits[v]",
+    fuses="the weighted sum of the views' logits",
     reference=weighted_mean,
     op=weigh,
     ops=("hlb::weigh_views",),

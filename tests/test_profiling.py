@@ -10,7 +10,7 @@ from rich.console import Console
 from torch.profiler import record_function
 
 import hlb
-from hlb import cost, passes, profiling, synthetic
+from hlb import benches, cost, passes, profiling, synthetic
 from hlb.cli import main
 from hlb.execution import resolve
 from hlb.profiling import BETWEEN, NODE, STEP
@@ -182,13 +182,17 @@ def test_what_is_printed_says_that_the_profiled_steps_were_not_compiled(profiled
 # -- the command ---------------------------------------------------------------------------------------------
 
 
-def test_profile_prints_a_table_writes_the_trace_and_trains_nothing(place, monkeypatch, capsys):
+def test_profile_prints_a_table_writes_trace_and_record_and_trains_nothing(place, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "run", None)
-    assert main(["--recipe", "smoke", *TINY, "--ledger", "runs.jsonl", "--profile", "new/trace.json"]) == 0
+    files = ("--ledger", "runs.jsonl", "--profile", "new/trace.json", "--json", "new/record.json")
+    assert main(["--recipe", "smoke", *TINY, *files]) == 0
     out, err = capsys.readouterr()
     assert all(f"\n{op} " in out for op in (*ONCE, "muon", "sgd", "between the ops", "a step"))
     assert "new/trace.json" in out and err == ""
-    assert [path.name for path in place.rglob("*") if path.is_file()] == ["trace.json"]
+    assert {path.name for path in place.rglob("*") if path.is_file()} == {"trace.json", "record.json"}
+    record = benches.load("new/record.json", "profile")
+    assert {row["op"] for row in record["rows"]} >= {*ONCE, "between the ops"}
+    assert benches.about_profile(record).startswith("smoke on synthetic, ")
     assert json.loads((place / "new" / "trace.json").read_text())["traceEvents"]
 
 
@@ -202,9 +206,8 @@ def test_path_that_cannot_be_written_is_one_line_before_any_work(place, monkeypa
     _refused(capsys, ["--profile", path], "--profile", says)
 
 
-@pytest.mark.parametrize("flag", ["--save", "--json"])
-def test_outputs_of_a_run_are_refused_beside_a_profile(capsys, flag):
-    _refused(capsys, ["--profile", "trace.json", flag, "out"], flag, "leave")
+def test_a_model_is_refused_beside_a_profile(capsys):
+    _refused(capsys, ["--profile", "trace.json", "--save", "out"], "--save", "leave")
 
 
 def test_one_file_for_trace_and_ledger_is_refused(capsys):

@@ -1,16 +1,20 @@
-"""The table of records: which runs are in it, what a row says, and that README.md holds it."""
+"""The table of records: which runs are in it, what a row says; README's tables between their markers."""
 
 import dataclasses
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 import hlb
-from bench import records
+import kernels
+from hlb import readme, records, run_plots
+from hlb.cli import main
 from hlb.statistics import summary
 
-README = f"before\n{records.MARKERS[0]}\nold\n{records.MARKERS[1]}\nafter\n"
+MARKERS = ("<!-- records -->", "<!-- /records -->")
+README = f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n"
 PUBLISHED = {
     "system": "theirs",
     "hardware": "A100",
@@ -27,13 +31,24 @@ PUBLISHED = {
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    """A repository with one published record and none of ours."""
+def root(request, tmp_path, monkeypatch):
+    """A checkout with one published record and none of ours, whose README has the table of records only."""
+    if "repository" in request.fixturenames:
+        return None
     (tmp_path / records.RESULTS).mkdir(parents=True)
-    (tmp_path / records.PUBLISHED).write_text(json.dumps([PUBLISHED]))
+    published = tmp_path / "published.json"
+    published.write_text(json.dumps([PUBLISHED]))
     (tmp_path / "README.md").write_text(README)
     monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "PUBLISHED", published)
+    monkeypatch.setattr(readme, "TABLES", {"records": readme.records_table})
     return tmp_path
+
+
+@pytest.fixture
+def repository() -> Path:
+    """This repository as it is."""
+    return Path(hlb.__file__).parents[1]
 
 
 def run(accuracy=0.94, name="seed", settings=None, seconds=(9.0, 1.0), execution=None, **fields) -> dict:
@@ -61,7 +76,7 @@ def write(root: Path, runs: list[dict], name: str = "cpu/some.jsonl") -> None:
 
 def cells(root: Path) -> list[dict[str, str]]:
     """The rows of the table, by the first word of their column's heading."""
-    lines = [line for line in records.table(root).splitlines() if line.startswith("|")]
+    lines = [line for line in readme.records_table(root).splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     heads = [head.split()[0].strip(":,") for head in rows[0]]
     return [dict(zip(heads, row)) for row in rows[2:]]
@@ -197,7 +212,7 @@ def test_another_system_that_we_ran_is_a_row_with_its_own_contract(root):
 
 def test_what_a_published_record_does_not_state_is_not_made_up(root):
     bare = {"system": "bare", "source": "someone/bare", "seconds": 1.0}
-    (root / records.PUBLISHED).write_text(json.dumps([bare, PUBLISHED]))
+    records.PUBLISHED.write_text(json.dumps([bare, PUBLISHED]))
     assert list(cells(root)[0].values()) == [
         "bare",
         *["not stated"] * 4,
@@ -213,7 +228,7 @@ def test_rows_go_by_target_then_ours_first_then_gpu_then_time(root):
         for t in (0.95, 0.94)
         for s in (9, 3)
     ]
-    (root / records.PUBLISHED).write_text(json.dumps(aims))
+    records.PUBLISHED.write_text(json.dumps(aims))
     write(
         root,
         [
@@ -246,49 +261,147 @@ def test_rows_go_by_target_then_ours_first_then_gpu_then_time(root):
 )
 def test_the_missing_gpu_record_is_said_until_a_ledger_has_one(root, gpu, missing):
     write(root, [run(**gpu)])
-    assert ("no GPU record yet" in records.table(root)) is missing
+    assert ("no GPU record yet" in readme.records_table(root)) is missing
 
 
-def test_write_replaces_what_is_between_the_markers_only_and_twice_is_once(root):
+def test_markdown_replaces_what_is_between_the_markers_only_and_twice_is_once(root, capsys):
     write(root, [run()])
-    assert records.main(["--write"]) == 0
-    text = (root / "README.md").read_text()
-    assert text == f"before\n{records.MARKERS[0]}\n\n{records.table(root)}\n\n{records.MARKERS[1]}\nafter\n"
-    assert records.main(["--write"]) == 0
-    assert (root / "README.md").read_text() == text
+    assert main(["report", "--markdown"]) == 0
+    text, plot = (root / "README.md").read_text(), (root / readme.PLOT).read_bytes()
+    assert text == f"before\n{MARKERS[0]}\n\n{readme.records_table(root)}\n\n{MARKERS[1]}\nafter\n"
+    assert capsys.readouterr().out.split() == [str(root / "README.md"), str(root / readme.PLOT)]
+    assert main(["report", "--markdown", str(root / "README.md")]) == 0
+    assert ((root / "README.md").read_text(), (root / readme.PLOT).read_bytes()) == (text, plot)
     write(root, [run(0.5)])
-    assert records.replaced(text, records.table(root)) != text
+    assert readme.replaced(text, {"records": readme.records_table(root)}) != text
+
+
+def refused(capsys, *arguments: str) -> str:
+    """What is said of a mistake in `hlb report`."""
+    assert main(["report", *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("hlb: ") and said.err.count("\n") == 1 and not said.out
+    return said.err
 
 
 @pytest.mark.parametrize(
-    "readme",
+    "text",
     [
-        README.replace(records.MARKERS[0], ""),
-        README.replace(records.MARKERS[1], ""),
+        README.replace(MARKERS[0], ""),
+        README.replace(MARKERS[1], ""),
         README + README,
         "\n".join(reversed(README.splitlines())),
     ],
     ids=["no beginning", "no end", "twice", "in the wrong order"],
 )
-def test_a_marker_that_is_missing_twice_there_or_misplaced_is_a_line_and_exit_2(root, readme, capsys):
-    (root / "README.md").write_text(readme)
-    assert records.main(["--write"]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("bench: README.md: ") and said.err.count("\n") == 1 and not said.out
-    assert (root / "README.md").read_text() == readme
+def test_a_marker_that_is_missing_twice_there_or_misplaced_is_a_line_and_exit_2(root, text, capsys):
+    (root / "README.md").write_text(text)
+    assert "README.md: " in refused(capsys, "--markdown")
+    assert (root / "README.md").read_text() == text and not (root / readme.PLOT).exists()
 
 
 @pytest.mark.parametrize("content", ["no JSON", '[{"system": "x"}]', '[{"colour": "red"}]', "[3]", None])
-def test_a_published_file_that_cannot_be_used_is_a_line_and_exit_2(root, content, capsys):
-    path = root / records.PUBLISHED
-    path.unlink() if content is None else path.write_text(content)
-    assert records.main([]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("bench: ") and "published.json" in said.err and said.err.count("\n") == 1
+def test_a_published_file_that_cannot_be_used_is_a_line_and_exit_2(content, capsys):
+    records.PUBLISHED.unlink() if content is None else records.PUBLISHED.write_text(content)
+    assert "published.json" in refused(capsys, "--markdown")
 
 
-def test_the_readme_of_this_repository_holds_the_table_of_its_records():
-    root = Path(hlb.__file__).parents[1]
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    made = records.replaced(readme, records.table(root))
-    assert readme == made, "python -m bench.records --write brings README.md up to date"
+@pytest.mark.parametrize("other", [["--out", "x"], ["--kernels", "x"], ["--profile", "x"]])
+def test_markdown_is_of_the_checkouts_results_alone(other, capsys):
+    assert f"leave {other[0]} out" in refused(capsys, *other, "--markdown")
+
+
+def test_a_readme_that_is_not_there_is_a_line_and_exit_2(root, capsys):
+    assert "absent.md: No such file" in refused(capsys, "--markdown", str(root / "absent.md"))
+
+
+# -- the other tables ----------------------------------------------------------------------------------------
+
+
+def bench(root: Path, name: str, eager: float, compiled: float | None, **fields) -> None:
+    """A record of `python -m bench`: cross_entropy in 1 s, beside references."""
+    times = {"eager": eager, "compiled": compiled, "triton": 1.0}
+    labels = {"op": "cross_entropy", "case": "seed", "dtype": "float16", "direction": "forward"}
+    rows = [labels | {"implementation": by, "median": s, "fault": None} for by, s in times.items() if s]
+    record = {"device_name": "a GPU", "kernels_timed": True, "rows": rows, **fields}
+    (root / records.RESULTS / name).write_text(json.dumps(record))
+
+
+def kernel_rows(root: Path) -> dict[str, list[str]]:
+    lines = [line for line in readme.kernels_table(root).splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A catalogue of two ops."""
+    chosen = {name: kernels.CATALOGUE[name] for name in ("cross_entropy", "pool_head")}
+    monkeypatch.setattr(readme, "CATALOGUE", chosen)
+
+
+def test_kernels_have_their_speed_up_per_gpu_the_latest_record_counts_and_what_is_missing_is_said(root, few):
+    bench(root, "b.json", 4.0, 2.0, time="2026-01-01")
+    bench(root, "a.json", 6.0, 3.0, time="2026-02-01")
+    bench(root, "c.json", 8.0, None, device_name="another GPU")
+    bench(root, "d.json", 50.0, 50.0, device_name="CPU", kernels_timed=False)
+    rows = kernel_rows(root)
+    assert [head.rpartition(" on ")[2] for head in rows["op"][-2:]] == ["another GPU", "a GPU"]
+    assert rows["cross_entropy"][-2:] == ["8.00, not measured", "6.00, 3.00"]
+    assert rows["pool_head"][-2:] == ["not measured, not measured"] * 2
+
+
+def test_kernels_without_a_gpu_record_are_not_measured(root, few):
+    assert [row[-1] for row in list(kernel_rows(root).values())[1:]] == ["not measured"] * 2
+
+
+def test_bytes_of_a_kernel_are_those_of_its_page(root, few):
+    page = (Path(kernels.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for name, row in list(kernel_rows(root).items())[1:]:
+        section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
+        line = next(line for line in section.splitlines() if line.startswith("| record94 "))
+        eager, moved = (cell.strip() for cell in line.split("|")[3:5])
+        assert row[1:4] == ["1 of `record94`", eager, moved]
+        assert row[4] == f"{100 - 100 * float(moved) / float(eager):.0f} %"
+
+
+def test_every_op_says_what_it_fuses_and_which_cases_its_row_adds_up():
+    assert all(spec.fuses for spec in kernels.CATALOGUE.values())
+    of, cases = readme.calls_of(kernels.CATALOGUE["conv_bn_act"])
+    names = [f"record94 g{group}.conv{i}" for group in (1, 2, 3) for i in (1, 2)]
+    assert (of, [case.name for case in cases]) == ("6 of `record94`", names)
+
+
+def test_the_seeds_baselines_stand_beside_our_runs_of_seed_only(root):
+    write(root, [run(0.93), run(status="failed", accuracy=None), run(name="airbench94")])
+    write(root, [run(dataset="synthetic")], "cpu/made-up.jsonl")
+    lines = readme.baselines_table(root).splitlines()
+    assert "| hlb-CIFAR10 v0.3.0 | A100 80 GB | float16 | 93.97 % | 3 | 9.702 (std 0.047) |" in lines
+    assert [line for line in lines if line.startswith("| `")] == [
+        "| `seed` | a processor | float32 | 93.00 % | 1, 1 failed | 10 |"
+    ]
+
+
+# -- this repository -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", readme.TABLES)
+def test_the_readme_of_this_repository_holds_the_tables_of_its_records(repository, table):
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    made = readme.replaced(text, {table: readme.TABLES[table](repository)})
+    assert text == made, "hlb report --markdown brings README.md up to date"
+
+
+def test_the_plot_of_this_repository_is_of_its_records_and_readme_shows_it(repository):
+    with PIL.Image.open(repository / readme.PLOT) as image:
+        drawn = json.loads(image.text["Description"])
+    found = run_plots.points(readme.mine(repository), records.published())
+    assert drawn == json.loads(json.dumps(found)), "hlb report --markdown brings it up to date"
+    assert f"]({readme.PLOT.as_posix()})" in (repository / "README.md").read_text(encoding="utf-8")
+    assert (repository / readme.PLOT).stat().st_size < 80_000
+
+
+def test_the_published_seed_and_its_baseline_are_the_same_numbers(repository):
+    theirs = json.loads(readme.BASELINES.read_text(encoding="utf-8"))["runs"][0]
+    ours = next(r for r in records.published() if r.system == "hlb-CIFAR10 v0.3.0, float16")
+    assert (ours.accuracy, ours.seconds) == (theirs["accuracy"], theirs["seconds"])

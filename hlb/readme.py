@@ -1,0 +1,186 @@
+"""README's tables, between markers: records, kernels, and the seed system's baselines beside ours.
+
+    <!-- records -->
+    <!-- /records -->
+
+No number of them is written by hand: they come from bench/results/, published.json, baselines.json and the
+kernels' SPECs. Beside them stands a plot of the records, docs/accuracy-time.png.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+
+from kernels import CATALOGUE, page, traffic
+from kernels.spec import Case, KernelSpec
+
+from . import benches, records, run_plots
+from .errors import UserError
+from .files import atomic
+from .records import RESULTS, UNKNOWN, Record
+
+PLOT = Path("docs") / "accuracy-time.png"
+BASELINES = Path(__file__).with_name("baselines.json")
+UNMEASURED = "not measured"
+BY = "by `hlb report --markdown`."
+BASELINE_COLUMNS = ("system", "hardware", "dtype", "accuracy: mean [95 % interval]", "n", "time in s")
+KERNEL_COLUMNS = ("op", "what it fuses", "calls", "MB in eager PyTorch", "MB", "bytes saved")
+# Which cases of an op its row is of: those of the first rule that finds any; their bytes are added up.
+CALLS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("record94", lambda name: name == "record94" or (name.startswith("record94 ") and " at " not in name)),
+    ("seed", lambda name: name == "seed"),
+    ("record94", lambda name: name.startswith("record94.")),
+    ("seed", lambda name: name.startswith("seed.")),
+)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "--|" * len(columns), *lines[1:]])
+
+
+def mine(root: Path) -> list[Record]:
+    """The records of a checkout."""
+    return records.ours([*records.trained(root), *records.timed(root)])
+
+
+def records_table(root: Path) -> str:
+    """Our records and the published ones, and notes."""
+    found = mine(root)
+    notes = (
+        "By the accuracy aimed at, ours first. A published time is its authors', under their own rules.",
+        records.unclaimed(found),
+        f"From `{RESULTS.as_posix()}/` and `hlb/{records.PUBLISHED.name}` {BY}",
+    )
+    return "\n".join([markdown(records.COLUMNS, list(map(records.row, records.beside(found)))), "", *notes])
+
+
+def baselines_table(root: Path) -> str:
+    """The seed system's own runs, and ours of `seed`, by time."""
+    theirs = json.loads(BASELINES.read_text(encoding="utf-8"))
+    rows = []
+    for run in theirs["runs"]:
+        dtype = run.pop("dtype") or UNKNOWN
+        rows.append((Record(system=theirs["system"], source=theirs["source"], n=theirs["n"], **run), dtype))
+    for group in records.trained(root):
+        if group.system.startswith("`seed`") and group.dataset == "cifar10":
+            system, _, dtype = group.system.partition(", ")
+            dtype, _, changed = dtype.partition(", ")
+            rows.append((group.record, dtype if not changed else f"{dtype}, {changed}"))
+    cells = [
+        (
+            r.system.partition(",")[0],
+            r.hardware or UNKNOWN,
+            dtype,
+            accuracy,
+            records.runs(r),
+            records.seconds(r),
+        )
+        for r, dtype in rows
+        for accuracy in [records.accuracy(r).removesuffix(f", std {UNKNOWN}")]
+    ]
+    (least, most), (fewest, cached) = theirs["gb_allocated"], theirs["gb_cached"]
+    notes = (
+        f"Theirs: {theirs['source']}; {theirs['contract']};",
+        f"{least}-{most} GB allocated, {fewest}-{cached} GB cached. Ours: {records.CONTRACT}.",
+        f"Test-time views of both: {records.views(Record('', '', views=theirs['views']))}.",
+        f"From `hlb/{BASELINES.name}` and `{RESULTS.as_posix()}/` {BY}",
+    )
+    head = "The seed system's own runs, and ours of `seed`:"
+    return "\n".join([head, "", markdown(BASELINE_COLUMNS, cells), "", *notes])
+
+
+def measured(root: Path) -> dict[str, dict]:
+    """GPU -> the rows that `python -m bench` measured there, a later record's in place of an earlier's."""
+    found: dict[str, dict[tuple, dict]] = {}
+    contents = [records.read(path) for path in sorted((root / RESULTS).rglob("*.json"))]
+    kept = [content for content in contents if benches.is_bench(content) and content.get("kernels_timed")]
+    for content in sorted(kept, key=lambda content: content.get("time") or ""):
+        rows = found.setdefault(content["device_name"], {})
+        rows |= {tuple(row[field] for field in benches.FIELDS): row for row in content["rows"]}
+    return {gpu: {"rows": list(rows.values())} for gpu, rows in found.items()}
+
+
+def kernels_table(root: Path) -> str:
+    """A row for each op of the catalogue: what it fuses, the bytes it saves, how much faster it is."""
+    gpus = measured(root)
+    faster = {
+        gpu: [benches.speed_ups(record, base) for base in ("eager", "compiled")]
+        for gpu, record in gpus.items()
+    }
+    of = [f"times faster than eager, torch.compile, on {gpu}" for gpu in gpus]
+    columns = (*KERNEL_COLUMNS, *(of or ["times faster than eager, torch.compile"]))
+    rows = []
+    for name, spec in CATALOGUE.items():
+        calls, cases = calls_of(spec)
+        dtype = page.dtype_of(spec)
+        eager = sum(traffic.unfused(spec, case, dtype)["training"] for case in cases)
+        moved = sum(traffic.fused(spec, case, dtype) for case in cases)
+        saved = f"{100 * (1 - moved / eager):.0f} %".replace("-", "\N{MINUS SIGN}")
+        times = [
+            ", ".join(f"{geometric_mean(by[name]):.2f}" if by.get(name) else UNMEASURED for by in both)
+            for both in faster.values()
+        ]
+        sizes = (page.number(size / 1e6) for size in (eager, moved))
+        rows.append((f"`{name}`", spec.fuses, calls, *sizes, saved, *(times or [UNMEASURED])))
+    notes = (
+        "MB are bytes through device memory, forward and backward where there is one, in float16 where an op",
+        "has it: of eager PyTorch counted operator by operator, a lower bound; of the op declared, and",
+        "counted in Triton's interpreter to within 5 %. Times are geometric means over an op's cases.",
+        f"From the SPECs in `kernels/` and from `{RESULTS.as_posix()}/` {BY}",
+    )
+    return "\n".join([markdown(columns, rows), "", *notes])
+
+
+def calls_of(spec: KernelSpec) -> tuple[str, list[Case]]:
+    """The calls that an op's row is of, in words and as cases."""
+    for recipe, rule in CALLS:
+        if cases := [case for case in spec.cases if rule(case.name)]:
+            return f"{len(cases)} of `{recipe}`", cases
+    return f"all {len(spec.cases)}", list(spec.cases)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "records": records_table,
+    "kernels": kernels_table,
+    "baselines": baselines_table,
+}
+
+
+def replaced(text: str, tables: dict[str, str], name: str = "README.md") -> str:
+    """`text` with each table between its markers. UserError, naming the file, unless each of them is there
+    once, on a line of its own.
+    """
+    for of, table in tables.items():
+        lines, markers = text.split("\n"), (f"<!-- {of} -->", f"<!-- /{of} -->")
+        for marker in markers:
+            if (count := lines.count(marker)) != 1:
+                raise UserError(f"{name}: got {count} lines {marker}, needed is one, where the table belongs")
+        begin, end = map(lines.index, markers)
+        if begin > end:
+            raise UserError(f"{name}: {markers[1]} stands before {markers[0]}; swap the two lines")
+        text = "\n".join([*lines[: begin + 1], "", table, "", *lines[end:]])
+    return text
+
+
+def write(path: Path) -> list[Path]:
+    """Brings a README's tables up to date, and the plot beside it; returns what was written. UserError where
+    a file cannot be read or written, or a marker is missing.
+    """
+    root = path.parent
+    try:
+        text = path.read_text(encoding="utf-8")
+        text = replaced(text, {of: make(root) for of, make in TABLES.items()}, path.name)
+        plot = root / PLOT
+        plot.parent.mkdir(exist_ok=True)
+        run_plots.accuracy_time(mine(root), records.published(), plot)
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--markdown: {error.filename or path}: {error.strerror}; name a README") from None
+    return [path, plot]
