@@ -2,7 +2,7 @@
 
     {"gpu": "NVIDIA H200",
      "sessions": [{"ceilings": {"copy": [s, ...], "matmul": [s, ...]}, "command": ..., "time": ..., ...}],
-     "cases": {"sgd seed forward": {"seconds": [s, ...], "call": {"dtype": "fp16", ...}, "session": 0}},
+     "cases": {"sgd seed forward": {"seconds": [s, ...], "call": {"dtype": "float16", ...}, "session": 0}},
      "recipes": {"record94": {"seconds": [s, ...], "accuracy": [...], "dataset": ..., "fields": {...},
                               "session": 0}}}
 
@@ -107,7 +107,7 @@ def provenance(command: str, gpu: str, before: dict | None) -> dict:
 def renewed(
     old: Baseline, session: Session, cases: dict[str, Timed], recipes: dict[str, Runs], ops: list[str]
 ) -> Baseline:
-    """`old` with what one session measured in place of all cases of `ops` (of none given: of every op), and in
+    """`old` with what one session measured in place of all cases of `ops` (none given: of every op) and in
     place of the recipes measured. The session's number in `cases` and `recipes` is filled in here.
     """
     number = len(old.sessions)

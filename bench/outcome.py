@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from hlb.files import atomic
+
+ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML, even escaped
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,20 @@ def colour(outcome: Outcome) -> str:
 
 def junit(suite: str, outcomes: Sequence[Outcome]) -> str:
     """A test suite of a test case for each outcome, as Jenkins, GitLab and GitHub's actions read it."""
+
+    def legal(text: str) -> str:
+        return ILLEGAL.sub("?", text)
+
     failures = sum(outcome.red for outcome in outcomes)
     root = ElementTree.Element("testsuites")
     counts = {"tests": str(len(outcomes)), "failures": str(failures), "errors": "0"}
     parent = ElementTree.SubElement(root, "testsuite", name=suite, **counts)
     for outcome in outcomes:
-        case = ElementTree.SubElement(parent, "testcase", classname=suite, name=outcome.name)
+        case = ElementTree.SubElement(parent, "testcase", classname=suite, name=legal(outcome.name))
         if outcome.red:
-            ElementTree.SubElement(case, "failure", message=outcome.message)
+            ElementTree.SubElement(case, "failure", message=legal(outcome.message))
         said = [f"{heading}: {text}" for heading, text in outcome.cells.items() if text]
-        ElementTree.SubElement(case, "system-out").text = "\n".join([*said, outcome.message])
+        ElementTree.SubElement(case, "system-out").text = legal("\n".join([*said, outcome.message]))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -104,7 +104,9 @@ def change(baseline: Sequence[float], now: Sequence[float], level: float, tolera
 
 
 def visible(baseline: Sequence[float], allowed: float, level: float) -> float:
-    """The ratio that a gate as noisy as this baseline, of as many rounds, catches 19 times out of 20."""
+    """The ratio that a gate as noisy as this baseline, of as many rounds, catches about 9 times out of 10; by
+    the error alone it would be 19 out of 20, but a bound that is estimated varies too.
+    """
     there = estimate([math.log(value) for value in baseline])
     seen = quantile(0.95, 2 * there.degrees) * math.sqrt(2 * there.square)
     return allowed * math.exp(margin(there, there, level) + seen)
