@@ -75,23 +75,30 @@ def trained(data: str, recipe: str, runs: int, seed: int) -> Record:
         return Record.read(json.loads(path.read_text()))
 
 
+def begin(name: str, before: Runs | None, train: Train, runs: int) -> Record:
+    """The first runs of a recipe. UserError where their data set is not the baseline's."""
+    record = train(name, runs, 0)
+    if before is not None and record.dataset != before.dataset:
+        raise UserError(
+            f"--recipe: the baseline of {name} is of {before.dataset}, these runs are of {record.dataset}; "
+            f"give --data {before.dataset}, or --update"
+        )
+    return record
+
+
 def judge(
-    name: str, before: Runs | None, train: Train, plan: Plan, level: float, machine: str = ""
+    name: str, before: Runs | None, first: Record, train: Train, plan: Plan, level: float, machine: str
 ) -> tuple[list[Finding], list[Record]]:
     """The findings on time and accuracy of a recipe, each at this level, and what was run for them. `machine`
-    says in what the machine is not as it was: the time is not judged then. UserError for another data set.
+    says in what the machine is not as it was, if so: the time is not judged then.
     """
-    records = [train(name, plan.runs, 0)]
-    time, accuracy = Finding(f"{name} time"), Finding(f"{name} accuracy")
+    records = [first]
+    marked = name if first.dataset == "cifar10" else f"{name} ({first.dataset})"
+    time, accuracy = Finding(f"{marked} time"), Finding(f"{marked} accuracy")
     if before is not None:
-        if records[0].dataset != before.dataset:
-            raise UserError(
-                f"--recipe: the baseline of {name} is of {before.dataset}, these runs are of "
-                f"{records[0].dataset}; give --data {before.dataset}, or --update"
-            )
         time.baseline, accuracy.baseline = statistics.fmean(before.seconds), statistics.fmean(before.accuracy)
-        judged = not records[0].failed and not machine
-        if judged and verdict.look(before.seconds, records[0].seconds) > plan.allowed:
+        judged = not first.failed and not machine
+        if judged and verdict.look(before.seconds, first.seconds) > plan.allowed:
             records.append(train(name, plan.runs, plan.runs))
             time.again = plan.runs
     failed = sum(record.failed for record in records)
@@ -106,7 +113,7 @@ def judge(
         if before is not None:
             judge_time(time, before.seconds, records[-1].seconds, plan, level, machine)
             judge_accuracy(accuracy, before.accuracy, accuracies, plan, level)
-            if changed := different(before.fields, records[0].fields):
+            if changed := different(before.fields, first.fields):
                 accuracy.message += f"; {changed}"
     return [time, accuracy], records
 
@@ -114,7 +121,7 @@ def judge(
 def judge_time(
     finding: Finding, before: tuple[float, ...], now: list[float], plan: Plan, level: float, machine: str
 ) -> None:
-    """Red where fresh runs say so."""
+    """Red where the lower bound of the slowdown exceeds what is allowed."""
     found = verdict.ratio(before, now, level)
     finding.ratio, finding.lower = found.value, found.lower
     finding.message = (
@@ -122,7 +129,7 @@ def judge_time(
     )
     if machine:
         finding.message = "not judged, as the machine is not as it was"
-    elif finding.again and found.lower > plan.allowed:
+    elif found.lower > plan.allowed:
         finding.state = "slow"
         finding.message = f"slower by at least {found.lower - 1:.1%}, allowed is {plan.allowed - 1:.1%}"
 

@@ -187,6 +187,9 @@ def gate(
     for difference in base.stale(environment.versions()):
         console.print(f"note: the baseline was made with {difference}", markup=False)
 
+    first = {
+        name: endtoend.begin(name, base.recipes.get(name), train, options.runs) for name in options.recipe
+    }
     found = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, plan(options))
     outcomes = [outcome_of(finding, *MICROSECONDS) for finding in found.findings]
     show(console, outcomes)
@@ -197,7 +200,7 @@ def gate(
         limits = endtoend.Plan(options.runs, options.max_slowdown, options.max_loss / 100)
         level = verdict.LEVEL / (2 * len(options.recipe))
         findings, runs[name] = endtoend.judge(
-            name, base.recipes.get(name), train, limits, level, found.machine
+            name, base.recipes.get(name), first[name], train, limits, level, found.machine
         )
         states += [finding.state for finding in findings]
         rows = [outcome_of(finding, *unit) for finding, unit in zip(findings, (SECONDS, PERCENT))]

@@ -28,13 +28,8 @@ from .baseline import CEILINGS, Baseline
 MACHINE = 1.02  # by so much a ceiling may differ
 FIRST, ROUNDS = 3, 16  # rounds before the first look; of a baseline, and of what is measured again
 
-RED = (
-    "slow",
-    "inaccurate",
-    "wrong",
-    "missing",
-    "changed",
-)  # states of a finding; others: ok, faster, new, unjudged
+# States of a finding that are red; others are ok, faster, new and unjudged.
+RED = ("slow", "inaccurate", "wrong", "missing", "changed")
 
 # Measures each of the names once: its seconds, or in words what is wrong with it.
 Measure = Callable[[list[str]], dict[str, float | str]]
@@ -125,7 +120,8 @@ def judge(base: Baseline, calls: dict[str, dict], measure: Measure, plan: Plan) 
             findings[name].ratio = findings[name].now / findings[name].baseline
     sessions = [base.sessions[i].ceilings for i in sorted({base.cases[name].session for name in compared})]
     if moved(sessions, first):
-        result.machine = moved(sessions, measured(measure, CEILINGS, plan.rounds))
+        result.again = measured(measure, CEILINGS, plan.rounds)
+        result.machine = moved(sessions, result.again)
         if result.machine:
             return unjudged(result)
 

@@ -190,6 +190,26 @@ def test_machine_disturbed_in_the_first_rounds_alone_is_judged(chip, file):
     assert status == 0 and record["machine"] == ""
 
 
+def test_machine_that_changes_after_the_first_rounds_blames_no_kernel(chip, file):
+    def changes(names, measure=chip.__call__):
+        if len(chip.asked) == 3:
+            chip.factors = dict.fromkeys([*CALLS, *baseline.CEILINGS], 1.1)
+        return measure(names)
+
+    chip.factors["sgd case1 forward"] = 1.1
+    chip.__class__ = type("Changes", (Chip,), {"__call__": lambda self, names: changes(names)})
+    status, record = found(file)
+    assert status == 3 and set(states(record).values()) == {"unjudged"}
+
+
+def test_machine_is_compared_with_the_sessions_of_the_cases_that_are_judged(chip, file):
+    chip.factors["copy"] = 1.1
+    assert gate.main(["sgd", "--update", "--baseline", str(file)]) == 0
+    assert (found(file, "sgd")[0], found(file, "muon")[0], found(file)[0]) == (0, 3, 3)
+    chip.factors.clear()
+    assert (found(file, "sgd")[0], found(file, "muon")[0]) == (3, 0)
+
+
 def test_wrong_kernel_is_red_on_another_machine_too(chip, file, capsys):
     chip.factors["matmul"] = 1.2
     chip.faults["sgd case1 forward"] = "wrong values"
@@ -413,9 +433,11 @@ def test_lost_accuracy_is_red_where_it_is_sure_to_exceed_what_is_tolerated(recip
     assert recipe("--max-loss", "0.5") == 0
 
 
-def test_loss_within_the_noise_is_green(recipe, runs):
-    runs.accuracy = 0.9394
+def test_loss_of_more_than_is_tolerated_but_within_the_noise_is_green(recipe, runs, capsys):
+    runs.accuracy = 0.9385
     assert recipe() == 0
+    (said,) = [line for line in recipe_findings(capsys) if "accuracy" in line]
+    assert float(said.split("changed by ")[1].split()[0]) < -0.05
 
 
 def test_diverged_run_is_red(recipe, runs, capsys):
@@ -424,9 +446,10 @@ def test_diverged_run_is_red(recipe, runs, capsys):
     assert "1 of 10 runs diverged" in recipe_findings(capsys)[0]
 
 
-def test_synthetic_runs_are_not_compared_with_cifar10(recipe, runs, capsys):
+def test_synthetic_runs_are_not_compared_with_cifar10_which_is_said_first(recipe, runs, chip, capsys):
     runs.dataset = "synthetic"
-    assert recipe() == 2
+    chip.asked.clear()
+    assert recipe() == 2 and chip.asked == []
     assert "the baseline of record94 is of cifar10, these runs are of synthetic" in capsys.readouterr().err
 
 
@@ -435,6 +458,14 @@ def test_time_of_a_recipe_is_not_judged_on_another_machine_but_its_accuracy_is(r
     assert recipe() == 3 and len(runs.asked) == 1
     runs.accuracy = 0.90
     assert recipe() == 1
+
+
+def test_baseline_and_findings_of_synthetic_runs_say_so(chip, runs, file, capsys):
+    runs.dataset = "synthetic"
+    assert gate.main(["--update", "--baseline", str(file), "--recipe", "record94"]) == 0
+    assert baseline.load(file, "NVIDIA H200").recipes["record94"].dataset == "synthetic"
+    assert found(file, "--recipe", "record94")[0] == 0
+    assert "record94 (synthetic) accuracy: " in capsys.readouterr().out
 
 
 def test_recipe_that_is_not_in_the_baseline_is_a_note(chip, runs, file, capsys):
