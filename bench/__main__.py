@@ -2,6 +2,6 @@
 
 import sys
 
-from . import micro
+from . import gate, micro
 
-sys.exit(micro.main())
+sys.exit(gate.main(sys.argv[2:]) if sys.argv[1:2] == ["gate"] else micro.main())
