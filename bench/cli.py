@@ -76,6 +76,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
+
+class _Parser(Parser):
+    """The benchmark's, with its help."""
+
     def format_help(self) -> str:
         names, lines = list(kernels.CATALOGUE), [""]
         for name in names:
@@ -96,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The options, checked; `mode` is a key of MODES. UserError for what is none."""
-    parser = Parser(allow_abbrev=False)
+    parser = _Parser(allow_abbrev=False)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--case", default="")
     parser.add_argument("--dtype", choices=DTYPES)

@@ -18,9 +18,11 @@ import bench.__main__
 import hlb
 import kernels
 from bench import cli, micro, rows
+from bench import conftest as hooks
 from bench.cli import main
 from bench.micro import Work
 from bench.rows import Row
+from hlb import environment
 from kernels import calls, timing
 from kernels.launch import INSTALLED, launch, triton
 from kernels.spec import Case, KernelSpec
@@ -263,7 +265,8 @@ def test_both_gives_outputs_and_gradients():
     assert len(outputs) == 2 and torch.equal(gradient, torch.full((3,), 15.0))
 
 
-def test_backward_gives_the_gradients_of_both_again_and_again_and_calls_nothing_forward():
+def test_backward_gives_the_gradients_of_both_again_and_again_and_calls_nothing_forward(monkeypatch):
+    monkeypatch.setattr(timing, "sets", lambda nbytes, device: 3)
     spec, called = made(), []
 
     def function(x):
@@ -272,14 +275,14 @@ def test_backward_gives_the_gradients_of_both_again_and_again_and_calls_nothing_
 
     inputs = spec.make(spec.cases[0], torch.float32, "cpu")
     given = (spec, spec.cases[0], torch.float32, function, inputs)
-    (both,) = calls.calls(*given, "both", "cpu")
-    (backward,) = calls.calls(*given, "backward", "cpu")
-    _, (expected,) = both()
+    both, backward = (calls.calls(*given, direction, "cpu") for direction in ("both", "backward"))
+    _, (expected,) = both[0]()
     called.clear()
-    for _ in range(3):
-        (gradient,) = backward()
-        assert torch.equal(gradient, expected)
+    assert len(both) == len(backward) == 3
+    for call in backward * 2:
+        assert torch.equal(call()[0], expected)
     assert called == []
+    assert len({call.args[1][0].data_ptr() for call in backward}) == 3  # of each its own inputs
 
 
 @needs_triton
@@ -389,7 +392,7 @@ def interrupt(*_):
 
 
 def test_a_kill_interrupts(monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(sys, "argv", ["bench"])
     try:
@@ -440,6 +443,15 @@ def test_tools_get_the_cases_and_their_options(monkeypatch, tmp_path, others, ar
     assert {spec.name: [case.n for case in cases] for spec, cases in todo.items()} == {"doubled": [512]}
 
 
+def test_tools_take_the_dtype_that_an_op_has(monkeypatch, tmp_path, others):
+    narrow = dataclasses.replace(made("narrow"), dtypes=(torch.float16,))
+    monkeypatch.setattr(kernels, "CATALOGUE", {"doubled": made(), "narrow": narrow})
+    assert main(["narrow", "--trace", str(tmp_path / "t.json")]) == 3
+    assert main(["--trace", str(tmp_path / "t.json")]) == 3
+    found = [([spec.name for spec in todo], dtype) for _, _, todo, dtype, *_ in others]
+    assert found == [(["narrow"], torch.float16), (["doubled"], torch.float32)]
+
+
 def test_vs_gets_what_was_asked_for(tmp_path, others):
     path = tmp_path / "vs.json"
     asked = ["doubled", "--case", "seed", "--direction", "both"]
@@ -457,3 +469,18 @@ def test_help_names_every_option_and_fits_80_columns(capsys):
     assert all(len(line) <= 80 for line in text.splitlines())
     options = {option for options in cli.MODES.values() for option in options} | {*cli.MODES} - {""}
     assert all(f"--{option} " in text for option in options | {"case", "dtype"})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pytest_benchmark_is_told_of_machine_and_state(monkeypatch, device):
+    monkeypatch.setattr(micro, "timed_on", lambda: (device, None))
+    monkeypatch.setattr(environment, "device_name", lambda device: f"a {device}")
+    monkeypatch.setattr(environment, "gpu_state", lambda device: {"clocks.sm": "1 MHz"})
+    monkeypatch.setattr(micro, "copy_rate", lambda device: 1e12)
+    monkeypatch.setattr(micro, "matmul_rate", lambda dtype, device: 1e15)
+    machine, output = {"node": "here"}, {}
+    hooks.pytest_benchmark_update_machine_info(None, machine)
+    hooks.pytest_benchmark_update_json(None, [], output)
+    assert machine["device"] == f"a {device}" and machine["versions"]["torch"] == torch.__version__
+    ceilings = {"copy_bytes_per_second": 1e12, "matmul_flops_per_second": 1e15} if device == "cuda" else {}
+    assert output == {"machine_state": {"gpu": {"clocks.sm": "1 MHz"}} | ceilings}

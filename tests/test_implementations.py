@@ -68,6 +68,18 @@ def test_a_library_version_that_does_something_else_is_wrong(monkeypatch, name, 
     assert wrong(name, [case for case in near_zero(name) if case.gate][:3])
 
 
+def test_reference_is_told_what_the_librarys_pool_takes():
+    told = []
+    spec = replace(
+        conv_bn_act.SPEC,
+        reference=lambda **inputs: told.append("argmax" in inputs) or conv_bn_act.reference(**inputs),
+    )
+    for pool in (True, False):
+        case = Case("block", **{**BLOCK, "pool": pool})
+        assert faults(spec, "cudnn", case, torch.float32, "cpu") == []
+    assert told == [True, False]
+
+
 def test_argmax_of_the_librarys_pool_is_the_place_in_the_window():
     x = torch.arange(2 * 3 * 5 * 7.0).reshape(2, 3, 5, 7)
     x[0, 0, 0, 1], x[1, 2, 2, 4] = 999, 999
@@ -145,9 +157,11 @@ def test_tuned_has_a_row_where_it_takes_something_of_its_own_and_is_checked_as_i
     assert ways("conv_bn_act", BLOCK)["tuned"] == {"forward": None, "both": None}  # backward as `triton`
     assert faults(spec, "tuned", BLOCK, torch.float32, "cpu") == []
     told = []
+    spied = replace(spec, given=lambda inputs: told.append(inputs["tuned"]) or spec.given(inputs))
+    assert faults(spied, "tuned", BLOCK, torch.float32, "cpu") == [] and told == [True]
     monkeypatch.setattr(conv_bn_act, "_train", lambda **inputs: told.append(inputs["tuned"]) or [None] * 5)
     spec.given(spec.make(BLOCK, torch.float32, "cpu") | {"tuned": True})
-    assert told == [True]
+    assert told == [True, True]
 
 
 def test_tuned_of_an_op_that_was_never_measured_is_the_reference():
