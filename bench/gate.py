@@ -34,7 +34,7 @@ import kernels
 from hlb import RECIPES, UserError, environment, ledger
 from hlb.files import atomic, check_writable
 
-from . import baseline, endtoend, judge, micro, outcome, verdict
+from . import baseline, cli, endtoend, judge, micro, outcome, verdict
 from .baseline import CEILINGS, Baseline, Runs, Session, Timed
 from .judge import Finding, Look, Measure
 from .rounds import Rounds, catalogue
@@ -46,7 +46,7 @@ MACHINE = 3  # the exit status
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options, checked. UserError for what is none."""
-    parser = micro.Parser(prog="python -m bench gate", description=__doc__.split("\n")[0])
+    parser = cli.Parser(prog="python -m bench gate", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(kernels.CATALOGUE)}")
     parser.add_argument("--baseline", type=Path, help="default: bench/baselines/<gpu>.json")
     parser.add_argument("--update", action="store_true", help="write the baseline, judge nothing")

@@ -44,7 +44,7 @@ def dtype_of(spec: KernelSpec) -> torch.dtype:
 
 
 def catalogue(ops: Sequence[str] = ()) -> dict[str, dict]:
-    """Every case in every direction by its name, `sgd seed forward`, with the fields of its call; of `ops`
+    """Every case, forward and both ways, by its name, `sgd seed forward`, with the fields of its call; of `ops`
     alone, if any are given.
     """
     found = {}
@@ -53,7 +53,8 @@ def catalogue(ops: Sequence[str] = ()) -> dict[str, dict]:
         for case in spec.cases:
             call = json.loads(json.dumps({"dtype": launch.short(dtype), **case}, default=str))
             for direction in directions(spec, case, dtype):
-                found[f"{op} {case.name} {direction}"] = call
+                if direction != "backward":  # which is in both
+                    found[f"{op} {case.name} {direction}"] = call
     return found
 
 

@@ -4,11 +4,14 @@
     pytest bench --benchmark-compare --benchmark-compare-fail=median:10%
     pytest bench --benchmark-disable                 once each: does every benchmark still run?
 
-On a GPU every implementation is timed, the op after a check of its results. Elsewhere it is the reference
-alone, at a batch of two.
+What is timed, and how, is what `python -m bench` times: on a GPU all implementations, by events on the device
+and with a cold L2 cache (kernels/timing.py); elsewhere the references, by the wall clock, at a batch of two.
+What is wrong fails and has no time. Times are of one call, whatever their name says of rounds.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import pytest
 import torch
@@ -16,14 +19,14 @@ import torch
 import kernels
 from kernels import launch, timing
 from kernels.calls import calls
-from kernels.compare import check
-from kernels.spec import Case
 
 from . import micro
+from .implementations import FORMS, IMPLEMENTATIONS, KERNELS, distinct, known, scope
 
 DEVICE, UNTIMED = micro.timed_on()
 DTYPE = torch.float32 if DEVICE == "cpu" else torch.float16
 BATCH = 2  # on a CPU
+torch.backends.cudnn.benchmark = True
 
 
 class Clock:
@@ -36,37 +39,44 @@ class Clock:
 
 
 CLOCK = Clock()
-
-
-def implementations() -> list[str]:
-    if DEVICE == "cpu":
-        return ["eager"]
-    return [name for name in micro.IMPLEMENTATIONS if name != "triton" or not UNTIMED]
+fault_of = cache(micro.fault_of)  # of all directions
 
 
 def parameters():
-    """pytest parameters (spec, case, direction), the case at a batch of BATCH on a CPU."""
+    """pytest parameters (spec, case, direction, implementation), the case at a batch of BATCH on a CPU."""
+    chosen = micro.implementations(DEVICE, UNTIMED)
     for spec in kernels.CATALOGUE.values():
-        for case in spec.cases if DTYPE in spec.dtypes else ():
-            if DEVICE == "cpu" and "n" in case:
-                case = Case(case.name, **{**case, "n": min(case.n, BATCH)})
-            for direction in micro.directions(spec, case, DTYPE):
-                yield pytest.param(spec, case, direction, id=f"{spec.name}-{case.name}-{direction}")
+        dtype = micro.dtype_of(spec, DTYPE)
+        for case in spec.cases:
+            case = micro.on_cpu(case, BATCH) if DEVICE == "cpu" else case
+            for direction in micro.directions(spec, case, dtype):
+                for name in known(spec, chosen):
+                    label = f"{spec.name}-{case.name}-{direction}-{name}"
+                    yield pytest.param(spec, case, direction, name, id=label)
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize("implementation", implementations())
-@pytest.mark.parametrize("spec, case, direction", list(parameters()))
+@pytest.mark.parametrize("spec, case, direction, implementation", list(parameters()))
 def test_speed(benchmark, spec, case, direction, implementation):
-    inputs = spec.make(case, DTYPE, DEVICE)
-    if implementation == "triton":
-        assert not check(spec, case, DTYPE, DEVICE)
-    function = micro.IMPLEMENTATIONS[implementation](spec)
-    take = timing.sampler(calls(spec, case, DTYPE, function, inputs, direction, DEVICE), DEVICE)
-
-    def sample():
-        CLOCK.seconds += take()
-
+    dtype = micro.dtype_of(spec, DTYPE)
+    inputs = spec.make(case, dtype, DEVICE)
+    again = implementation in (*FORMS, "tuned") and direction not in distinct(spec, inputs, KERNELS).get(
+        implementation, ()
+    )
+    if again:
+        pytest.skip(f"{implementation} launches what another form launches, or is the reference")
+    assert fault_of(spec, implementation, case, dtype, DEVICE) is None
     benchmark.group = f"{spec.name} {case.name} {direction}"
-    benchmark.extra_info.update(dtype=launch.short(DTYPE), **case)
-    benchmark.pedantic(sample, rounds=timing.SAMPLES, iterations=1)
+    benchmark.extra_info.update(dtype=launch.short(dtype), **case)
+    with scope(implementation, direction):
+        function = IMPLEMENTATIONS[implementation](spec)
+        prepared = calls(spec, case, dtype, function, inputs, direction, DEVICE)
+        if benchmark.disabled:
+            benchmark(prepared[0])
+            return
+        take = timing.sampler(prepared, DEVICE)
+
+        def sample():
+            CLOCK.seconds += take()
+
+        benchmark.pedantic(sample, rounds=timing.SAMPLES, iterations=1)

@@ -1,4 +1,4 @@
-"""Calls of an op to be timed: forward, or forward and backward together, each on inputs of its own."""
+"""Calls of an op to be timed, each on inputs of its own: forward, backward, or both together."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from . import timing
 from .compare import leaves, upstream
 from .spec import Case, KernelSpec
+
+DIRECTIONS = ("forward", "backward", "both")
 
 # Options of torch.compile for the fastest that PyTorch has.
 AUTOTUNED = {
@@ -34,26 +36,43 @@ def calls(
     direction: str,
     device: str,
 ) -> list[timing.Call]:
-    """The same call on as many copies of its inputs as timing needs."""
+    """The same call on as many copies of its inputs as timing needs; `direction` is one of DIRECTIONS.
+
+    `forward` saves what a backward needs. The graphs of `backward` are made here, and are kept by its calls.
+    What torch.compile compiled does that only with torch._functorch.config.donated_buffer off.
+    """
     there = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
     touched = min(there, sum(spec.bytes(case, dtype).values()))  # a batch is gathered from a larger set
     copies = [leaves(spec, inputs) for _ in range(timing.sets(touched, device))]
+    forwards = [partial(function, **arguments) for arguments in copies]
     if direction == "forward":
-        return [partial(function, **arguments) for arguments in copies]
-    roots = [out for out in tensors(function(**copies[0])) if out.requires_grad]
-    gradients = upstream(roots)
+        return forwards
+    call = {"backward": backward, "both": both}[direction]
+    with timing.aside(device):
+        graphs = [roots(forward()) for forward in (forwards if call is backward else forwards[:1])]
+    gradients = upstream(graphs[0])
     return [
         partial(
-            training_call,
-            partial(function, **arguments),
+            call,
+            start,
             [arguments[name] for name in spec.differentiable if isinstance(arguments[name], Tensor)],
             [gradient.clone() for gradient in gradients],
         )
-        for arguments in copies
+        for start, arguments in zip(graphs if call is backward else forwards, copies)
     ]
 
 
-def training_call(forward: Callable, wanted: list[Tensor], gradients: list[Tensor]) -> tuple:
+def roots(outputs) -> list[Tensor]:
+    """The outputs that a gradient can begin at."""
+    return [out for out in tensors(outputs) if out.requires_grad]
+
+
+def backward(outputs: list[Tensor], wanted: list[Tensor], gradients: list[Tensor]) -> tuple:
+    """The gradients of what is wanted, from those of the outputs, whose graph is kept."""
+    return torch.autograd.grad(outputs, wanted, gradients, retain_graph=True, allow_unused=True)
+
+
+def both(forward: Callable, wanted: list[Tensor], gradients: list[Tensor]) -> tuple:
+    """Outputs of a forward call, and the gradients of what is wanted."""
     outputs = tensors(forward())
-    roots = [out for out in outputs if out.requires_grad]
-    return outputs, torch.autograd.grad(roots, wanted, gradients, allow_unused=True)
+    return outputs, torch.autograd.grad(roots(outputs), wanted, gradients, allow_unused=True)

@@ -291,7 +291,7 @@ def _given(inputs: dict) -> dict:
     if not (inputs["pool"] and inputs["training"]):
         return {}
     named = {name: value for name, value in inputs.items() if name not in ("running", "training")}
-    return {"argmax": _train(**named, tuned=False)[4]}
+    return {"argmax": _train(**{"tuned": False} | named)[4]}
 
 
 def _norm_case(case: Case) -> Case:

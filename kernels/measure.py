@@ -182,6 +182,6 @@ def block(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, float]
     }
     found = {}
     for name, function in implementations.items():
-        prepared = calls(spec, case, dtype, function, inputs, "training", device)
+        prepared = calls(spec, case, dtype, function, inputs, "both", device)
         found[name] = timing.measure(prepared, device, SAMPLES).median
     return found, []

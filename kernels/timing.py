@@ -5,13 +5,18 @@
     timing.median, timing.spread                seconds per call; the distance between the quartiles
 
 On CUDA many calls are captured in one graph, and its replays are timed by events: neither Python nor launch
-gaps are in the number. The calls go round several sets of inputs, whose bytes exceed twice the L2 cache, and
-outputs are kept until their set's next turn, so nothing is found in the cache that the call itself did not
-put there. At most SETS sets are made: inputs below 2 * L2 / SETS bytes (about 1 MB) do stay in L2, as they
-do in training, where another op has just written them. On a CPU the clock is the wall clock, and there is
-one set.
+gaps are in the number. On a CPU the clock is the wall clock, and there is one set of inputs.
 
-`copy` and `matmul` are the ceilings of the chip, timed the same way in the same process.
+Rotation keeps the L2 cache cold, and no time goes into flushing it: calls go round several sets of inputs,
+whose bytes together exceed twice the cache, and outputs are kept until their set's next turn. So by the time
+a set is read again, the others have pushed it out, and nothing is found in the cache that the call itself
+did not put there. At most SETS sets are made. Inputs below 2 * L2 / SETS bytes, 0.8 MB on a chip with 50 MB
+of L2, therefore stay in it: logits, gates, statistics. Such a call takes a few microseconds, most of them
+latency, and in training it finds its inputs in L2 as well, where another op has just written them; but its
+bytes per second may exceed what device memory can do.
+
+`copy` and `matmul` are the ceilings of the chip, timed the same way in the same process; `copy_rate` is that
+of a copy much larger than L2.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -36,6 +41,7 @@ CALLS = 4096  # in one graph, at most
 # A sample is at least so long, as far as CALLS allow: what is between two replays takes microseconds.
 SAMPLE_SECONDS = {"cuda": 2e-3, "cpu": 1e-2}
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices of `matmul`
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}  # bytes that `copy_rate` moves
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,12 @@ def copy(size: int, device: Device, samples: int = SAMPLES) -> Timing:
     return measure([one() for _ in range(sets(size, device))], device, samples)
 
 
+def copy_rate(device: Device, samples: int = SAMPLES) -> float:
+    """Bytes per second of a large copy."""
+    size = COPIED[torch.device(device).type]
+    return size / copy(size, device, samples).median
+
+
 def matmul(dtype: torch.dtype, device: Device, samples: int = SAMPLES) -> float:
     """FLOP/s of a large square matrix product in `dtype`, float32 under torch's current precision setting."""
     side = SIDE[torch.device(device).type]
@@ -108,6 +120,28 @@ def matmul(dtype: torch.dtype, device: Device, samples: int = SAMPLES) -> float:
         for _ in range(sets(2 * side * side * dtype.itemsize, device))
     ]
     return 2 * side**3 / measure([partial(torch.mm, a, b) for a, b in pairs], device, samples).median
+
+
+@contextlib.contextmanager
+def aside(device: Device) -> Iterator[None]:
+    """Inside, work is queued on the stream on which `measure` captures calls. Autograd runs a backward on the
+    stream of its forward, so a forward whose backward alone is to be captured belongs in here.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        stream = _stream(device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _wall_sampler(calls: Sequence[Call]) -> Callable[[], float]:
@@ -124,17 +158,14 @@ def _wall_sampler(calls: Sequence[Call]) -> Callable[[], float]:
 
 
 def _device_sampler(calls: Sequence[Call], device: torch.device) -> Callable[[], float]:
+    with aside(device):
+        for call in calls[:3]:  # compiles, loads modules, creates handles: no capture may
+            call()
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for call in calls[:3]:  # compiles, loads modules, creates handles: no capture may
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        once = _seconds(_capture(calls, 1, stream))
+        once = _seconds(_capture(calls, 1, _stream(device)))
         rounds = repeats(once, len(calls), "cuda")
-        graph = _capture(calls, rounds, stream)
+        graph = _capture(calls, rounds, _stream(device))
 
     def take() -> float:
         with torch.cuda.device(device):

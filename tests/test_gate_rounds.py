@@ -50,7 +50,7 @@ def ops(monkeypatch):
 
 def test_catalogue_has_every_case_in_every_direction_and_finds_it_again(ops):
     calls = rounds.catalogue()
-    assert len(calls) == 3 * 2 * 2 and calls["right large training"] == {"dtype": "float16", "n": 64}
+    assert len(calls) == 3 * 2 * 2 and calls["right large both"] == {"dtype": "float16", "n": 64}
     assert list(rounds.catalogue(["wrong"])) == [name for name in calls if name.startswith("wrong")]
     for name in calls:
         spec, case, direction = rounds.named(name)

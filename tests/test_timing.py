@@ -90,6 +90,13 @@ def test_matmul_rate_counts_a_multiplication_and_an_addition_a_term(monkeypatch)
     assert timing.matmul(torch.float32, "cpu") == 2 * 8**3 / 0.5
 
 
+def test_copy_rate_is_bytes_read_and_written_by_a_second(monkeypatch):
+    asked = []
+    monkeypatch.setattr(timing, "copy", lambda *given: asked.append(given) or Timing((0.5,)))
+    assert timing.copy_rate("cpu", samples=3) == 2 * timing.COPIED["cpu"]
+    assert asked == [(timing.COPIED["cpu"], "cpu", 3)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_device_time_of_a_copy_grows_with_its_bytes_and_stays_below_the_memory_bandwidth():
     small, large = (timing.copy(size, "cuda").median for size in (256 * MEGABYTE, 1024 * MEGABYTE))
@@ -106,3 +113,16 @@ def test_forward_and_backward_can_be_captured():
 
     result = timing.measure([both, both], "cuda", samples=3)
     assert len(result.samples) == 3 and 0 < min(result.samples) < 1e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_backward_of_a_graph_made_before_can_be_captured():
+    leaves = [torch.randn(1 << 20, device="cuda", requires_grad=True) for _ in range(2)]
+    with timing.aside("cuda"):
+        sums = [x.sin().square().sum() for x in leaves]
+    backward = [partial(torch.autograd.grad, y, x, retain_graph=True) for y, x in zip(sums, leaves)]
+    forward = [partial(torch.sin, x) for x in leaves]
+    (gradient,) = backward[0]()
+    assert torch.allclose(gradient, (2 * leaves[0]).sin(), atol=1e-6)
+    both, one = (timing.measure(calls, "cuda", samples=3).median for calls in (backward, forward))
+    assert 0 < one < both < 1e-2
