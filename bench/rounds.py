@@ -44,7 +44,7 @@ def dtype_of(spec: KernelSpec) -> torch.dtype:
 
 
 def catalogue(ops: Sequence[str] = ()) -> dict[str, dict]:
-    """Every case, forward and both ways, by its name, `sgd seed forward`, with the fields of its call; of `ops`
+    """Every case, forward and both, by its name, `sgd seed forward`, with the fields of its call; of `ops`
     alone, if any are given.
     """
     found = {}
