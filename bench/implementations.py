@@ -104,8 +104,8 @@ def tuned(spec: KernelSpec) -> Callable:
 
 @contextlib.contextmanager
 def scope(implementation: str, direction: str = "forward") -> Iterator[None]:
-    """Calls of an implementation are made and called inside: configurations are looked up when it is called,
-    and what is compiled keeps what another backward through the same graph needs.
+    """Where calls of an implementation are made and called: an op looks its configurations up when called;
+    what is compiled for the backward alone keeps what the next call of it needs.
     """
     with contextlib.ExitStack() as stack:
         if implementation in FORMS:
@@ -159,9 +159,9 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
 
 
 def _what(one: Launch) -> tuple:
-    """A launch without its tensors."""
-    numbers = [argument for argument in one.arguments if isinstance(argument, int)]
-    return one.name, one.grid, numbers, one.constants, one.num_warps, one.num_stages
+    """A launch, whatever the tensors are."""
+    arguments = [a if isinstance(a, int) else type(a) for a in one.arguments]
+    return one.name, one.grid, arguments, one.constants, one.num_warps, one.num_stages
 
 
 def faults(spec: KernelSpec, implementation: str, case: Case, dtype: torch.dtype, device: str) -> list[str]:

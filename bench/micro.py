@@ -227,7 +227,8 @@ def run(
 ) -> dict:
     """Measures the cases and shows a table for each op. Returns the record, all that --json holds."""
     device, untimed = timed_on()
-    torch.backends.cudnn.benchmark = True  # the fastest that cuDNN has, as in training
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # the fastest that cuDNN has, as in training
     chosen = implementations(device, untimed, compile)
     name, before = environment.device_name(device), environment.gpu_state(device)
     console.print(f"{name}, {launch.short(dtype)}, {samples} samples", markup=False)

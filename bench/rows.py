@@ -96,8 +96,11 @@ def table(columns: dict[str, list[str]]) -> Table:
 
 
 def show(console: Console, spec: KernelSpec, rows: list[Row]) -> None:
-    """An op's table, and below it what failed."""
+    """An op's table, and below it what failed; above it the extents and options of a case that is alone."""
     console.print(f"\n[bold]{spec.name}[/]  {escape(spec.formula)}")
+    if len({row.case for row in rows}) == 1:
+        fields = rows[0].fields.items()
+        console.print(", ".join(key if value is True else f"{key} {value}" for key, value in fields if value))
     columns = {heading: [cell(row) for row in rows] for heading, cell in COLUMNS.items()}
     columns = {heading: cells for heading, cells in columns.items() if any(cells)}
     unbounded = console.options.update_width(1 << 16)

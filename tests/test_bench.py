@@ -314,9 +314,12 @@ def test_launches_are_kernels_copies_and_fills_of_the_device_and_no_named_ranges
 
 
 def shown(width: int) -> list[str]:
-    """The lines of a table of two directions by two implementations."""
+    """The lines of a table of two directions by two implementations, and the one above it."""
+    fields = {"n": 512, "map": (3, 2), "gate": False, "pool": True}
     found = [
-        Row("doubled", "seed", "float16", way, by, {}, 1e-5, 1e-7, (), 10**6, 1e11, 50.0, peak_bytes=2**20)
+        Row(
+            "doubled", "seed", "float16", way, by, fields, 1e-5, 1e-7, (), 10**6, 1e11, 50.0, peak_bytes=2**20
+        )
         for way in ("forward", "both")
         for by in ("eager", "max-autotune")
     ]
@@ -326,7 +329,7 @@ def shown(width: int) -> list[str]:
 
 
 def test_a_case_and_a_direction_are_named_where_they_begin():
-    first = [line.split()[:3] for line in shown(160)[1:]]
+    first = [line.split()[:3] for line in shown(160)[2:]]
     assert first == [
         ["seed", "forward", "eager"],
         ["max-autotune", "10.00", "0.10"],
@@ -335,9 +338,13 @@ def test_a_case_and_a_direction_are_named_where_they_begin():
     ]
 
 
+def test_a_case_that_is_alone_is_shown_with_its_fields():
+    assert shown(160)[0] == "n 512, map (3, 2), pool"
+
+
 def test_columns_give_way_to_a_narrow_terminal():
-    assert {"spread", "GB/s", "peak"} <= set(shown(160)[0].split())
-    heading, *lines = shown(52)
+    assert {"spread", "GB/s", "peak"} <= set(shown(160)[1].split())
+    _, heading, *lines = shown(52)
     assert heading.split() == ["case", "direction", "by", "us", "%", "of", "copy"]
     assert lines[1].split() == ["max-autotune", "10.00", "50"]
 

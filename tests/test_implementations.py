@@ -124,7 +124,7 @@ def chosen(way: str, order: str) -> bool:
 @needs_triton
 def test_forms_are_as_right_as_the_op():
     spec = kernels.CATALOGUE["conv"]
-    case = Case("small", n=3, c=16, o=16, map=(5, 4), size=3)
+    case = Case("small", n=2, c=16, o=16, map=(3, 2), size=3)
     for form in FORMS:
         assert faults(spec, form, case, torch.float32, "cpu") == []
     twice = replace(spec, op=lambda x, filters: 2 * spec.op(x, filters))
@@ -155,7 +155,6 @@ def test_tuned_has_a_row_where_it_takes_something_of_its_own_and_is_checked_as_i
     assert "tuned" not in ways("conv_bn_act", BLOCK)
     launch_table(table("triton"))
     assert ways("conv_bn_act", BLOCK)["tuned"] == {"forward": None, "both": None}  # backward as `triton`
-    assert faults(spec, "tuned", BLOCK, torch.float32, "cpu") == []
     told = []
     spied = replace(spec, given=lambda inputs: told.append(inputs["tuned"]) or spec.given(inputs))
     assert faults(spied, "tuned", BLOCK, torch.float32, "cpu") == [] and told == [True]
