@@ -47,9 +47,9 @@ def _scatter_losses(
     ids = tl.load(p_ids + rows, mask=m_rows, other=0)  # [BLOCK]
 
     top = tl.where(classes < CLASSES, z, float("-inf"))
-    z -= tl.max(top, axis=1)[:, None]  # at most 0, so that no exponential overflows
-    exponential = tl.where(classes < CLASSES, tl.exp(z), 0.0)
-    chosen = tl.where(classes == targets[:, None], z, 0.0)
+    largest = tl.max(top, axis=1)[:, None]
+    exponential = tl.exp(top - largest)  # 0 beyond the classes
+    chosen = tl.where(classes == targets[:, None], z - largest, 0.0)
     loss = tl.log(tl.sum(exponential, axis=1)) - tl.sum(chosen, axis=1)  # [BLOCK]
     tl.store(p_losses + ids, loss, mask=m_rows)
 
