@@ -15,7 +15,10 @@ setup(
     install_requires=["torch>=2.11", "torchvision", "numpy", "rich", "scipy"],
     extras_require={
         # Triton 3.6.0's interpreter, which the kernel tests use, needs numpy below 2.4.
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "numpy<2.4", "ruff", "matplotlib"],
+        "test": [
+            *("pytest", "pytest-benchmark", "hypothesis", "numpy<2.4", "ruff"),
+            *("matplotlib", "nbclient", "ipykernel"),  # of the plots, and of the notebook
+        ],
         "plot": ["matplotlib"],
     },
     entry_points={"console_scripts": ["hlb = hlb.cli:main"]},

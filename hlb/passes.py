@@ -59,7 +59,8 @@ class Pass:
 
 
 LAYERS = ("stem", "conv_bn_act", "se_gate", "pool_head")  # ops that are a layer, as `cost.layers` has them
-REST = {"augment": "images", "cross_entropy": "loss", "update_running_stats": "statistics"}
+REST = {"augment": "images", "scatter_losses": "loss", "cross_entropy": "loss"}
+REST |= {"update_running_stats": "statistics"}
 REST |= {"permutation": "order", "patch_covariance": "stem", "views": "images", "weigh_views": "logits"}
 REST |= dict.fromkeys(("uniform", "sgd", "muon"), "weights")
 
@@ -100,6 +101,7 @@ FIELDS: dict[str, Callable[..., dict]] = {
     "se_gate": _sized(n=("s", 0), c=("s", 1), r=("weight1", 0)),
     "pool_head": _sized(n=("x", 0), c=("x", 1), h=("x", 2), w=("x", 3), classes=("weight", 0)),
     "cross_entropy": _sized(n=("logits", 0), classes=("logits", 1)),
+    "scatter_losses": _sized(n=("logits", 0), classes=("logits", 1)),
     "update_running_stats": _sized(channels=("running", 1)),
     "views": lambda images, views, **_: {"n": len(images), "map": tuple(images.shape[1:3]), "views": views},
     "weigh_views": lambda logits, views: {"n": logits.shape[1], "classes": logits.shape[2], "views": views},

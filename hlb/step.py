@@ -15,7 +15,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import averaging, schedule
@@ -138,7 +137,7 @@ class Step:
         logits, stats = self.network(x, variant.train_stem)
         labels = self.labels[ids]
         if self.losses is not None:
-            self.losses[ids] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
+            self.ops.scatter_losses(self.losses, ids, logits.detach(), labels)
         return *self.ops.cross_entropy(logits, labels, self.recipe.label_smoothing), stats
 
     @torch.no_grad()

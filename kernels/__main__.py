@@ -126,7 +126,8 @@ def _list(options: argparse.Namespace) -> int:
         print(json.dumps(catalogue, indent=1))
         return 0
     for name, work in catalogue.items():
-        print(f"{name:24}{len(work['cases']):3} cases   {' '.join(work['dtypes'])}")
+        count = f"{len(work['cases']):3} case{'s' * (len(work['cases']) != 1)}"
+        print(f"{name:24}{count:12}{' '.join(work['dtypes'])}")
         for text in (work["formula"], " ".join(work["ops"])):
             print(textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="        "))
     return 0

@@ -40,7 +40,9 @@ def graphs(monkeypatch) -> list:
     torch._dynamo.reset()
 
 
-KERNELS = "reference,pool_head=triton,cross_entropy=triton,update_running_stats=triton,sgd=triton"
+KERNELS = "reference," + ",".join(
+    f"{op}=triton" for op in ("pool_head", "scatter_losses", "cross_entropy", "update_running_stats", "sgd")
+)
 
 
 def test_every_variant_of_a_step_is_two_graphs_and_none_is_compiled_in_a_run(data, graphs):

@@ -1,0 +1,296 @@
+"""README.md and docs/: what they name is there, what they command is understood, what they show is printed,
+and facts have the numbers of their sources.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import hlb
+import kernels
+import kernels.__main__ as catalogue
+from hlb import cli, floor, ledger, passes
+from hlb.statistics import RECORD_RUNS, record_claim, summary
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+# Named by a page, and made by a command; a name that is none of a file here.
+MADE = {"bench/results/h200/record94.jsonl", "cifar-10-batches-py/", "kernels/launches.json",
+        "results/ledger.jsonl", "roofline.png", "roofline.svg", "speedup.png", "speedup.svg"}  # fmt: skip
+FILE = re.compile(r"[\w./-]+(/|\.(py|md|jsonl?|txt|svg|png|ya?ml|ipynb|toml))")
+PROMPT = "$ "
+
+
+def spans(text: str) -> list[str]:
+    """What stands in backticks, within a line."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def blocks(text: str) -> list[list[str]]:
+    """The lines of each fenced block, and of each indented one, without their indentation."""
+    fenced = re.compile(r"^( *)```\w*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    indented = re.compile(r"(?:^|\n\n)((?: {4,}\S.*(?:\n|$))+)")
+    rest = fenced.sub("", text)
+    found = [match[2] for match in fenced.finditer(text)] + [match[1] for match in indented.finditer(rest)]
+    return [[line.strip() for line in block.splitlines()] for block in found]
+
+
+# Files
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_or_links_is_there(page):
+    text = PAGES[page].read_text()
+    links = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    missing = {link for link in links if link and not (PAGES[page].parent / link).exists()}
+    named = {span for span in spans(text) if FILE.fullmatch(span)} - MADE
+    missing |= {name for name in named if not (ROOT / name).exists()}
+    assert not missing
+
+
+# Commands
+
+
+def train_by_default(arguments: list[str]) -> None:
+    """`hlb`, whose options without a command are those of `hlb train`; and the recipe with its settings."""
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["train", *arguments]
+    options = cli.parser().parse_args(arguments)
+    if options.command == "train":
+        hlb.recipe(options.recipe or "record94", options.set)
+
+
+def of_the_catalogue(arguments: list[str]) -> None:
+    options = catalogue.parser().parse_args(
+        arguments if arguments and not arguments[0].startswith("-") else ["list", *arguments]
+    )
+    if options.command == "check" and (unknown := set(options.names) - set(kernels.CATALOGUE)):
+        raise ValueError(f"no op {unknown}")
+
+
+@functools.cache
+def usage(module: str) -> str:
+    """What `--help` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    return printed.getvalue()
+
+
+def helped(module: str, names: tuple[str, ...] = ()) -> Callable[[list[str]], None]:
+    """For a program whose help has all of its options; its first argument is an option, or one of `names`."""
+
+    def understood(arguments: list[str]) -> None:
+        known = re.findall(r"--[a-z-]+", usage(module))
+        for option in (argument.split("=")[0] for argument in arguments if argument.startswith("--")):
+            if option not in known:
+                raise ValueError(f"{option} is not in the help of {module}")
+        if names and arguments and not arguments[0].startswith("-") and arguments[0] not in names:
+            raise ValueError(f"{arguments[0]} is none of {names}")
+
+    return understood
+
+
+def of_files(arguments: list[str]) -> None:
+    """pytest: its files are there; -k has a word behind it."""
+    for name in arguments:
+        if "/" in name and not (ROOT / name).exists():
+            raise ValueError(f"{name} is not there")
+
+
+PROGRAMS = {  # the first that a command begins with says how it is understood
+    "python -m hlb": train_by_default,
+    "hlb": train_by_default,
+    "python -m kernels": of_the_catalogue,
+    "python -m bench.pairs": helped("bench.pairs"),
+    "python -m bench.records": helped("bench.records"),
+    "python -m bench": helped("bench.micro", tuple(kernels.CATALOGUE)),
+    "python tests/mutants.py": helped("mutants"),
+    "python -m pytest": of_files,
+    "pytest": of_files,
+}
+SOMETHING = {"NAME": "cross_entropy", "CHOICE": "triton", "FILE": "file"}  # for what a page leaves open
+
+
+def commands(text: str) -> Iterator[tuple[Callable[[list[str]], None], list[str]]]:
+    """(how it is understood, arguments) of each command in a page's code."""
+    lines = [line for block in blocks(text) for line in block]
+    # A command that is only mentioned, such as `hlb compare`, has no arguments.
+    bare = re.compile(r"(python -m )?\w+ \w+")
+    mentioned = [f"{span} --help" if bare.fullmatch(span) else span for span in spans(text)]
+    for line in lines + mentioned:
+        line = re.sub(r"\s#.*|\s>.*|\[[^]]*\]", "", line.removeprefix(PROMPT).removeprefix("!"))
+        line = re.sub(r"^torchrun \S+ \S+ -m", "python -m", line)
+        for part in re.split(r"&&|\|", line):
+            words = part.split()
+            for program, understood in PROGRAMS.items():
+                if words[: len(program.split())] == program.split():
+                    arguments = shlex.split(part)[len(program.split()) :]
+                    yield understood, [SOMETHING.get(argument, argument) for argument in arguments]
+                    break
+
+
+def fault(understood: Callable[[list[str]], None], arguments: list[str]) -> str | None:
+    """Why a command is not understood."""
+    try:
+        understood(arguments)
+    except SystemExit as ended:
+        return f"status {ended.code}" if ended.code else None
+    except (hlb.UserError, ValueError) as error:
+        return str(error)
+
+
+# Words of commands that pages have and that are not built yet: they must not be understood.
+NOT_YET = [{"gate"}, {"--direction"}, {"--out"}, {"--ncu"}, {"--asm"}, {"report"}]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_understood(page):
+    wrong = {}
+    for understood, arguments in commands(PAGES[page].read_text()):
+        later, why = any(words <= set(arguments) for words in NOT_YET), fault(understood, arguments)
+        if bool(why) != later:
+            wrong[shlex.join(arguments)] = why
+    assert not wrong
+
+
+def test_commands_are_found_in_pages():
+    assert all(any(commands(path.read_text())) for path in PAGES.values())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "hlb --runs many",
+        "hlb --recipe nothing",
+        "hlb --set no_field=1",
+        "hlb nothing",
+        "hlb sweep --epoch 3",
+        "python -m kernels check nothing",
+        "python -m kernels --nothing",
+        "python -m bench nothing",
+        "python -m bench --cases x",
+        "python tests/mutants.py --jops 3",
+        "python -m pytest tests/test_nothing.py",
+    ],
+)
+def test_a_mistake_in_a_command_is_noticed(command):
+    ((understood, arguments),) = commands(f"`{command}`")
+    assert fault(understood, arguments)
+
+
+# What is shown
+
+
+def shown(text: str) -> list[tuple[str, list[str]]]:
+    """(command, the lines below it) of each prompt in a page's blocks."""
+    found = []
+    for block in blocks(text):
+        if block[0].startswith(PROMPT):
+            for line in block:
+                if line.startswith(PROMPT):
+                    found.append((line.removeprefix(PROMPT).partition(" | ")[0], []))
+                else:
+                    found[-1][1].append(line)
+    return found
+
+
+# Commands that a test has the time to run; what they print is the same on every machine.
+RUN = {
+    "python -m kernels": lambda: catalogue.main([]),
+    "hlb recipes seed --kernels triton": lambda: cli.main(["recipes", "seed", "--kernels", "triton"]),
+    "hlb recipes cpu94 --kernels triton": lambda: cli.main(["recipes", "cpu94", "--kernels", "triton"]),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_is_what_the_command_prints(page, monkeypatch):
+    monkeypatch.setattr(floor, "phases", lambda *_: [])  # takes seconds, and is shown nowhere
+    for command, expected in shown(PAGES[page].read_text()):
+        if command in RUN:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                RUN[command]()
+            lines = {line.strip() for line in printed.getvalue().splitlines()}
+            assert expected and set(expected) <= lines, command
+
+
+def test_pages_show_what_some_commands_print():
+    seen = {command for path in PAGES.values() for command, _ in shown(path.read_text())}
+    assert set(RUN) <= seen
+
+
+def test_sentences_of_a_claim_are_those_that_are_printed():
+    page = PAGES["docs/record-claim.md"].read_text()
+    runs = [0.94, 0.95] * (RECORD_RUNS // 2)
+    for accuracies in (runs, [accuracy - 0.01 for accuracy in runs], runs[1:]):
+        _, sentence = record_claim(accuracies, 0, "cifar10", 0.94)
+        assert re.sub(r"(?<=least )[\d.]+", "…", sentence) in page
+
+
+# Facts
+
+FACTS = PAGES["docs/measured-facts.md"].read_text()
+NUMBERS = r"\d+(?:\.\d+)?"
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the rows below a table's headings, of which one is `heading`."""
+    tables = re.findall(r"((?:^\|.*\n)+)", FACTS, re.MULTILINE)
+    split = [[re.split(r" ?\| ?", line)[1:-1] for line in table.splitlines()] for table in tables]
+    return [row for head, _, *body in split if heading in head for row in body]
+
+
+def runs_of(path: Path) -> tuple[list[float], list[float]]:
+    """Accuracies, and seconds of training and evaluation."""
+    if path.suffix == ".json":
+        found = json.loads(path.read_text())["runs"]
+        return [run["accuracy"] for run in found], [run["seconds"] for run in found]
+    found = ledger.load(path)
+    return [run["accuracy"] for run in found], [run["train_seconds"] + run["eval_seconds"] for run in found]
+
+
+def test_runs_have_the_numbers_of_their_records():
+    found = rows("mean accuracy, seconds, n")
+    assert len(found) == 7
+    for _, numbers, source in found:
+        accuracy, seconds = map(summary, runs_of(ROOT / source.strip("`")))
+        mean = seconds["mean"]
+        written = f"{mean:.0f}" if mean >= 1000 else f"{mean:.1f}"
+        assert numbers == f"{100 * accuracy['mean']:.2f} %, {written} s, n = {accuracy['n']}", source
+
+
+def test_ratios_of_step_times_are_those_of_their_records():
+    found = rows("median ratio of step times, pairs")
+    assert len(found) == 4
+    for _, numbers, source in found:
+        record = json.loads((ROOT / source.strip("`")).read_text())
+        assert numbers == f"{record['median_ratio']:.3f}, {len(record['seconds'])} pairs", source
+
+
+def test_steps_move_and_do_what_is_counted():
+    for _, *columns, command in rows("eager references"):
+        name = command.strip("`").split()[2]
+        for choice, numbers in zip(("triton", "reference"), columns, strict=True):
+            found = passes.launched(hlb.recipe(name), choice)
+            bytes, flops = (sum(getattr(p, what) for p in found) for what in ("bytes", "flops"))
+            assert numbers == f"{bytes / 1e6:.1f} MB, {flops / 1e9:.2f} GFLOP", (name, choice)
+
+
+def test_bytes_and_flops_of_ops_are_those_of_the_page_of_costs():
+    sections = (ROOT / "kernels" / "README.md").read_text().split("\n## ")
+    sections = {section.split("\n")[0]: section for section in sections}
+    found = rows("fused MB") + rows("issued / useful")
+    assert len(found) == 12
+    for _, op, *wanted in found:
+        lines = [re.split(r" *\| *", line)[1:-1] for line in sections[op.strip("`")].splitlines()]
+        assert any(set(wanted) <= set(cells) and wanted[0] == cells[0] for cells in lines), (op, wanted)
