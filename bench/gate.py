@@ -120,7 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
         if options.simulate:
             from . import simulate
 
-            return simulate.run(console, options.simulate, len(catalogue(options.names)), plan(options))
+            cases = len(catalogue(options.names))
+            status, found = simulate.run(console, options.simulate, cases, plan(options))
+            write(
+                options.json,
+                found | baseline.provenance(options.command, environment.device_name("cpu"), None),
+            )
+            return status
         gpu = this_gpu()
         train = partial(endtoend.trained, options.data)
         return gate(console, options, gpu, catalogue(options.names), Told(console, Rounds()), train)
@@ -266,8 +272,13 @@ def finish(
     """Says the verdict, and writes the files that were asked for."""
     console.print(f"\n{said}", markup=False, soft_wrap=True)
     outcome.report(f"Speed gate, {record['device_name']}", said, outcomes, options.junit, options.summary)
-    if options.json:
-        with atomic(options.json) as temporary:
+    write(options.json, record)
+
+
+def write(path: Path | None, record: dict) -> None:
+    """The record as a file, if one is wanted."""
+    if path:
+        with atomic(path) as temporary:
             temporary.write_text(json.dumps(ledger.finite(record), indent=1, allow_nan=False) + "\n")
 
 

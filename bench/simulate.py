@@ -136,9 +136,9 @@ def percent(hits: int, gates: int) -> str:
     return f"{hits / gates:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def run(console: Console, gates: int, cases: int, plan: Plan) -> int:
-    """Prints the rates at the noise assumed, at twice that, and in one process; 1 where the first are not
-    what the gate promises.
+def run(console: Console, gates: int, cases: int, plan: Plan) -> tuple[int, dict]:
+    """Prints the rates at the noise assumed, at twice that, and in one process. The exit status, 1 where the
+    first are not what the gate promises, and what was simulated, as a record.
     """
     console.print(
         f"{gates} simulated gates a line, {cases} cases: {plan.first} rounds, a baseline and a second look "
@@ -149,7 +149,7 @@ def run(console: Console, gates: int, cases: int, plan: Plan) -> int:
     table.add_column("one case slower by", justify="right")
     for heading in ("caught, % [95 %]", "false alarm, % [95 %]", "the machine differs", "measured again"):
         table.add_column(heading, justify="right")
-    noise, kept, seed = Noise(), True, 0
+    noise, kept, seed, rows = Noise(), True, 0, []
     for label, one in (
         ("as assumed", noise),
         ("twice that", noise.times(2)),
@@ -157,6 +157,7 @@ def run(console: Console, gates: int, cases: int, plan: Plan) -> int:
     ):
         for slowdown in SLOWDOWNS:
             found, seed = rates(gates, cases, slowdown, one, plan, seed), seed + 1
+            rows.append({"noise": label, "slowdown": slowdown, **dataclasses.asdict(found)})
             if one == noise:
                 kept &= found.false / gates < MOST_FALSE
                 kept &= slowdown != PROMISED or found.caught / gates > LEAST_CAUGHT
@@ -173,4 +174,10 @@ def run(console: Console, gates: int, cases: int, plan: Plan) -> int:
         f"\n{'holds' if kept else 'DOES NOT HOLD'} at the noise assumed: false alarms of a whole gate below "
         f"{MOST_FALSE:.0%}, one case slower by {PROMISED:.0%} caught in more than {LEAST_CAUGHT:.0%}"
     )
-    return 0 if kept else 1
+    record = {
+        "cases": cases,
+        "plan": dataclasses.asdict(plan),
+        "noise": dataclasses.asdict(noise),
+        "rows": rows,
+    }
+    return 0 if kept else 1, record

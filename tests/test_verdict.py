@@ -132,5 +132,6 @@ def test_simulated_rounds_have_the_noise_that_is_stated():
 def test_simulation_says_whether_the_gate_keeps_what_it_promises(rounds, status):
     console = Console(width=140)
     with console.capture() as capture:
-        assert simulate.run(console, 30, 30, Plan(rounds=rounds)) == status
+        found, record = simulate.run(console, 30, 30, Plan(rounds=rounds))
+        assert found == status and [row["gates"] for row in record["rows"]] == 12 * [30]
     assert ("DOES NOT HOLD" in capture.get()) == bool(status)
