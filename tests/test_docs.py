@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -247,17 +248,29 @@ def test_sentences_of_a_claim_are_those_that_are_printed():
         assert re.sub(r"(?<=least )[\d.]+", "…", sentence) in page
 
 
-# Facts
-
-FACTS = PAGES["docs/measured-facts.md"].read_text()
-NUMBERS = r"\d+(?:\.\d+)?"
+# Tables
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of the rows below a table's headings, of which one is `heading`."""
-    tables = re.findall(r"((?:^\|.*\n)+)", FACTS, re.MULTILINE)
+    tables = re.findall(r"((?:^\|.*\n)+)", PAGES[page].read_text(), re.MULTILINE)
     split = [[re.split(r" ?\| ?", line)[1:-1] for line in table.splitlines()] for table in tables]
     return [row for head, _, *body in split if heading in head for row in body]
+
+
+def test_bytes_of_a_tensor_follow_from_its_shape_and_are_those_of_the_diagram():
+    told = rows("docs/fused-block.md", "shape")
+    assert len(told) == 9
+    for name, shape, megabytes, _ in told:
+        values, digits = math.prod(map(int, re.findall(r"\d+", shape))), len(megabytes.partition(".")[2])
+        sizes = {round(values * itemsize / 1e6, digits) for itemsize in (1, 2, 4)}
+        assert float(megabytes) in sizes, name
+    drawn = (ROOT / "docs" / "fused-block.svg").read_text()
+    extents = {float(number) for number in re.findall(r"([\d.]+) MB", drawn)}
+    assert extents <= {float(row[2]) for row in told} | {126.0}
+
+
+FACTS = "docs/measured-facts.md"
 
 
 def runs_of(path: Path) -> tuple[list[float], list[float]]:
@@ -270,7 +283,7 @@ def runs_of(path: Path) -> tuple[list[float], list[float]]:
 
 
 def test_runs_have_the_numbers_of_their_records():
-    found = rows("mean accuracy, seconds, n")
+    found = rows(FACTS, "mean accuracy, seconds, n")
     assert len(found) == 7
     for _, numbers, source in found:
         accuracy, seconds = map(summary, runs_of(ROOT / source.strip("`")))
@@ -280,7 +293,7 @@ def test_runs_have_the_numbers_of_their_records():
 
 
 def test_ratios_of_step_times_are_those_of_their_records():
-    found = rows("median ratio of step times, pairs")
+    found = rows(FACTS, "median ratio of step times, pairs")
     assert len(found) == 4
     for _, numbers, source in found:
         record = json.loads((ROOT / source.strip("`")).read_text())
@@ -288,7 +301,7 @@ def test_ratios_of_step_times_are_those_of_their_records():
 
 
 def test_steps_move_and_do_what_is_counted():
-    for _, *columns, command in rows("eager references"):
+    for _, *columns, command in rows(FACTS, "eager references"):
         name = command.strip("`").split()[2]
         for choice, numbers in zip(("triton", "reference"), columns, strict=True):
             found = passes.launched(hlb.recipe(name), choice)
@@ -299,7 +312,7 @@ def test_steps_move_and_do_what_is_counted():
 def test_bytes_and_flops_of_ops_are_those_of_the_page_of_costs():
     sections = (ROOT / "kernels" / "README.md").read_text().split("\n## ")
     sections = {section.split("\n")[0]: section for section in sections}
-    found = rows("fused MB") + rows("issued / useful")
+    found = rows(FACTS, "fused MB") + rows(FACTS, "issued / useful")
     assert len(found) == 12
     for _, op, *wanted in found:
         lines = [re.split(r" *\| *", line)[1:-1] for line in sections[op.strip("`")].splitlines()]
