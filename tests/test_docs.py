@@ -317,3 +317,14 @@ def test_bytes_and_flops_of_ops_are_those_of_the_page_of_costs():
     for _, op, *wanted in found:
         lines = [re.split(r" *\| *", line)[1:-1] for line in sections[op.strip("`")].splitlines()]
         assert any(set(wanted) <= set(cells) and wanted[0] == cells[0] for cells in lines), (op, wanted)
+
+
+def test_registers_are_those_of_the_baseline_of_compiled_code():
+    launches = json.loads((ROOT / "bench" / "baselines" / "static.json").read_text())["launches"]
+    registers = launches["columns"].index("registers")
+    found = rows(FACTS, "on 9.0")
+    assert len(found) == 6
+    for kernel, case, tile, *told in found:
+        key = f"conv/{kernel.strip('`')}/{case}/float16/8 warps 3 stages {tile} images"
+        by_chip = {chip: row for chips, row in launches["entries"][key].items() for chip in chips.split()}
+        assert told == [str(by_chip[chip][registers]) for chip in ("9.0", "10.0")], key
