@@ -111,7 +111,7 @@ def program(path, tmp_path):
         "base_depth=4",
         "train_examples=500",
         "batch_size=250",
-        "epochs=16",
+        "epochs=8",
     ]
     process = subprocess.Popen(
         command,
