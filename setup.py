@@ -16,7 +16,7 @@ setup(
     extras_require={
         # Triton 3.6.0's interpreter, which the kernel tests use, needs numpy below 2.4.
         "test": [
-            *("pytest", "pytest-benchmark", "hypothesis", "numpy<2.4", "ruff"),
+            *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "numpy<2.4", "ruff"),
             *("matplotlib", "nbclient", "ipykernel"),  # of the plots, and of the notebook
         ],
         "plot": ["matplotlib"],

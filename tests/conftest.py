@@ -1,6 +1,9 @@
 import json
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers share the cores
+
 import pytest
 import torch
 from hypothesis import settings
