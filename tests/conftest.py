@@ -22,6 +22,14 @@ def made_inputs_repeat():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def determinism_is_as_it_was():
+    """Whatever a run asked of torch for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture
 def launch_table(monkeypatch, tmp_path):
     """A function that writes launches.json, from data or as text; until then there is none."""
