@@ -13,14 +13,14 @@ import torch
 from rich.console import Console
 
 import kernels
-from hlb import UserError
+from hlb import UserError, ledger
 from hlb.files import check_writable
 from kernels import chips, timing
 from kernels.calls import DIRECTIONS
 from kernels.spec import Case, KernelSpec
 
 from . import micro
-from .rows import write_csv, write_json
+from .rows import write_csv
 
 HELP = """\
 usage: python -m bench [NAME ...] [--case TEXT] [--dtype NAME] [options]
@@ -214,7 +214,7 @@ def _benchmark(
     )
     out = options.out
     for path in filter(None, (options.json, out and out / "rows.json")):
-        write_json(path, record)
+        ledger.write(path, record)
     for path in filter(None, (options.csv, out and out / "rows.csv")):
         write_csv(path, record)
     if out:

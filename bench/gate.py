@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import shlex
@@ -32,7 +31,7 @@ from rich.console import Console
 
 import kernels
 from hlb import RECIPES, UserError, environment, ledger
-from hlb.files import atomic, check_writable
+from hlb.files import check_writable
 
 from . import baseline, cli, endtoend, judge, micro, outcome, verdict
 from .baseline import CEILINGS, Baseline, Runs, Session, Timed
@@ -278,8 +277,7 @@ def finish(
 def write(path: Path | None, record: dict) -> None:
     """The record as a file, if one is wanted."""
     if path:
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(ledger.finite(record), indent=1, allow_nan=False) + "\n")
+        ledger.write(path, record)
 
 
 def update(

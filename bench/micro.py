@@ -68,11 +68,6 @@ def directions(spec: KernelSpec, case: Case, dtype: torch.dtype) -> tuple[str, .
     return DIRECTIONS if roots(outputs) else DIRECTIONS[:1]
 
 
-def dtype_of(spec: KernelSpec, dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or where an op does not have it, one that it has."""
-    return dtype if dtype in spec.dtypes else spec.dtypes[0]
-
-
 def on_cpu(case: Case, batch: int = CPU_BATCH) -> Case:
     """The case at a batch that a CPU does in little time."""
     return Case(case.name, **{**case, "n": min(case.n, batch)}) if "n" in case else case
@@ -239,7 +234,7 @@ def run(
     for spec, cases in todo.items():
         found = []
         for case in map(on_cpu, cases) if device == "cpu" else cases:
-            found += measure(spec, case, dtype_of(spec, dtype), device, chosen, samples, direction)
+            found += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
         show(console, spec, found)
         rows += found
     commit, dirty = environment.commit()

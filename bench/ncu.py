@@ -32,6 +32,7 @@ from kernels.spec import Case, KernelSpec
 
 from .asm import only_case
 from .counters import METRICS, SUCCESSORS, parsed, table
+from .implementations import launched
 from .trace import passes
 
 DEVICE = "cuda"
@@ -63,7 +64,9 @@ def run(
     """
     executable = tool()
     spec, case = only_case(todo, "--ncu")
-    counts = launched(spec, case, dtype)
+    found = launched(spec, spec.op, spec.make(case, dtype, DEVICE))
+    forward, both = (Counter(one.name for one in launches) for launches in found)
+    counts = {way: count for way, count in (("forward", forward), ("backward", both - forward)) if count}
     ways = [direction] if direction in ("forward", "backward") else list(counts)
     there = sum((counts.get(way, Counter()) for way in ways), Counter())
     if not there:
@@ -106,20 +109,6 @@ def tool() -> str:
     if missing:
         raise UserError(f"--ncu: needs {'; needs '.join(missing)}")
     return found
-
-
-def launched(spec: KernelSpec, case: Case, dtype: torch.dtype) -> dict[str, Counter]:
-    """direction -> how often each kernel is launched then."""
-    counts = {}
-
-    @contextlib.contextmanager
-    def within(direction: str) -> Iterator[None]:
-        with launch.recording() as launches:
-            yield
-        counts[direction] = Counter(one.name for one in launches)
-
-    passes(spec, spec.op, leaves(spec, spec.make(case, dtype, DEVICE)), within)
-    return counts
 
 
 def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, float]:

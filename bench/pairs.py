@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shlex
 import statistics
 import sys
@@ -21,7 +20,7 @@ import torch
 
 from hlb import Dataset, Execution, UserError, ledger, recipe
 from hlb.execution import resolve
-from hlb.files import atomic, check_writable
+from hlb.files import check_writable
 from hlb.train import Trainer
 
 KEPT = ("recipe", "device", "device_name", "versions", "commit", "dirty")  # of a run's provenance
@@ -95,8 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             **{key: shared[key] for key in KEPT},
             "compile_seconds": [t.compile_seconds for t in trainers],
         }
-        with atomic(options.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        ledger.write(options.json, record)
     return 0
 
 

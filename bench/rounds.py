@@ -38,18 +38,13 @@ READY = "ready"  # what the process says first
 ROOT = Path(__file__).parents[1]
 
 
-def dtype_of(spec: KernelSpec) -> torch.dtype:
-    """float16, or what the op has in its place."""
-    return torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
-
-
 def catalogue(ops: Sequence[str] = ()) -> dict[str, dict]:
     """Every case, forward and both, by its name, `sgd seed forward`, with the fields of its call; of `ops`
     alone, if any are given.
     """
     found = {}
     for op in ops or kernels.CATALOGUE:
-        spec, dtype = kernels.CATALOGUE[op], dtype_of(kernels.CATALOGUE[op])
+        spec, dtype = kernels.CATALOGUE[op], kernels.CATALOGUE[op].dtype()
         for case in spec.cases:
             call = json.loads(json.dumps({"dtype": launch.short(dtype), **case}, default=str))
             for direction in directions(spec, case, dtype):
@@ -110,7 +105,7 @@ def op(name: str, checked: bool, samples: int, device: str) -> float | str:
     if checked and (fault := wrong(spec, case, device)):
         return fault
     torch.manual_seed(0)  # the same inputs in every round
-    dtype = dtype_of(spec)
+    dtype = spec.dtype()
     inputs = spec.make(case, dtype, device)
     take = timing.sampler(calls(spec, case, dtype, spec.op, inputs, direction, device), device)
     return statistics.median(take() for _ in range(samples))
@@ -119,7 +114,7 @@ def op(name: str, checked: bool, samples: int, device: str) -> float | str:
 @cache
 def wrong(spec: KernelSpec, case: Case, device: str) -> str:
     """What is wrong with the values of an op, "" if nothing."""
-    found = check(spec, case, dtype_of(spec), device)
+    found = check(spec, case, spec.dtype(), device)
     return f"wrong values: {'; '.join(found)}" if found else ""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hlb import ledger
 from hlb.files import atomic
 from kernels.spec import KernelSpec
 
@@ -113,12 +111,6 @@ def show(console: Console, spec: KernelSpec, rows: list[Row]) -> None:
         if row.fault:
             said = f"FAILED {row.op} {row.case} {row.direction} {row.implementation}: {row.fault}"
             console.print(said, markup=False)
-
-
-def write_json(path: Path, record: dict) -> None:
-    """All that a run has found."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(ledger.finite(record), indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, record: dict) -> None:

@@ -46,7 +46,7 @@ def parameters():
     """pytest parameters (spec, case, direction, implementation), the case at a batch of BATCH on a CPU."""
     chosen = micro.implementations(DEVICE, UNTIMED)
     for spec in kernels.CATALOGUE.values():
-        dtype = micro.dtype_of(spec, DTYPE)
+        dtype = spec.dtype(DTYPE)
         for case in spec.cases:
             case = micro.on_cpu(case, BATCH) if DEVICE == "cpu" else case
             for direction in micro.directions(spec, case, dtype):
@@ -58,7 +58,7 @@ def parameters():
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("spec, case, direction, implementation", list(parameters()))
 def test_speed(benchmark, spec, case, direction, implementation):
-    dtype = micro.dtype_of(spec, DTYPE)
+    dtype = spec.dtype(DTYPE)
     inputs = spec.make(case, dtype, DEVICE)
     again = implementation in (*FORMS, "tuned") and direction not in distinct(spec, inputs, KERNELS).get(
         implementation, ()

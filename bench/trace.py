@@ -12,7 +12,6 @@ inputs, which therefore may lie in L2: `python -m bench` has the times to quote.
 from __future__ import annotations
 
 import contextlib
-import json
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,8 @@ from torch.profiler import record_function
 from hlb import UserError
 from hlb.display import line, print_table
 from hlb.environment import device_name
-from hlb.files import atomic, check_writable
-from hlb.profiling import WORK, chrome_trace
+from hlb.files import check_writable
+from hlb.profiling import WORK, chrome_trace, write_trace
 from kernels import launch
 from kernels.calls import tensors
 from kernels.compare import check, leaves, upstream
@@ -96,8 +95,7 @@ def run(
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     if on_device and not any(event.get("cat") in WORK for event in events):
         raise UserError("--trace: the profiler sees no kernels here; allow it to")
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(trace | {"traceName": Path(path).name}))
+    write_trace(path, trace)
     names = {
         f"{spec.name} {case.name} {by} {direction}"
         for spec, case, functions in calls

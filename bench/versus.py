@@ -19,14 +19,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from json import dumps, loads
+from json import loads
 from pathlib import Path
 
 from rich.console import Console
 
 from hlb import UserError, ledger
 from hlb.display import line, print_table
-from hlb.files import atomic, check_writable
+from hlb.files import check_writable
 from hlb.statistics import summary
 from kernels.launch import short
 
@@ -216,6 +216,5 @@ def report(console: Console, records: dict[str, list[dict]], direction: str | No
             **{f"only_{side}": keys for side, keys in only.items()},
             **{f"failed_{side}": list(faults.items()) for side, faults in failed.items()},
         }
-        with atomic(json) as temporary:
-            temporary.write_text(dumps(ledger.finite(record), indent=1, allow_nan=False) + "\n")
+        ledger.write(json, record)
     return 1 if any(failed.values()) else 0

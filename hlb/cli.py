@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, profiling, report
+from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, ledger, profiling, report
 from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
@@ -23,10 +23,10 @@ from .errors import UserError
 from .evaluate import evaluate
 from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
 from .experiment import begin, default, train
-from .files import atomic, check_writable
+from .files import check_writable
 from .graph import MODES
 from .ledger import DEFAULT as LEDGER
-from .ledger import finite, select
+from .ledger import select
 from .passes import Pass, launched
 from .recipes import DTYPES, RECIPES
 from .settings import recipe
@@ -220,12 +220,10 @@ def _settings(options: argparse.Namespace) -> list[str]:
 
 
 def _write_json(target: str, content: dict) -> None:
-    text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
     if target == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(ledger.text(content))
     else:
-        with atomic(target) as temporary:
-            temporary.write_text(text)
+        ledger.write(target, content)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

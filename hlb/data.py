@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.library import Library
 
 from . import synthetic
 from .errors import UserError
@@ -121,7 +122,7 @@ def torchvision_cifar10() -> type:
         raise UserError(f"torchvision cannot be imported ({error}); pip install torchvision") from None
     except RuntimeError:
         global _schema
-        _schema = torch.library.Library("torchvision", "FRAGMENT")
+        _schema = Library("torchvision", "FRAGMENT")
         _schema.define("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]

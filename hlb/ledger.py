@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import environment
 from .errors import UserError
+from .files import atomic
 
 try:
     import fcntl
@@ -94,6 +95,17 @@ def load(path: Path | str) -> list[dict]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def text(record: dict) -> str:
+    """A record as JSON for people and programs; NaN and infinities as null."""
+    return json.dumps(finite(record), indent=1, allow_nan=False) + "\n"
+
+
+def write(path: Path | str, record: dict) -> None:
+    """A record as a JSON file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text(record))
 
 
 def finite(value: object) -> object:

@@ -197,8 +197,7 @@ def profile(
         raise UserError("--profile: the profiler sees no kernels here; allow it to, or take --device cpu")
     found = pieces(events, ranges.parts)
     trace["traceEvents"] = [*_backward_slices(found), *trace["traceEvents"]]
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(trace | {"traceName": Path(path).name}))
+    write_trace(path, trace)
 
     chip, choice = _chip(recipe, device), execution.kernels if device.type == "cuda" else "reference"
     least = floors(recipe, choice, variant, averages, chip, examples)
@@ -223,6 +222,12 @@ def _traced(trainer: Trainer, variant: Variant) -> tuple[dict, float]:
             seconds.append(clock.seconds)
 
     return chrome_trace(steps, trainer.device.type == "cuda"), median(seconds)
+
+
+def write_trace(path: Path | str, trace: dict) -> None:
+    """A trace as a file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(trace | {"traceName": Path(path).name}))
 
 
 def chrome_trace(work: Callable[[], object], on_device: bool) -> dict:

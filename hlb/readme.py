@@ -119,7 +119,7 @@ def kernels_table(root: Path) -> str:
     rows = []
     for name, spec in CATALOGUE.items():
         calls, cases = calls_of(spec)
-        dtype = page.dtype_of(spec)
+        dtype = spec.dtype()
         eager = sum(traffic.unfused(spec, case, dtype)["training"] for case in cases)
         moved = sum(traffic.fused(spec, case, dtype) for case in cases)
         saved = f"{100 * (1 - moved / eager):.0f} %".replace("-", "\N{MINUS SIGN}")

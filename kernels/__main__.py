@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(spec: KernelSpec) -> dict:
     """An op for a program to read. Bytes and FLOPs of a case are sums over its kernels, in float16."""
-    dtype = torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
+    dtype = spec.dtype()
     return {
         "formula": spec.formula,
         "ops": list(spec.ops),

@@ -138,7 +138,7 @@ def plan(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Ro
     """
     rows, faults = [], []
     for spec in specs:
-        main = torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
+        main = spec.dtype()
         variants = [(dtype, False) for dtype in sorted(spec.dtypes, key=lambda d: d != main)]
         if torch.float32 in spec.dtypes and any(spec.flops(case, torch.float32) for case in spec.cases):
             variants.append((torch.float32, True))

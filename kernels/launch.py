@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 try:
     import triton
@@ -104,7 +105,7 @@ def register(name: str, mutates: tuple[str, ...] = ()):
     """The decorator that makes a PyTorch op of a launcher: on CUDA, and through the interpreter on a CPU.
     `mutates` names the arguments that it writes.
     """
-    return torch.library.custom_op(name, mutates_args=mutates, device_types=("cuda", "cpu"))
+    return custom_op(name, mutates_args=mutates, device_types=("cuda", "cpu"))
 
 
 def cdiv(a: int, b: int) -> int:

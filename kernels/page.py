@@ -67,13 +67,8 @@ def text() -> str:
         return "\n".join((HEAD, *(part for spec in CATALOGUE.values() for part in _section(spec))))
 
 
-def dtype_of(spec: KernelSpec) -> torch.dtype:
-    """float16, or an op's first dtype."""
-    return torch.float16 if torch.float16 in spec.dtypes else spec.dtypes[0]
-
-
 def _section(spec: KernelSpec) -> Iterator[str]:
-    dtype = dtype_of(spec)
+    dtype = spec.dtype()
     eager = {case: unfused(spec, case, dtype) for case in spec.cases}
     backward = any(bytes["training"] > bytes["forward"] for bytes in eager.values())
     names = " ".join(f"`{name}`" for name in spec.bytes(spec.cases[0], dtype))

@@ -73,6 +73,10 @@ class KernelSpec:
     given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
     fuses: str = ""  # what it does in one launch, or few, that eager PyTorch does operator by operator
 
+    def dtype(self, wanted: torch.dtype = torch.float16) -> torch.dtype:
+        """`wanted`, or where the op does not have it, its first dtype."""
+        return wanted if wanted in self.dtypes else self.dtypes[0]
+
     @cache  # noqa: B019  a spec lives as long as the process
     def small(self) -> list[Case]:
         """A covering array of `space`: every pair of values of two fields occurs in some valid case."""

@@ -22,7 +22,7 @@ from bench import conftest as hooks
 from bench.cli import main
 from bench.micro import Work
 from bench.rows import Row
-from hlb import environment
+from hlb import environment, ledger
 from kernels import calls, timing
 from kernels.launch import INSTALLED, launch, triton
 from kernels.spec import Case, KernelSpec
@@ -388,9 +388,9 @@ def test_interrupted_run_is_one_line_and_status_130_and_leaves_no_file(monkeypat
     assert bench.__main__.main() == 130
     assert capsys.readouterr().err == "bench: interrupted\n"
     monkeypatch.undo()
-    monkeypatch.setattr(rows.ledger, "finite", interrupt)
+    monkeypatch.setattr(ledger, "finite", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        rows.write_json(tmp_path / "out.json", {})
+        ledger.write(tmp_path / "out.json", {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
@@ -140,7 +141,7 @@ def test_registered_ops_pass_opcheck(spec):
         args = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
         for i in [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()][:trained]:
             args[i].requires_grad_()
-        torch.library.opcheck(function, tuple(args), kwargs)
+        opcheck(function, tuple(args), kwargs)
 
 
 @by_spec
