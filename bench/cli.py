@@ -120,8 +120,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         if name not in kernels.CATALOGUE:
             raise UserError(f"NAME: got {name!r}, accepted are {', '.join(kernels.CATALOGUE)}")
     options.mode = _mode(options)
-    if options.samples is not None and options.samples < 1:
-        raise UserError(f"--samples: got {options.samples}, accepted is 1 or more")
+    for option in ("samples", "rounds"):
+        number = getattr(options, option)
+        if number is not None and number < 1:
+            raise UserError(f"--{option}: got {number}, accepted is 1 or more")
     _check_files(options)
     return options
 

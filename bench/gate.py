@@ -89,9 +89,13 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"--{option.replace('_', '-')}: got {value}, accepted is {low} or more")
     if options.found and not options.static:
         raise UserError("--from: it is for --static; leave it out")
-    for option in ("recipe", "json"):
-        if options.static and getattr(options, option):
-            raise UserError(f"--{option}: --static knows nothing of it; leave one of them out")
+    for mode, others in (
+        ("static", ("simulate", "recipe", "json")),
+        ("simulate", ("update", "recipe", "baseline", "junit")),
+    ):
+        for option in others:
+            if getattr(options, mode) and getattr(options, option):
+                raise UserError(f"--{option}: --{mode} knows nothing of it; leave one of them out")
     outputs = {option: getattr(options, option) for option in ("junit", "summary", "json")}
     if options.update:
         outputs["baseline"] = options.baseline

@@ -3,25 +3,30 @@
     python -m bench.pairs dtype=bfloat16 dtype=float32 --recipe seed --pairs 20
 
 A machine's speed drifts; within a pair it hardly does, so the median of the pairs' ratios is worth more than
-the ratio of two medians taken one after the other. Which goes first alternates. Settings are recipe
-fields, or fields of the execution (compile, channels_last, threads, device), joined by commas.
+the ratio of two medians taken one after the other. Which goes first alternates. Settings are fields of the
+recipe or of the execution (compile, channels_last, threads, device, kernels), joined by commas; '' changes
+nothing. Where a run's steps are captured, so are these.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import re
 import shlex
 import statistics
 import sys
+import typing
 from pathlib import Path
 
 import torch
 
-from hlb import Dataset, Execution, UserError, ledger, recipe
-from hlb.execution import resolve
+from hlb import Dataset, Execution, Recipe, UserError, ledger, recipe
+from hlb.execution import apply, resolve
 from hlb.files import check_writable
+from hlb.settings import read
 from hlb.train import Trainer
+
+from .cli import Parser
 
 KEPT = ("recipe", "device", "device_name", "versions", "commit", "dirty")  # of a run's provenance
 
@@ -33,14 +38,25 @@ def made_up_data(examples: int) -> Dataset:
     return Dataset("made up", (images, labels, images[:1000], labels[:1000]))
 
 
+def settings_of(text: str) -> tuple[dict[str, str], dict[str, object]]:
+    """Fields of the recipe and of the execution in `field=value,field=value`; a value may hold commas.
+
+    UserError for text that is none, or an execution's value that does not fit.
+    """
+    kinds = typing.get_type_hints(Execution)
+    known = (field.name for kind in (Recipe, Execution) for field in dataclasses.fields(kind))
+    parts = [part.partition("=") for part in re.split(rf",(?=(?:{'|'.join(known)})=)", text) if part]
+    for field, equals, _ in parts:
+        if not equals:
+            raise UserError(f"settings: got {field!r}, accepted is field=value,field=value")
+    fields = {field: value for field, _, value in parts}
+    execution = {field: read(field, fields.pop(field), kinds[field]) for field in kinds if field in fields}
+    return fields, execution
+
+
 def trainer(name: str, settings: str) -> Trainer:
     """The trainer for `field=value,field=value`."""
-    fields = dict(item.partition("=")[::2] for item in settings.split(",") if item)
-    own = {field.name for field in dataclasses.fields(Execution)}
-    execution = {field: fields.pop(field) for field in list(fields) if field in own}
-    for field, read in (("channels_last", lambda text: text in ("on", "true")), ("threads", int)):
-        if field in execution:
-            execution[field] = read(execution[field])
+    fields, execution = settings_of(settings)
     chosen, where = resolve(recipe(name, fields), Execution(**execution))
     return Trainer(chosen, where, made_up_data(chosen.batch_size))
 
@@ -50,29 +66,35 @@ def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:
     out = []
     for i in range(pairs):
         first, second = (a, b) if i % 2 == 0 else (b, a)
-        seconds = {id(t): t.timed_step() for t in (first, second)}
+        seconds = {}
+        for one in (first, second):
+            apply(one.recipe, one.execution)  # torch's switches are those of the trainer built last
+            seconds[id(one)] = one.timed_step()
         out.append((seconds[id(a)], seconds[id(b)]))
     return out
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.pairs", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m bench.pairs", description=__doc__.split("\n")[0])
     parser.add_argument("a", help="settings of the one, e.g. dtype=bfloat16")
     parser.add_argument("b", help="settings of the other, e.g. dtype=float32")
     parser.add_argument("--recipe", default="seed")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--json", type=Path, help="where the record goes")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         if options.pairs < 1:
             raise UserError(f"--pairs: got {options.pairs}, accepted is 1 or more")
         if options.json:
             check_writable(options.json, "--json")
         trainers = [trainer(options.recipe, settings) for settings in (options.a, options.b)]
+        pairs = measure(*trainers, options.pairs)
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    pairs = measure(*trainers, options.pairs)
+    except KeyboardInterrupt:
+        print("bench: interrupted; nothing was written", file=sys.stderr)
+        return 130
     ratios = sorted(x / y for x, y in pairs)
     for x, y in pairs:
         print(f"{x:10.4f} s {y:10.4f} s   ratio {x / y:.3f}")

@@ -30,7 +30,7 @@ def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> 
     for field, value in settings.items():
         if field not in types:
             _unknown("field", field, types)
-        values[field] = _read(field, value, types[field])
+        values[field] = read(field, value, types[field])
     return dataclasses.replace(base, **values)
 
 
@@ -56,13 +56,13 @@ def _unknown(what: str, name: str, known) -> typing.NoReturn:
     raise UserError(f"no {what} {name!r}; {hint}")
 
 
-def _read(field: str, value: object, kind: type) -> object:
+def read(field: str, value: object, kind: type) -> object:
     """A field's value from a string or a Python value, or a UserError that says what the field takes."""
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, (list, tuple)):
             raise UserError(f"{field}: got {value!r}, accepted is a list such as {field}=1,2,3")
-        return tuple(_read(field, part, typing.get_args(kind)[0]) for part in parts)
+        return tuple(read(field, part, typing.get_args(kind)[0]) for part in parts)
     if kind is bool and isinstance(value, str):
         words = {
             "true": True,

@@ -134,6 +134,7 @@ class Trainer:
         self.step = Step(*state, self.examples, self.rounds, augment, compiled)
         forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compiled else self.network
         self.evaluate = functools.partial(evaluate, self.network, **colours, forward=forward)
+        self.steppers = {variant: functools.partial(self.step, variant) for variant in sorted(set(self.plan))}
         self.compile_seconds = 0.0
         self._warm_up()
         self._capture()
@@ -233,12 +234,13 @@ class Trainer:
 
     def timed_step(self, variant: Variant | None = None, step: int = 0) -> float:
         """Seconds of one training step as the variant says (the largest images, a whole batch), with the
-        rates of step number `step`. For warming up and for benchmarks: it trains on images in no order.
+        rates of step number `step`, captured where a run's is. For warming up and for benchmarks: it trains
+        on images in no order.
         """
         self.optimizer.step_index.fill_(step)
         self.step.first.fill_(step)
         with Clock(self.device) as clock:
-            self.step(variant or max(self.plan))
+            self.steppers[variant or max(self.plan)]()
         return clock.seconds
 
     def _warm_up(self) -> None:
@@ -267,12 +269,11 @@ class Trainer:
         as `--graph` says. Replaying is the run's; nothing is computed here.
         """
         capture = self.audit.capture if self.audit else graph.capture
-        kinds, variants = sorted({images for _, images in self.rounds}), sorted(set(self.plan))
-        parts = [functools.partial(self.step.shuffle, images) for images in kinds]
-        parts += [functools.partial(self.step, variant) for variant in variants]
+        kinds = sorted({images for _, images in self.rounds})
+        parts = [*(functools.partial(self.step.shuffle, images) for images in kinds), *self.steppers.values()]
         if self.execution.graph == "step":
             parts = capture(*parts)
-        begin, self.steppers = dict(zip(kinds, parts)), dict(zip(variants, parts[len(kinds) :]))
+        begin, self.steppers = dict(zip(kinds, parts)), dict(zip(self.steppers, parts[len(kinds) :]))
         self.shuffles = {first: begin[images] for first, images in self.rounds}
         if self.execution.graph == "run":
             (self.replay_run,) = capture(lambda: [self._step(number) for number in range(self.steps)])

@@ -115,6 +115,7 @@ def measured(path) -> list[dict]:
         (["--chip", "9.0"], "--chip: needs --asm"),
         (["--asm", "ptx", "--chip", "7.0"], "--chip"),
         (["--rounds", "3"], "--rounds: needs --vs"),
+        (["--vs", "HEAD", "--rounds", "0"], "--rounds: got 0"),
         (["--kernel", "_first"], "--kernel: needs --ncu"),
         (["--trace", "t.json", "--kernel", "_first"], "--kernel: does not go with --trace"),
         (["--asm", "ptx", "--json", "a.json"], "--json: does not go with --asm"),

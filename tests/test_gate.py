@@ -351,6 +351,8 @@ def test_junit_counts_the_failures_and_the_summary_is_appended(chip, file, tmp_p
         (["--simulate", "0"], "--simulate: got 0"),
         (["--from", "record.json"], "--from: it is for --static"),
         (["--static", "--recipe", "seed"], "--recipe: --static"),
+        (["--static", "--simulate"], "--simulate: --static"),
+        (["--simulate", "--update"], "--update: --simulate"),
         (["--junit", "."], "--junit: cannot write"),
         (["--junit", "a", "--json", "./a"], "--junit and --json: two of them are one file"),
         (["--update", "--baseline", "."], "--baseline: cannot write"),

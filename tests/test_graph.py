@@ -95,6 +95,15 @@ def test_reading_a_value_back_in_a_step_is_an_error(data):
         tape.capture(lambda: ours.step.metrics.sum().item())
 
 
+@pytest.mark.parametrize("mode, calls", [("off", 1), ("step", 0)])
+def test_timed_step_is_the_replay_where_steps_are_captured(data, mode, calls):
+    ours, seen = trainer(data, mode), []
+    forward, before = ours.step.forward, ours.optimizer.arenas[0].value.clone()
+    ours.step.forward = lambda variant: seen.append(variant) or forward(variant)
+    assert ours.timed_step() > 0
+    assert len(seen) == calls and not torch.equal(ours.optimizer.arenas[0].value, before)
+
+
 def test_run_as_one_graph_knows_only_the_whole_runs_times_and_validates_nothing(data):
     run = trainer(data, "run").run(0, eval_every=1)
     assert run.status == "ok" and run.accuracy is not None
