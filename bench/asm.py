@@ -21,12 +21,12 @@ from kernels import chips, launch
 from kernels.aot import Compiled, compile_launch, compiled, identity
 from kernels.check import chip as chip_name
 from kernels.check import record, tile_options
-from kernels.chips import Chip
 from kernels.launch import Launch, triton
 from kernels.spec import Case, KernelSpec
 
 # stage, in the order of compilation -> what begins a comment there
 STAGES = {"ttir": "//", "ttgir": "//", "llir": ";", "ptx": "//", "sass": "//"}
+CHIPS = {chip_name(cc): target for cc, target in chips.TARGETS.items()}  # 8.0: ...
 NAMED = 31  # cases that an error lists: as many as the op of most has
 
 
@@ -40,28 +40,21 @@ def only_case(todo: dict[KernelSpec, list[Case]], option: str) -> tuple[KernelSp
     raise UserError(f"{option}: takes one op and one --case, here are {len(found)}: {names}{more}")
 
 
-def target(chip: str | None) -> Chip:
-    """What is compiled for: a chip of the compute capability 8.0, 8.9 ...; None: the one that is here."""
-    if chip is None:
-        return chips.here()
-    known = {chip_name(cc): target for cc, target in chips.TARGETS.items()}
-    if chip not in known:
-        raise UserError(f"--chip: got {chip!r}, accepted are {', '.join(known)}")
-    return known[chip]
-
-
 def run(
     console: Console, todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, stage: str, chip: str | None
 ) -> int:
-    """Prints a stage of STAGES of all that one call of the one case launches, forward and backward. Returns
-    the exit status, 1 where a kernel does not compile; raises UserError.
+    """Prints a stage of STAGES of all that one call of the one case launches, forward and backward, for a
+    chip of CHIPS or the one that is here. Returns the exit status, 1 where a kernel does not compile; raises
+    UserError.
     """
+    if chip not in (None, *CHIPS):
+        raise UserError(f"--chip: got {chip!r}, accepted are {', '.join(CHIPS)}")
     if not launch.INSTALLED:
         raise UserError("--asm: needs triton, which is not installed here")
     if launch.INTERPRETED:
         raise UserError("--asm: TRITON_INTERPRET is set, under which nothing is compiled; unset it")
     spec, case = only_case(todo, "--asm")
-    on = target(chip)
+    on = CHIPS[chip] if chip else chips.here()
     with chips.targeting(on):
         launches = record(spec, case, dtype)
     alike: dict[str, list[int]] = {}

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,12 +15,14 @@ from rich.console import Console
 
 import kernels
 from hlb import UserError, ledger
+from hlb.errors import exit_status
 from hlb.files import check_writable
-from kernels import chips, timing
+from kernels import timing
 from kernels.calls import DIRECTIONS
 from kernels.spec import Case, KernelSpec
 
 from . import micro
+from .asm import CHIPS, STAGES
 from .rows import write_csv
 
 HELP = """\
@@ -56,8 +59,6 @@ Instead of times:
   --rounds N       runs of each revision, in turn, {rounds} if not given
 """
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-STAGES = ("ttir", "ttgir", "llir", "ptx", "sass")
-CHIPS = tuple(str(cc / 10) for cc in chips.TARGETS)
 ROUNDS = 5
 # What is done -> options that say how; "" is the benchmark itself.
 MODES = {
@@ -98,7 +99,7 @@ class _Parser(Parser):
         )
 
 
-def parsed(arguments: list[str] | None) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options, checked; `mode` is a key of MODES. UserError for what is none."""
     parser = _Parser(allow_abbrev=False)
     parser.add_argument("names", nargs="*")
@@ -110,7 +111,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     for option in ("--json", "--csv", "--out", "--trace"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--asm", choices=STAGES)
-    parser.add_argument("--chip", choices=CHIPS)
+    parser.add_argument("--chip")
     parser.add_argument("--ncu", action="store_true", default=None)
     parser.add_argument("--kernel")
     parser.add_argument("--vs")
@@ -183,19 +184,18 @@ def selected(options: argparse.Namespace, device: str) -> tuple[dict[KernelSpec,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 (something failed or is wrong), 2 (a mistake)."""
-    try:
-        options = parsed(arguments)
-        device, _ = micro.timed_on()
-        todo, dtype = selected(options, device)
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-        if not options.mode:
-            command = sys.argv[1:] if arguments is None else arguments
-            return _benchmark(options, console, todo, dtype, shlex.join(["python", "-m", "bench", *command]))
+    """Returns the exit status: 0, 1 (something failed or is wrong), 2 (a mistake), 130 (interrupted)."""
+    return exit_status("bench", partial(_main, sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    options = parsed(arguments)
+    device, _ = micro.timed_on()
+    todo, dtype = selected(options, device)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if options.mode:
         return _instead(options, console, todo, dtype, device)
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+    return _benchmark(options, console, todo, dtype, shlex.join(["python", "-m", "bench", *arguments]))
 
 
 def _benchmark(

@@ -31,6 +31,7 @@ from rich.console import Console
 
 import kernels
 from hlb import RECIPES, UserError, environment, ledger
+from hlb.errors import exit_status
 from hlb.files import check_writable
 
 from . import baseline, cli, endtoend, judge, micro, outcome, verdict
@@ -110,35 +111,30 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[2:] if arguments is None else arguments
+    """Returns the exit status: 0, 1 (red), 2 (a mistake), 3 (another machine), 130 (interrupted)."""
+    return exit_status("bench", partial(_main, sys.argv[2:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    try:
-        options = parsed(arguments)
-        options.command = shlex.join(["python", "-m", "bench", "gate", *arguments])
-        if options.static:
-            from . import static
+    options = parsed(arguments)
+    options.command = shlex.join(["python", "-m", "bench", "gate", *arguments])
+    if options.static:
+        from . import static
 
-            files = (options.baseline, options.found)
-            return static.run(console, options.names, *files, options.update, options.junit, options.summary)
-        if options.simulate:
-            from . import simulate
+        files = (options.baseline, options.found)
+        return static.run(console, options.names, *files, options.update, options.junit, options.summary)
+    if options.simulate:
+        from . import simulate
 
-            cases = len(catalogue(options.names))
-            status, found = simulate.run(console, options.simulate, cases, plan(options))
-            write(
-                options.json,
-                found | baseline.provenance(options.command, environment.device_name("cpu"), None),
-            )
-            return status
-        gpu = this_gpu()
-        train = partial(endtoend.trained, options.data)
-        return gate(console, options, gpu, catalogue(options.names), Told(console, Rounds()), train)
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        cases = len(catalogue(options.names))
+        status, found = simulate.run(console, options.simulate, cases, plan(options))
+        cpu = environment.device_name("cpu")
+        write(options.json, found | baseline.provenance(options.command, cpu, None))
+        return status
+    gpu = this_gpu()
+    train = partial(endtoend.trained, options.data)
+    return gate(console, options, gpu, catalogue(options.names), Told(console, Rounds()), train)
 
 
 def this_gpu() -> str:

@@ -16,11 +16,13 @@ import shlex
 import statistics
 import sys
 import typing
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from hlb import Dataset, Execution, Recipe, UserError, ledger, recipe
+from hlb.errors import exit_status
 from hlb.execution import apply, resolve
 from hlb.files import check_writable
 from hlb.settings import read
@@ -75,26 +77,24 @@ def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 (a mistake), 130 (interrupted)."""
+    return exit_status("bench", partial(_main, sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
     parser = Parser(prog="python -m bench.pairs", description=__doc__.split("\n")[0])
     parser.add_argument("a", help="settings of the one, e.g. dtype=bfloat16")
     parser.add_argument("b", help="settings of the other, e.g. dtype=float32")
     parser.add_argument("--recipe", default="seed")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--json", type=Path, help="where the record goes")
-    try:
-        options = parser.parse_args(arguments)
-        if options.pairs < 1:
-            raise UserError(f"--pairs: got {options.pairs}, accepted is 1 or more")
-        if options.json:
-            check_writable(options.json, "--json")
-        trainers = [trainer(options.recipe, settings) for settings in (options.a, options.b)]
-        pairs = measure(*trainers, options.pairs)
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    options = parser.parse_args(arguments)
+    if options.pairs < 1:
+        raise UserError(f"--pairs: got {options.pairs}, accepted is 1 or more")
+    if options.json:
+        check_writable(options.json, "--json")
+    trainers = [trainer(options.recipe, settings) for settings in (options.a, options.b)]
+    pairs = measure(*trainers, options.pairs)
     ratios = sorted(x / y for x, y in pairs)
     for x, y in pairs:
         print(f"{x:10.4f} s {y:10.4f} s   ratio {x / y:.3f}")
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         shared = ledger.provenance(trainers[0])
         record = {
-            "command": shlex.join(["python", "-m", "bench.pairs", *(arguments or sys.argv[1:])]),
+            "command": shlex.join(["python", "-m", "bench.pairs", *arguments]),
             "a": options.a,
             "b": options.b,
             "seconds": pairs,

@@ -19,7 +19,7 @@ from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
 from .display import duration, print_table
-from .errors import UserError
+from .errors import UserError, exit_status
 from .evaluate import evaluate
 from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
 from .experiment import begin, default, train
@@ -191,19 +191,12 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["train", *arguments]
-    try:
+
+    def run() -> int:
         options = parser().parse_args(arguments)
         return options.run(options)
-    except UserError as error:
-        print(f"hlb: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hlb: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has left; what is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+
+    return exit_status("hlb", run)
 
 
 def _execution(options: argparse.Namespace) -> Execution:

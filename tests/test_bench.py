@@ -401,7 +401,7 @@ def interrupt(*_):
 
 def test_a_kill_interrupts(monkeypatch):
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(cli, "parsed", lambda _: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(sys, "argv", ["bench"])
     try:
         assert bench.__main__.main() == 130
