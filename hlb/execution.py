@@ -10,13 +10,15 @@ import ctypes
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch._functorch import config as functorch
 
 import kernels
 from kernels import launch
+from kernels.calls import INDUCTOR
 
 from . import graph
 from .errors import UserError
@@ -159,10 +161,20 @@ def apply(recipe: Recipe, execution: Execution) -> None:
     # warn_only: max_pool2d's backward is listed as nondeterministic; where windows do not overlap it is not.
     torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not execution.deterministic
+    if execution.device.startswith("cuda:"):
+        torch.cuda.set_device(execution.device)  # graphs are captured on the current one
     if execution.compile == "on":
         torch._dynamo.config.recompile_limit = 64  # a step has a variant for each size of the images
+        # Batch norm is an autograd.Function, of which torch keeps no compiled code between processes unless
+        # it is told that it may. (Its environment variable is read once, when torch is imported.)
+        functorch.autograd_cache_allow_custom_autograd_functions = True
     if execution.device == "cpu":
         _keep_memory()
+
+
+def compiled(work: Callable) -> Callable:
+    """`work` compiled as one graph without a break, for each shape that it is called with."""
+    return torch.compile(work, fullgraph=True, dynamic=False, options=INDUCTOR)
 
 
 def _keep_memory() -> None:

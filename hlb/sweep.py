@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from . import environment, shard
@@ -137,11 +136,9 @@ def sweep(
 
 
 def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
-    """The data set on the configuration's device, for all trainers to share. Sets the threads, too."""
+    """The data set on the configuration's device, for all trainers to share. Sets torch's switches, too."""
     device = configuration.execution.device
     apply(configuration.recipe, configuration.execution)
-    if device.startswith("cuda:"):
-        torch.cuda.set_device(device)
     return dataclasses.replace(dataset, tensors=tuple(tensor.to(device) for tensor in dataset.tensors))
 
 

@@ -25,7 +25,7 @@ from .audit import Audit
 from .averaging import Averaging
 from .data import Dataset
 from .evaluate import evaluate
-from .execution import Execution, apply, synchronize, torch_dtype
+from .execution import Execution, apply, compiled, synchronize, torch_dtype
 from .networks import Network
 from .optimizer import Optimizer
 from .recipes import AUGMENTATION, Recipe
@@ -118,6 +118,7 @@ class Trainer:
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
         self.plan = plan(recipe, len(self.train_images))
         self.rounds = rounds(recipe, len(self.train_images))
+        self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)
 
@@ -129,10 +130,10 @@ class Trainer:
         colours = {"mean": dataset.mean, "std": dataset.std}
         changes = {name: getattr(recipe, name) for name in AUGMENTATION}
         augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
-        compiled = execution.compile == "on"
+        compile = execution.compile == "on"
         state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
-        self.step = Step(*state, self.examples, self.rounds, augment, compiled)
-        forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compiled else self.network
+        self.step = Step(*state, self.examples, self.rounds, augment, compile)
+        forward = compiled(self.network) if compile else self.network
         self.evaluate = functools.partial(evaluate, self.network, **colours, forward=forward)
         self.steppers = {variant: functools.partial(self.step, variant) for variant in sorted(set(self.plan))}
         self.compile_seconds = 0.0
@@ -251,7 +252,8 @@ class Trainer:
         real = self.step.images, self.step.labels
         self.step.images, self.step.labels = self._made_up(len(self.train_images))
         self._prepare(0, self.step.images[:100])
-        self.step.shuffle(self.examples)
+        for images in self.kinds:
+            self.step.shuffle(images)
         everything = execution.compile == "on" or self.device.type == "cuda"
         first = [self.timed_step(variant) for variant in (variants if everything else variants[-1:])]
         self.first_step_seconds, self.step_seconds = first[0], self.timed_step(variants[-1])
@@ -269,7 +271,7 @@ class Trainer:
         as `--graph` says. Replaying is the run's; nothing is computed here.
         """
         capture = self.audit.capture if self.audit else graph.capture
-        kinds = sorted({images for _, images in self.rounds})
+        kinds = self.kinds
         parts = [*(functools.partial(self.step.shuffle, images) for images in kinds), *self.steppers.values()]
         if self.execution.graph == "step":
             parts = capture(*parts)
