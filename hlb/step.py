@@ -67,6 +67,11 @@ def plan(recipe, examples: int) -> list[Variant]:
     ]
 
 
+def work(recipe, examples: int) -> int:
+    """The pixels of all images that a run over `examples` is shown: its steps' time grows with them."""
+    return sum(variant.count * variant.size**2 for variant in plan(recipe, examples))
+
+
 def _alike(grad: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Both flat where both lie in the order of their indices: strides of extents of 1 may differ there, which
     means nothing, but keeps torch from copying many tensors in one launch.

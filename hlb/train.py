@@ -29,7 +29,7 @@ from .execution import Execution, apply, compiled, synchronize, torch_dtype
 from .networks import Network
 from .optimizer import Optimizer
 from .recipes import AUGMENTATION, Recipe
-from .step import Step, Variant, plan, rounds
+from .step import Step, Variant, plan, rounds, work
 
 
 class Clock:
@@ -181,7 +181,7 @@ class Trainer:
         area, a forward pass a third of a step.
         """
         recipe, largest = self.recipe, max(self.plan)
-        steps = sum((v.size / largest.size) ** 2 * v.count / largest.count for v in self.plan)
+        steps = work(recipe, len(self.train_images)) / (largest.size**2 * largest.count)
         forward = self.step_seconds / 3 / largest.count * len(self.test_images) * (32 / largest.size) ** 2
         validations = self.epochs // eval_every if eval_every and self.execution.graph != "run" else 0
         views = 1 + (len(VIEWS[recipe.views]) - 1) * recipe.views_fraction
