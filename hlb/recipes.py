@@ -153,7 +153,8 @@ class Recipe:
     averaging_decay: float = 0.0
 
     # Evaluation: test-time views of the final accuracy, the fraction of test images that get them (those
-    # whose own logits are least sure), views of per-epoch validation; the accuracy aimed at.
+    # whose own logits are least sure), views of per-epoch validation; the rows of a forward pass, which are
+    # views of images; the accuracy aimed at.
     views: str = "flip+shift"
     views_fraction: float = 1.0
     val_views: str = "none"

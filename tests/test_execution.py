@@ -13,7 +13,7 @@ from torch._inductor.utils import get_code
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 import hlb
-from hlb import environment, graph, synthetic
+from hlb import environment, execution, graph, passes, synthetic
 from hlb.execution import apply, compiled, resolve
 from hlb.train import Trainer
 from kernels import norm_act
@@ -153,3 +153,39 @@ def test_every_kind_of_shuffle_has_run_before_it_is_captured(data, monkeypatch):
     monkeypatch.setattr(hlb.step.Step, "shuffle", lambda self, n: seen.append(n) or shuffle(self, n))
     ours = Trainer(*resolve(hlb.recipe("smoke", settings), hlb.Execution(compile="off")), data)
     assert sorted(set(seen)) == sorted({images for _, images in ours.rounds}) == [40, 120]
+
+
+# -- what auto stands for ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked, compile",
+    [
+        ({}, "on"),
+        ({"kernels": "tuned"}, "on"),
+        ({"kernels": "reference"}, "on"),
+        ({"kernels": "triton"}, "off"),
+        ({"kernels": "triton", "graph": "run"}, "off"),
+        ({"kernels": "triton", "graph": "off"}, "on"),
+        ({"kernels": "triton", "compile": "on"}, "on"),
+        ({"kernels": "triton,sgd=reference"}, "on"),
+        ({"kernels": "triton,sgd=tuned"}, "on"),
+        ({"kernels": "triton", "dtype": "float64"}, "on"),  # of which there are no kernels
+        ({"kernels": "triton", "device": "cpu"}, "off"),
+        ({"kernels": "reference", "device": "cpu"}, "off"),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else None,
+)
+def test_what_is_all_kernels_and_captured_is_not_compiled(monkeypatch, asked, compile):
+    monkeypatch.setattr(execution, "available", lambda device: True)
+    monkeypatch.setattr(execution.launch, "runnable", lambda device: True)
+    settings = {"dtype": asked.pop("dtype", "auto")}
+    how = hlb.Execution(**{"device": "cuda"} | asked)
+    assert resolve(hlb.recipe("record94", settings), how)[1].compile == compile
+
+
+@pytest.mark.parametrize("name", ["record94", "record95", "airbench94"])
+def test_step_of_kernels_leaves_pytorch_too_little_for_a_compiler(name):
+    """28 launches, in an H200's microseconds less than a percent of a step, compiled away or not."""
+    left = [p for p in passes.launched(hlb.recipe(name), "triton") if p.form == "PyTorch"]
+    assert 0 < sum(p.launches for p in left) <= 28
