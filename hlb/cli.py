@@ -48,7 +48,7 @@ Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i
   --eval-every N      validate every N epochs, off the clock; 0 is never
-  --compile on|off  --graph off|step|run  (GPU: on, step; all kernels: off, step)
+  --compile on|off  --graph off|step|run   (GPU: on, step; triton: off, step)
   --kernels NAME      reference, triton, tuned (auto); or triton,sgd=reference
   --channels-last on|off  --threads N  --deterministic  --quiet
   --json FILE|-  --ledger FILE  --save MODEL  --profile FILE (a step, op by op)
