@@ -1,5 +1,5 @@
-"""README's tables, between markers: records, the seed system's baselines beside ours, kernels, and how often
-the speed gate is wrong.
+"""README's tables, between markers: our best beside others on its GPU, records, the seed system's baselines
+beside ours, kernels, passes of convolutions, and how often the speed gate is wrong.
 
     <!-- records -->
     <!-- /records -->
@@ -21,13 +21,25 @@ from kernels.spec import Case, KernelSpec
 from . import benches, records, run_plots
 from .errors import UserError
 from .files import atomic
-from .records import RESULTS, UNKNOWN, Record
+from .records import RESULTS, UNKNOWN, Group, Record
 
 PLOT = Path("docs") / "accuracy-time.png"
 BASELINES = Path(__file__).with_name("baselines.json")
 UNMEASURED = "not measured"
 BY = "by `hlb report --markdown`."
-BASELINE_COLUMNS = ("system", "hardware", "dtype", "accuracy: mean [95 % interval]", "n", "time in s")
+GPU_COLUMNS = ("system", "GPU", f"seconds: {records.CONTRACT}", "accuracy: mean [95 % interval]", "n")
+BASELINE_COLUMNS = (
+    "system",
+    "run with",
+    "hardware",
+    "dtype",
+    "accuracy: mean [95 % interval]",
+    "n",
+    "time in s",
+)
+LAST_SIZE = " at 32"  # ends the blocks whose passes are shown
+PASSES, WHOLES = ("forward", "dgrad", "wgrad"), ("forward", "backward")
+PASS_COLUMNS = ("block", *PASSES, *(f"{way}, corrected" for way in WHOLES))
 KERNEL_COLUMNS = ("op", "what it fuses", "calls", "MB in eager PyTorch", "MB", "bytes saved")
 # Which cases of an op its row is of: those of the first rule that finds any; their bytes are added up.
 CALLS: tuple[tuple[str, Callable[[str], bool]], ...] = (
@@ -45,9 +57,31 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "--|" * len(columns), *lines[1:]])
 
 
+def groups(root: Path) -> list[Group]:
+    """All runs of a checkout."""
+    return [*records.trained(root), *records.timed(root)]
+
+
 def mine(root: Path) -> list[Record]:
     """The records of a checkout."""
-    return records.ours([*records.trained(root), *records.timed(root)])
+    return records.ours(groups(root))
+
+
+def gpu_table(root: Path) -> str:
+    """For each target our best on a GPU, and the other systems that we ran on the same one."""
+    shown = []
+    for (target, gpu), group in records.best(groups(root)).items():
+        if gpu:
+            there = [record for record in mine(root) if record.hardware == group.hardware]
+            shown += [group.record, *(one for one in there if not one.ours and one.target == target)]
+    rows = [
+        (one.system, one.hardware or UNKNOWN, records.seconds(one), records.accuracy(one), records.runs(one))
+        for one in shown
+    ]
+    if not rows:
+        return "No GPU has been measured yet."
+    note = "Of ours the fastest that reaches its target, else the most accurate."
+    return "\n".join([markdown(GPU_COLUMNS, rows), "", f"{note} From `{RESULTS.as_posix()}/` {BY}"])
 
 
 def records_table(root: Path) -> str:
@@ -62,25 +96,24 @@ def records_table(root: Path) -> str:
 
 
 def baselines_table(root: Path) -> str:
-    """The seed system's own runs, and ours of `seed`, by time."""
+    """The seed system's own runs, its runs by us, and ours of `seed`."""
     theirs = json.loads(BASELINES.read_text(encoding="utf-8"))
     rows = []
     for run in theirs["runs"]:
         dtype = run.pop("dtype") or UNKNOWN
         rows.append((Record(system=theirs["system"], source=theirs["source"], n=theirs["n"], **run), dtype))
-    for group in records.trained(root):
-        if group.system.startswith("`seed`") and group.dataset == "cifar10":
-            system, _, dtype = group.system.partition(", ")
-            dtype, _, changed = dtype.partition(", ")
-            rows.append((group.record, dtype if not changed else f"{dtype}, {changed}"))
+    for group in [*records.timed(root), *records.trained(root)]:
+        if group.system.startswith((theirs["system"], "`seed`")) and group.dataset == "cifar10":
+            rows.append((group.record, group.system.partition(", ")[2]))
     cells = [
         (
             r.system.partition(",")[0],
+            r.execution or "",
             r.hardware or UNKNOWN,
             dtype,
             accuracy,
             records.runs(r),
-            records.seconds(r),
+            records.time(r) if r.own_contract else records.seconds(r),
         )
         for r, dtype in rows
         for accuracy in [records.accuracy(r).removesuffix(f", std {UNKNOWN}")]
@@ -97,14 +130,18 @@ def baselines_table(root: Path) -> str:
 
 
 def measured(root: Path) -> dict[str, dict]:
-    """GPU -> the rows that `python -m bench` measured there, a later record's in place of an earlier's."""
+    """GPU -> the rows that `python -m bench` measured there, a later record's in place of an earlier's, and
+    what the records are of.
+    """
     found: dict[str, dict[tuple, dict]] = {}
+    about: dict[str, list[str]] = {}
     contents = [records.read(path) for path in sorted((root / RESULTS).rglob("*.json"))]
     kept = [content for content in contents if benches.is_bench(content) and content.get("kernels_timed")]
     for content in sorted(kept, key=lambda content: content.get("time") or ""):
         rows = found.setdefault(content["device_name"], {})
         rows |= {tuple(row[field] for field in benches.FIELDS): row for row in content["rows"]}
-    return {gpu: {"rows": list(rows.values())} for gpu, rows in found.items()}
+        about.setdefault(content["device_name"], []).append(benches.about(content))
+    return {gpu: {"rows": list(rows.values()), "about": about[gpu]} for gpu, rows in found.items()}
 
 
 def kernels_table(root: Path) -> str:
@@ -125,6 +162,8 @@ def kernels_table(root: Path) -> str:
         saved = f"{100 * (1 - moved / eager):.0f} %".replace("-", "\N{MINUS SIGN}")
         times = [
             ", ".join(f"{geometric_mean(by[name]):.2f}" if by.get(name) else UNMEASURED for by in both)
+            if any(by.get(name) for by in both)
+            else UNMEASURED
             for both in faster.values()
         ]
         sizes = (page.number(size / 1e6) for size in (eager, moved))
@@ -133,9 +172,50 @@ def kernels_table(root: Path) -> str:
         "MB are bytes through device memory, forward and backward where there is one, in float16 where an op",
         "has it: of eager PyTorch counted operator by operator, a lower bound; of the op declared, and",
         "counted in Triton's interpreter to within 5 %. Times are geometric means over an op's cases.",
+        *map(losses, gpus.values()),
         f"From the SPECs in `kernels/` and from `{RESULTS.as_posix()}/` {BY}",
     )
     return "\n".join([markdown(columns, rows), "", *notes])
+
+
+def losses(record: dict) -> str:
+    """What was measured on a GPU, and in which cases torch.compile was faster than the fastest of ours."""
+    parts = [
+        f"`{op}` {direction} ({', '.join(f'{case} {ratio:.2f}' for case, ratio in cases.items())})"
+        for (op, direction), cases in benches.slower(record).items()
+    ]
+    slower = f" Of these torch.compile takes less, the ratio of its time to ours: {', '.join(parts)}."
+    return f"Measured: {'; '.join(record['about'])}.{slower if parts else ''}"
+
+
+def passes_table(root: Path) -> str:
+    """Microseconds of the blocks of a recipe, pass by pass, of the fastest kernel and of cuDNN."""
+    parts = []
+    for path in sorted((root / RESULTS).rglob("conv-passes*.json")):
+        content = records.read(path)
+        rows = []
+        for block in dict.fromkeys(name.rpartition(" ")[0] for name in content["found"]):
+            if block.endswith(LAST_SIZE):
+                found = [content["found"][f"{block} {kind}"] for kind in PASSES]
+                cells = [pair(min(one["seconds"].values()), one["cudnn"]) for one in found]
+                corrected = content["corrected"]["seconds"].get(block, {})
+                wholes = [pair(**corrected[way]) if way in corrected else "" for way in WHOLES]
+                rows.append((block, *cells, *wholes))
+        run = content["run"]
+        notes = (
+            f"Microseconds, Triton / cuDNN, {run['device']}, {run['date']}, commit {run['commit'][:8]},",
+            f"{run['note']}.",
+            f"Corrected: {content['corrected']['what']}.",
+            f"From `{path.relative_to(root).as_posix()}` {BY}",
+        )
+        parts += [markdown(PASS_COLUMNS, rows), "", *notes]
+    return "\n".join(parts) or "No pass has been measured yet."
+
+
+def pair(triton: float, cudnn: float) -> str:
+    """Two times, and the smaller of them in bold."""
+    ours, theirs = (f"{1e6 * seconds:.0f}" for seconds in (triton, cudnn))
+    return f"**{ours}** / {theirs}" if triton < cudnn else f"{ours} / **{theirs}**"
 
 
 def calls_of(spec: KernelSpec) -> tuple[str, list[Case]]:
@@ -170,8 +250,10 @@ def gate_table(root: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "gpu": gpu_table,
     "records": records_table,
     "kernels": kernels_table,
+    "passes": passes_table,
     "baselines": baselines_table,
     "gate": gate_table,
 }

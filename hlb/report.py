@@ -6,7 +6,7 @@ import argparse
 import datetime
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,10 @@ def find(
     there is nothing.
     """
     if ledgers:
-        chosen = [(selection, ledger.select(selection)) for selection in dict.fromkeys(ledgers)]
+        chosen = [
+            (selection, records.noted(Path(selection.partition(":")[0]), ledger.select(selection)))
+            for selection in dict.fromkeys(ledgers)
+        ]
         groups, there = records.groups(chosen), []
     else:
         local = [ledger.DEFAULT] if ledger.DEFAULT.is_file() else []
@@ -128,24 +131,10 @@ def _plot(draw, *what, out: Path, name: str, says: str) -> str:
     return webpage.figure(paths[1], says)
 
 
-def best(groups: Iterable[Group]) -> dict[tuple[float, bool], Group]:
-    """(accuracy aimed at, on a GPU) -> the fastest group whose mean reaches it, else the most accurate."""
-
-    def rank(group: Group) -> tuple:
-        accuracy, time = summary(group.accuracies)["mean"], summary(group.seconds)["mean"]
-        return (0, time) if accuracy >= group.target else (1, -accuracy)
-
-    found = defaultdict(list)
-    for group in groups:
-        if group.runs and group.target and group.dataset == "cifar10":
-            found[group.target, group.gpu].append(group)
-    return {key: min(found[key], key=rank) for key in sorted(found, key=lambda key: (key[0], not key[1]))}
-
-
 def headline(found: Findings) -> str:
     """Our best of each target, and what has not been measured."""
     parts = []
-    for (target, _), group in best(found.groups).items():
+    for (target, _), group in records.best(found.groups).items():
         record = group.record
         reached = "reached" if record.accuracy >= target else "missed"
         on = record.hardware or records.UNKNOWN
@@ -154,6 +143,7 @@ def headline(found: Findings) -> str:
         _, claim = record_claim(group.accuracies, group.failed, group.dataset, target)
         known = {
             "system": record.system,
+            **({"run with": record.execution} if record.execution else {}),
             "n": f"{records.runs(record)}; {claim}",
             "test-time views": records.views(record),
             "in the time": record.contract or records.UNKNOWN,
@@ -173,10 +163,10 @@ def headline(found: Findings) -> str:
 def missing(found: Findings) -> list[str]:
     """What a report would have, were it measured."""
     mine, absent = found.mine, []
-    known = {record.target for record in mine if record.n}
+    known = {record.target for record in mine if record.n and record.ours}
     for target in sorted({record.target for record in records.published()} - known):
         absent.append(f"a run that aims at {100 * target:g} %")
-    if not any(record.gpu and record.n for record in mine):
+    if not any(record.gpu and record.ours and record.n for record in mine):
         absent.append("a run on a GPU")
     if not any(bench.get("kernels_timed") for bench in found.benches):
         absent.append("a kernel on a GPU: `python -m bench --json FILE`, then `--kernels FILE`")
@@ -204,8 +194,9 @@ def _statistics(group: Group) -> tuple[str, ...]:
         stats = summary(values)
         known = ("" if stats[name] is None else format(stats[name], digits) for name in STATISTICS[:4])
         lines.append((*known, " .. ".join(format(bound, digits) for bound in stats["ci95"] or ())))
-    about = group.system, group.hardware or records.UNKNOWN, str(group.dataset), records.runs(group.record)
-    return *about, "accuracy, %\ntime, s", *map("\n".join, zip(*lines))
+    about = group.system, group.execution or "", group.hardware or records.UNKNOWN, str(group.dataset)
+    of = "accuracy, %\ntime, s" + (f"\n{group.untimed}" if group.untimed else "")
+    return *about, records.runs(group.record), of, *map("\n".join, zip(*lines))
 
 
 def _runs(found: Findings, out: Path) -> str:
@@ -221,8 +212,8 @@ def _runs(found: Findings, out: Path) -> str:
             says = f"{title}; below the dots the mean of each configuration and its 95 % interval."
             parts.append(_plot(run_plots.distribution, title, groups, out=out, name=name, says=says))
             groups = sorted(groups, key=lambda group: summary(group.seconds)["mean"] or math.inf)
-            headings = ("system", "hardware", "data", "n", "of", *STATISTICS)
-            parts.append(webpage.table(headings, list(map(_statistics, groups)), range(5)))
+            headings = ("system", "run with", "hardware", "data", "n", "of", *STATISTICS)
+            parts.append(webpage.table(headings, list(map(_statistics, groups)), range(6)))
     return "\n".join(parts) or webpage.paragraphs("There is no run.")
 
 
@@ -268,8 +259,8 @@ def _kernels(found: Findings, out: Path) -> str:
             ("speed-up", plots.speed_up, "Speed-up"),
         ):
             parts.append(_plot(draw, record, out=out, name=f"{name}-{i}", says=f"{what}: {of}."))
-        if record.get("command"):
-            parts.append(webpage.paragraphs(f"`{record['command']}`"))
+        said = (record.get("command") and f"`{record['command']}`", record.get("note"))
+        parts += [webpage.paragraphs(text) for text in filter(None, said)]
         wrong = [row for row in record["rows"] if row.get("fault")]
         parts.append(
             webpage.items([" ".join(row[f] for f in benches.FIELDS) + f": {row['fault']}" for row in wrong])
@@ -305,7 +296,7 @@ def _made(groups: Sequence[Group]) -> str:
         days = dict.fromkeys(run["time"][:10] for run in group.runs if run.get("time"))
         rows.append(
             (
-                group.system,
+                "\n".join(filter(None, (group.system, group.execution))),
                 "\n".join(commands(group)),
                 "\n".join(commits) or records.UNKNOWN,
                 "\n".join(days) or records.UNKNOWN,
