@@ -354,7 +354,8 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o
     else:
         counts |= {name: of_z[name] for name in ("_tile_statistics", "_merge_statistics")}
-    pooled = not case.pool or _reads_pooled(("dgrad", "wgrad"), " ".join(kinds))
+    wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)
+    pooled = not case.pool or _reads_pooled(wanted, " ".join(kinds))
     if not pooled:  # E or F, if a kernel, reads what the pool keeps of z's gradient, and no argmax
         for name in {"_conv_dgrad", "_conv_wgrad"} & counts.keys():
             counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
