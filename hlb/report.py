@@ -194,9 +194,14 @@ def _statistics(group: Group) -> tuple[str, ...]:
         stats = summary(values)
         known = ("" if stats[name] is None else format(stats[name], digits) for name in STATISTICS[:4])
         lines.append((*known, " .. ".join(format(bound, digits) for bound in stats["ci95"] or ())))
-    about = group.system, group.execution or "", group.hardware or records.UNKNOWN, str(group.dataset)
+    about = _named(group), group.hardware or records.UNKNOWN, str(group.dataset)
     of = "accuracy, %\ntime, s" + (f"\n{group.untimed}" if group.untimed else "")
     return *about, records.runs(group.record), of, *map("\n".join, zip(*lines))
+
+
+def _named(group: Group) -> str:
+    """The system, and on a line of its own how it was executed."""
+    return "\n".join(filter(None, (group.system, group.execution)))
 
 
 def _runs(found: Findings, out: Path) -> str:
@@ -212,8 +217,8 @@ def _runs(found: Findings, out: Path) -> str:
             says = f"{title}; below the dots the mean of each configuration and its 95 % interval."
             parts.append(_plot(run_plots.distribution, title, groups, out=out, name=name, says=says))
             groups = sorted(groups, key=lambda group: summary(group.seconds)["mean"] or math.inf)
-            headings = ("system", "run with", "hardware", "data", "n", "of", *STATISTICS)
-            parts.append(webpage.table(headings, list(map(_statistics, groups)), range(6)))
+            headings = ("system", "hardware", "data", "n", "of", *STATISTICS)
+            parts.append(webpage.table(headings, list(map(_statistics, groups)), range(5)))
     return "\n".join(parts) or webpage.paragraphs("There is no run.")
 
 
@@ -296,7 +301,7 @@ def _made(groups: Sequence[Group]) -> str:
         days = dict.fromkeys(run["time"][:10] for run in group.runs if run.get("time"))
         rows.append(
             (
-                "\n".join(filter(None, (group.system, group.execution))),
+                _named(group),
                 "\n".join(commands(group)),
                 "\n".join(commits) or records.UNKNOWN,
                 "\n".join(days) or records.UNKNOWN,

@@ -260,3 +260,10 @@ def test_the_copies_that_ops_were_compared_with_had_two_rates():
     large = read("ops.json")["copy_bytes_per_second"] / 1e12
     assert f"no more than {large:.2f} TB/s" in page
     assert max(rate for call, rate in copies.items() if call not in fast) <= large
+
+
+def test_the_rooflines_example_took_what_its_record_says():
+    seconds = fastest(passes()["r1.conv1 forward"])
+    floor = (33.22e9 / 790e12) + 1.5e-6
+    page = re.sub(r"\s+", " ", PAGES["docs/roofline.md"].read_text())
+    assert f"took {1e6 * seconds:.1f} µs, {seconds / floor:.1f} times its floor" in page

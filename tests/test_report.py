@@ -91,6 +91,7 @@ def undrawn(monkeypatch):
 
 def text(html: str) -> str:
     """A page as it is read."""
+    html = html.replace("<wbr>", "")
     plain = re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL))
     plain = plain.replace("&nbsp;", " ").replace("&lt;", "<").replace("&gt;", ">").replace("&#x27;", "'")
     return re.sub(r"\s+", " ", plain)
