@@ -34,6 +34,7 @@ from .passes import Pass
 
 FILE = Path(__file__).with_name("times.json")
 BETWEEN = "between the ops"
+KINDS = ("kernels", "references")  # what most of a profiled run's ops were
 HOW = ("measured", "corrected", "scaled", "modelled")
 
 
@@ -126,8 +127,9 @@ class _Rates:
 
         run = max(there["recipes"].values(), key=likeness, default={"passes": {}})
         self.found, self.exact = run["passes"], bool(run["passes"]) and likeness(run)[0]
-        self.kind = "references" if kernels.choose(choice)["conv_bn_act"] == "reference" else "kernels"
-        self.prepare = there["prepare"].get(self.kind)
+        chosen = {op: KINDS[name == "reference"] for op, name in kernels.choose(choice).items()}
+        self.kind = chosen["conv_bn_act"]
+        self.prepare = there["prepare"].get(chosen["patch_covariance"])
 
     def of(self, one: Pass) -> tuple[float, str] | None:
         """(seconds, how they are known)"""

@@ -22,7 +22,7 @@ from kernels.tiling import Problem
 from kernels.traffic import Traffic, around, traffic
 
 from . import cost
-from .rehearsal import Call, Rehearsal
+from .rehearsal import Call, Rehearsal, shown
 from .step import plan
 
 
@@ -155,7 +155,7 @@ def passes(
         backend = chosen[op] if op in kernels.CATALOGUE else "reference"
         if backend == "tuned":
             backend, inputs = TUNED[op](inputs)
-        key = op, backend, averages, *(_shown(value) for value in inputs.values())
+        key = op, backend, averages, *(shown(value) for value in inputs.values())
         if key not in known:
             eager = backend == "reference"
             known[key] = list(_eager(op, inputs) if eager else _kernels(op, inputs, averages))
@@ -180,13 +180,6 @@ def _tuned_gate(inputs: dict) -> tuple[str, dict]:
 
 # An op that `tuned` chooses by shape -> (backend, arguments) of a call.
 TUNED = {"conv_bn_act": _tuned_block, "se_gate": _tuned_gate}
-
-
-def _shown(value):
-    """What the cost of an op depends on, of an argument."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.requires_grad
-    return value
 
 
 def _eager(op: str, inputs: dict) -> Iterator[Pass]:
