@@ -19,12 +19,13 @@ import torch
 
 from kernels import chips
 
-from . import cost, floor, records, run_plots
+from . import cells, cost, floor, peers, records, run_plots
+from .cells import UNKNOWN
 from .errors import UserError
 from .files import atomic
 from .kernel_tables import BY, kernels_table, markdown, passes_table
 from .recipes import RECIPES, Recipe
-from .records import RESULTS, UNKNOWN, Group, Record
+from .records import RESULTS, Group, Record
 
 PLOT = Path("docs") / "accuracy-time.png"
 BASELINES = Path(__file__).with_name("baselines.json")
@@ -67,7 +68,7 @@ FLOORS = ("record94", "airbench94")  # the recipes whose modelled floor is said
 
 def groups(root: Path) -> list[Group]:
     """All runs of a checkout."""
-    return [*records.trained(root), *records.timed(root)]
+    return [*records.trained(root), *peers.timed(root)]
 
 
 def mine(root: Path) -> list[Record]:
@@ -87,9 +88,9 @@ def gpu_table(root: Path) -> str:
             one.system,
             one.execution or "",
             one.hardware or UNKNOWN,
-            records.seconds(one),
-            records.accuracy(one),
-            records.runs(one),
+            cells.seconds(one),
+            cells.accuracy(one),
+            cells.runs(one),
         )
         for one in shown
     ]
@@ -104,10 +105,10 @@ def records_table(root: Path) -> str:
     found = mine(root)
     notes = (
         "By the accuracy aimed at, ours first. A published time is its authors', under their own rules.",
-        records.unclaimed(found),
+        cells.unclaimed(found),
         f"From `{RESULTS.as_posix()}/` and `hlb/{records.PUBLISHED.name}` {BY}",
     )
-    return "\n".join([markdown(records.COLUMNS, list(map(records.row, records.beside(found)))), "", *notes])
+    return "\n".join([markdown(cells.COLUMNS, list(map(cells.row, records.beside(found)))), "", *notes])
 
 
 def recipes_table(root: Path) -> str:
@@ -119,7 +120,7 @@ def recipes_table(root: Path) -> str:
         flops = f"{of['gflop_per_image']['forward']:.3f} / {of['gflop_per_image']['train']:.3f}"
         steps = f"{of['steps']} of {of['batch_size']}"
         parameters = f"{of['parameters']['trainable'] / 1e6:.2f} M"
-        rows.append((f"`{name}`", described(recipe), parameters, flops, steps, records.views(shown)))
+        rows.append((f"`{name}`", described(recipe), parameters, flops, steps, cells.views(shown)))
     chip = chips.AIMED_AT
     first, *others = (
         f"{floor.seconds(floor.phases(RECIPES[name], 'triton'), chip):.3f} s of `{name}`" for name in FLOORS
@@ -152,31 +153,31 @@ def baselines_table(root: Path) -> str:
     for run in theirs["runs"]:
         dtype = run.pop("dtype") or UNKNOWN
         rows.append((Record(system=theirs["system"], source=theirs["source"], n=theirs["n"], **run), dtype))
-    for group in [*records.timed(root), *records.trained(root)]:
+    for group in [*peers.timed(root), *records.trained(root)]:
         if group.system.startswith((theirs["system"], "`seed`")) and group.dataset == "cifar10":
             rows.append((group.record, group.system.partition(", ")[2]))
-    cells = [
+    lines = [
         (
             r.system.partition(",")[0],
             r.execution or "",
             r.hardware or UNKNOWN,
             dtype,
             accuracy,
-            records.runs(r),
-            records.time(r) if r.own_contract else records.seconds(r),
+            cells.runs(r),
+            cells.time(r) if r.own_contract else cells.seconds(r),
         )
         for r, dtype in rows
-        for accuracy in [records.accuracy(r).removesuffix(f", std {UNKNOWN}")]
+        for accuracy in [cells.accuracy(r).removesuffix(f", std {UNKNOWN}")]
     ]
     (least, most), (fewest, cached) = theirs["gb_allocated"], theirs["gb_cached"]
     notes = (
         f"Theirs: {theirs['source']}; {theirs['contract']};",
         f"{least}-{most} GB allocated, {fewest}-{cached} GB cached. Ours: {records.CONTRACT}.",
-        f"Test-time views of both: {records.views(Record('', '', views=theirs['views']))}.",
+        f"Test-time views of both: {cells.views(Record('', '', views=theirs['views']))}.",
         f"From `hlb/{BASELINES.name}` and `{RESULTS.as_posix()}/` {BY}",
     )
     head = "The seed system's own runs, and ours of `seed`:"
-    return "\n".join([head, "", markdown(BASELINE_COLUMNS, cells), "", *notes])
+    return "\n".join([head, "", markdown(BASELINE_COLUMNS, lines), "", *notes])
 
 
 def gate_table(root: Path) -> str:

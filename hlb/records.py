@@ -1,10 +1,9 @@
 """Records as rows: ours, from ledgers, and the published ones beside.
 
 Ours are runs in groups that are alike: those of ledgers by recipe and what was changed of it, dtype, how it
-was executed, device and test-time views, and those of other systems, JSON files with "system" and "runs" or
-with "peers", each of which has its times by our rule and by its own. Each run counts once. A group that was
-trained on CIFAR-10 and aims at an accuracy is a record. The published records stand in published.json, where
-null is what their authors do not state.
+was executed, device and test-time views; peers.py has those of other systems. Each run counts once. A group
+that was trained on CIFAR-10 and aims at an accuracy is a record. The published records stand in
+published.json, where null is what their authors do not state.
 
 What a ledger's lines do not know stands beside them in notes.json, by the ledger's name: {"a.jsonl":
 {"note": "patched", "untimed": "accuracy only: the card was shared"}}. Where there is "untimed", no time is
@@ -16,32 +15,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from kernels.views import VIEWS
 
 from . import ledger
 from .errors import UserError
 from .recipes import RECIPES, Recipe
-from .statistics import RECORD_RUNS, summary
+from .statistics import summary
 
 ROOT = Path(__file__).parents[1]  # of a checkout
 RESULTS = Path("bench") / "results"
 PUBLISHED = Path(__file__).with_name("published.json")
-UNKNOWN = "not stated"
 CONTRACT = "prepare + train + evaluation"
-COLUMNS = (
-    "system",
-    "run with",
-    "hardware",
-    "accuracy: mean [95 % interval] or std",
-    "n",
-    "test-time views",
-    "time in s, and what is in it",
-    "source",
-)
 LATER = {"hard_fraction": 1.0}  # fields that older records lack, and what those did
 ELSEWHERE = ("name", "dtype", "target", "views", "views_fraction")  # fields that a row shows anyway
 PLAIN = {
@@ -153,7 +139,7 @@ def _changes(fields: dict, recipe: Recipe) -> dict:
     return changed
 
 
-def _on_gpu(run: dict) -> bool:
+def on_gpu(run: dict) -> bool:
     return str(run.get("device")).startswith("cuda")
 
 
@@ -168,7 +154,7 @@ def execution(run: dict) -> str:
     """How a ledger's run was executed: on a GPU its kernels, compilation and graphs, elsewhere only what was
     not plain; and what is noted of it.
     """
-    always = ON_A_GPU if _on_gpu(run) else ()
+    always = ON_A_GPU if on_gpu(run) else ()
     chosen = {
         key: value
         for key, value in run["execution"].items()
@@ -217,7 +203,7 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
                 runs=ok,
                 failed=len(runs) - len(ok),
                 sources=sources,
-                gpu=any(map(_on_gpu, ok)),
+                gpu=any(map(on_gpu, ok)),
             )
         )
     return made
@@ -238,63 +224,6 @@ def trained(root: Path, others: Sequence[Path] = ()) -> list[Group]:
     found = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
     found |= {path.as_posix(): path for path in others}
     return groups((name, noted(path, ledger.load(path))) for name, path in found.items())
-
-
-def timed(root: Path) -> Iterator[Group]:
-    """The groups of other systems that we ran. A run without accuracy or seconds has failed."""
-    for path in sorted((root / RESULTS).rglob("*.json")):
-        for one in _systems(read(path)):
-            common = {name: value for name, value in one.items() if name not in ("runs", "measured")}
-            needed = ("accuracy", "seconds", *(["own_seconds"] if one.get("own_contract") else ()))
-            ok = [
-                common | run
-                for run in one["runs"]
-                if isinstance(run, dict)
-                and run.get("status", "ok") == "ok"
-                and all(type(run.get(name)) in (int, float) for name in needed)
-            ]
-            yield Group(
-                system=one["system"],
-                execution=one.get("execution"),
-                hardware=one.get("device_name"),
-                dataset=one.get("dataset", "cifar10"),
-                target=one.get("target", Record.target),
-                views=one.get("views"),
-                views_fraction=one.get("views_fraction", 1.0),
-                contract=one.get("contract"),
-                runs=ok,
-                failed=len(one["runs"]) - len(ok),
-                sources=(path.relative_to(root).as_posix(),),
-                gpu=_on_gpu(one),
-                own_contract=one.get("own_contract"),
-                ours=False,
-            )
-
-
-def _systems(content: object) -> list[dict]:
-    """The systems that a JSON file is of: none, one with its runs, or peers that were timed by two rules."""
-    if not isinstance(content, dict):
-        return []
-    if isinstance(content.get("runs"), list) and "system" in content:
-        return [content]
-    peers = content.get("peers")
-    return [_peer(content.get("run", {}), peer) for peer in peers] if isinstance(peers, list) else []
-
-
-def _peer(run: dict, peer: dict) -> dict:
-    """A peer's lists of what was measured, as runs: the time is by our rule, `own_seconds` by its own."""
-    measured = peer["measured"]
-    lists = (measured[f"{name}_list"] for name in ("accuracy", "train_eval_seconds", "time"))
-    names = ("accuracy", "seconds", "own_seconds")
-    return peer | {
-        "device": "cuda",
-        "device_name": measured["device"],
-        "contract": CONTRACT,
-        "command": run.get("command"),
-        "time": run.get("date"),
-        "versions": {"torch": measured.get("torch"), "driver": run.get("driver")},
-        "runs": [dict(zip(names, values)) for values in zip(*lists, strict=True)],
-    }
 
 
 def best(found: Iterable[Group]) -> dict[tuple[float, bool], Group]:
@@ -338,71 +267,6 @@ def read(path: Path) -> object:
         raise UserError(f"{path.name}: no JSON: {error}") from None
 
 
-def accuracy(record: Record) -> str:
-    """94.20 % [93.93, 94.47], or what is known of that."""
-    if record.accuracy is None:
-        return "none" if record.n == 0 else UNKNOWN
-    mean = f"{100 * record.accuracy:.2f} %"
-    if record.accuracy_ci95:
-        return mean + " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in record.accuracy_ci95))
-    if record.n == 1:
-        return mean
-    std = UNKNOWN if record.accuracy_std is None else f"{100 * record.accuracy_std:.2f} %"
-    return f"{mean}, std {std}"
-
-
-def runs(record: Record) -> str:
-    """How many, and how many failed."""
-    n = UNKNOWN if record.n is None else str(record.n)
-    return f"{n}, {record.failed} failed" if record.failed else n
-
-
-def seconds(record: Record) -> str:
-    """557.6 (std 12.3), or what is known of that."""
-    if record.seconds is None:
-        return "none" if record.n == 0 else UNKNOWN
-    return _seconds(record.seconds, record.seconds_std)
-
-
-def _seconds(mean: float, std: float | None) -> str:
-    if std is None:
-        return f"{mean:.0f}" if mean >= 1000 else f"{mean:.4g}"
-    return (f"{mean:.0f}" if mean >= 1000 else f"{mean:#.4g}") + f" (std {std:.3g})"
-
-
-def time(record: Record) -> str:
-    """Seconds and what is in them, by our rule and by the system's own; or why no time is quoted."""
-    if record.untimed:
-        return record.untimed
-    text = f"{seconds(record)}: {record.contract or f'contents {UNKNOWN}'}"
-    if record.own_seconds is None:
-        return text
-    own = _seconds(record.own_seconds, record.own_seconds_std)
-    return f"{text}; by its own rule {own}: {record.own_contract}"
-
-
-def views(record: Record | Group) -> str:
-    if record.views not in VIEWS:
-        return record.views or UNKNOWN
-    shown = f"{len(VIEWS[record.views])} ({record.views})"
-    if record.views_fraction < 1:
-        shown += f", for the least sure {100 * record.views_fraction:g} %"
-    return shown
-
-
-def row(record: Record) -> tuple[str, ...]:
-    """A record's cells, in the order of COLUMNS."""
-    source = f"{record.source}, {record.date}" if record.date else record.source
-    about = record.system, record.execution or "", record.hardware or UNKNOWN
-    return *about, accuracy(record), runs(record), views(record), time(record), source
-
-
 def beside(mine: Sequence[Record]) -> list[Record]:
     """Our records and the published ones, by the accuracy aimed at, ours first."""
     return sorted([*mine, *published()], key=lambda record: record.target)
-
-
-def unclaimed(mine: Sequence[Record]) -> str:
-    """What our records are not, in a sentence."""
-    gpu = "" if any(record.gpu and record.ours for record in mine) else "; there is no GPU record yet"
-    return f"Of ours, fewer than {RECORD_RUNS} runs are no record claim{gpu}."

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kernels import chips
 
-from . import benches, drawing, ledger, plots, readme, records, run_plots, webpage
+from . import benches, cells, drawing, ledger, peers, plots, readme, records, run_plots, webpage
 from .errors import UserError
 from .files import atomic, check_writable
 from .passes import launched
@@ -97,7 +97,7 @@ def find(
         groups, there = records.groups(chosen), []
     else:
         local = [ledger.DEFAULT] if ledger.DEFAULT.is_file() else []
-        groups = records.trained(records.ROOT, local) + list(records.timed(records.ROOT))
+        groups = records.trained(records.ROOT, local) + list(peers.timed(records.ROOT))
         there = [records.read(path) for path in sorted((records.ROOT / records.RESULTS).rglob("*.json"))]
     measured, stepped = (
         [benches.load(path, option) for path in asked or ()] or [*filter(benches.KINDS[option][0], there)]
@@ -137,16 +137,16 @@ def headline(found: Findings) -> str:
     for (target, _), group in records.best(found.groups).items():
         record = group.record
         reached = "reached" if record.accuracy >= target else "missed"
-        on = record.hardware or records.UNKNOWN
-        time, _, std = records.seconds(record).partition(" ")
-        lead = f"{100 * target:g} % {reached} on {on}: {records.accuracy(record)} in {time} s {std}"
+        on = record.hardware or cells.UNKNOWN
+        time, _, std = cells.seconds(record).partition(" ")
+        lead = f"{100 * target:g} % {reached} on {on}: {cells.accuracy(record)} in {time} s {std}"
         _, claim = record_claim(group.accuracies, group.failed, group.dataset, target)
         known = {
             "system": record.system,
             **({"run with": record.execution} if record.execution else {}),
-            "n": f"{records.runs(record)}; {claim}",
-            "test-time views": records.views(record),
-            "in the time": record.contract or records.UNKNOWN,
+            "n": f"{cells.runs(record)}; {claim}",
+            "test-time views": cells.views(record),
+            "in the time": record.contract or cells.UNKNOWN,
             "command": "\n".join(commands(group)),
             "versions": "\n".join(versions(group)),
         }
@@ -179,9 +179,9 @@ def _records(found: Findings, out: Path) -> str:
     mine, published = found.mine, records.published()
     says = "Our records and the published ones. A published time is its authors', under their own rules."
     shown = _plot(run_plots.accuracy_time, mine, published, out=out, name="accuracy-time", says=says)
-    rows = list(map(records.row, records.beside(mine)))
-    table = webpage.table(records.COLUMNS, rows, range(len(records.COLUMNS)))
-    return "\n".join([shown, table, webpage.paragraphs(records.unclaimed(mine))])
+    rows = list(map(cells.row, records.beside(mine)))
+    table = webpage.table(cells.COLUMNS, rows, range(len(cells.COLUMNS)))
+    return "\n".join([shown, table, webpage.paragraphs(cells.unclaimed(mine))])
 
 
 STATISTICS = ("mean", "std", "min", "max", "95 % interval")
@@ -194,9 +194,9 @@ def _statistics(group: Group) -> tuple[str, ...]:
         stats = summary(values)
         known = ("" if stats[name] is None else format(stats[name], digits) for name in STATISTICS[:4])
         lines.append((*known, " .. ".join(format(bound, digits) for bound in stats["ci95"] or ())))
-    about = _named(group), group.hardware or records.UNKNOWN, str(group.dataset)
+    about = _named(group), group.hardware or cells.UNKNOWN, str(group.dataset)
     of = "accuracy, %\ntime, s" + (f"\n{group.untimed}" if group.untimed else "")
-    return *about, records.runs(group.record), of, *map("\n".join, zip(*lines))
+    return *about, cells.runs(group.record), of, *map("\n".join, zip(*lines))
 
 
 def _named(group: Group) -> str:
@@ -279,14 +279,14 @@ def commands(group: Group, shown: int = 5) -> list[str]:
     """The commands that the runs of a group were started by, each once, and not too many."""
     known = list(dict.fromkeys(f"`{run['command']}`" for run in group.runs if run.get("command")))
     more = [f"and {len(known) - shown} more"] if len(known) > shown else []
-    return [*known[:shown], *more] or [records.UNKNOWN]
+    return [*known[:shown], *more] or [cells.UNKNOWN]
 
 
 def versions(group: Group) -> list[str]:
     """What the runs of a group were obtained with, each different one once."""
     found = [run.get("versions") or {} for run in group.runs]
     shown = [", ".join(f"{name} {version}" for name, version in each.items() if version) for each in found]
-    return list(filter(None, dict.fromkeys(shown))) or [records.UNKNOWN]
+    return list(filter(None, dict.fromkeys(shown))) or [cells.UNKNOWN]
 
 
 def _made(groups: Sequence[Group]) -> str:
@@ -303,9 +303,9 @@ def _made(groups: Sequence[Group]) -> str:
             (
                 _named(group),
                 "\n".join(commands(group)),
-                "\n".join(commits) or records.UNKNOWN,
-                "\n".join(days) or records.UNKNOWN,
-                group.hardware or records.UNKNOWN,
+                "\n".join(commits) or cells.UNKNOWN,
+                "\n".join(days) or cells.UNKNOWN,
+                group.hardware or cells.UNKNOWN,
                 "\n".join(versions(group)),
                 "\n".join(f"`{source}`" for source in group.sources),
             )

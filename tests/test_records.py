@@ -9,7 +9,7 @@ import pytest
 
 import hlb
 import kernels
-from hlb import cost, kernel_tables, readme, records, run_plots
+from hlb import cost, kernel_tables, peers, readme, records, run_plots
 from hlb.cli import main
 from hlb.statistics import summary
 
@@ -271,7 +271,7 @@ def test_another_system_that_we_ran_is_a_row_with_its_own_contract(root):
     assert len(cells(root)) == 2
 
 
-def peers(root: Path, *names: str, **measured) -> None:
+def write_peers(root: Path, *names: str, **measured) -> None:
     lists = {"accuracy_list": [0.94, 0.942], "train_eval_seconds_list": [1.0, 1.5], "time_list": [0.5, 0.75]}
     about = {"execution": "compiled", "views": "flip+shift", "own_contract": "training only"}
     found = [
@@ -282,7 +282,7 @@ def peers(root: Path, *names: str, **measured) -> None:
 
 
 def test_a_peer_has_its_time_by_our_rule_and_by_its_own_and_is_none_of_ours(root):
-    peers(root, "theirs here")
+    write_peers(root, "theirs here")
     write(root, [run(0.9, device="cuda", device_name="a GPU", seconds=(2.0, 0.0))])
     first, second = cells(root)[:2]
     assert first == {
@@ -297,19 +297,19 @@ def test_a_peer_has_its_time_by_our_rule_and_by_its_own_and_is_none_of_ours(root
         "source": "`bench/results/peers.json`",
     }
     assert second["system"] == "`seed`, float32"
-    (best,) = records.best([*records.trained(root), *records.timed(root)]).values()
+    (best,) = records.best([*records.trained(root), *peers.timed(root)]).values()
     assert best.system == "`seed`, float32"
 
 
 def test_a_gpu_that_only_peers_ran_on_is_no_gpu_record_of_ours(root):
-    peers(root, "theirs here")
+    write_peers(root, "theirs here")
     write(root, [run()])
     assert "no GPU record yet" in readme.records_table(root)
 
 
 def test_the_first_table_is_our_best_on_a_gpu_and_the_peers_on_the_same_one(root):
     assert readme.gpu_table(root) == "No GPU has been measured yet."
-    peers(root, "theirs here")
+    write_peers(root, "theirs here")
     gpu = {"device": "cuda", "device_name": "a GPU"}
     fast, slow = run(0.941, seconds=(0.5, 0.1), **gpu), run(0.95, settings={"epochs": 99.0}, **gpu)
     write(root, [fast, slow, run(0.96, seconds=(0.1, 0.1))])
@@ -317,7 +317,7 @@ def test_the_first_table_is_our_best_on_a_gpu_and_the_peers_on_the_same_one(root
         "| `seed`, float32",
         "| theirs here",
     ]
-    peers(root, "theirs here", device="another GPU")
+    write_peers(root, "theirs here", device="another GPU")
     assert "theirs" not in readme.gpu_table(root) and "0.6 " in readme.gpu_table(root)
 
 
@@ -536,7 +536,7 @@ def test_the_seeds_baselines_stand_beside_our_runs_of_seed_only(root):
 
 
 def test_the_seed_system_that_we_ran_stands_among_its_baselines_with_both_times(root):
-    peers(root, "hlb-CIFAR10 v0.3.0, float16", "another")
+    write_peers(root, "hlb-CIFAR10 v0.3.0, float16", "another")
     (line,) = [line for line in readme.baselines_table(root).splitlines() if "a GPU" in line]
     assert line.startswith("| hlb-CIFAR10 v0.3.0 | compiled | a GPU | float16 | 94.10 % [")
     assert "1.250 (std 0.354): prepare" in line and "own rule 0.6250 (std 0.177): training only" in line
