@@ -19,7 +19,7 @@ import torch
 
 from kernels import chips
 
-from . import cells, cost, floor, peers, records, run_plots
+from . import cells, cost, expected, floor, peers, records, run_plots
 from .cells import UNKNOWN
 from .errors import UserError
 from .files import atomic
@@ -112,7 +112,9 @@ def records_table(root: Path) -> str:
 
 
 def recipes_table(root: Path) -> str:
-    """A row for each recipe, counted as `hlb recipes` does; and the modelled floors of some."""
+    """A row for each recipe, counted as `hlb recipes` does; what a run of the first of FLOORS is expected to
+    take with the default kernels, and the modelled floors of all of them.
+    """
     rows = []
     for name, recipe in RECIPES.items():
         of = cost.report(recipe)
@@ -125,12 +127,16 @@ def recipes_table(root: Path) -> str:
     first, *others = (
         f"{floor.seconds(floor.phases(RECIPES[name], 'triton'), chip):.3f} s of `{name}`" for name in FLOORS
     )
+    hoped = expected.of(RECIPES[FLOORS[0]], "tuned", chip)
+    shares = ", ".join(f"{100 * share:.0f} % {how}" for how, share in hoped.shares.items())
     rates = f"{chip.flops[torch.float16] / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e12:.1f} TB/s"
     notes = (
-        f"The modelled floor of a run on {chip.name} is {first}, against {', '.join(others)}: counted",
+        f"A run of `{FLOORS[0]}` with `--kernels tuned` is expected to take {hoped.seconds:.3f} s on an",
+        f"{chip.name}: a sum of what was measured of its parts ({shares}), and no measurement of it.",
+        f"The modelled floor of a run there is {first}, against {', '.join(others)}: counted",
         f"FLOPs and bytes at {rates} and {1e6 * chip.launch:g} \N{MICRO SIGN}s a launch, no measurement.",
-        "`hlb recipes NAME --kernels triton` has it launch by launch. Recipes are counted by `hlb recipes`;",
-        f"the table is made {BY}",
+        "`hlb recipes NAME --kernels CHOICE` has both, launch by launch; `hlb recipes` counts recipes,",
+        f"and the table is made {BY}",
     )
     return "\n".join([markdown(RECIPE_COLUMNS, rows), "", *notes])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import PIL.Image
@@ -9,7 +10,7 @@ import pytest
 
 import hlb
 import kernels
-from hlb import cost, kernel_tables, peers, readme, records, run_plots
+from hlb import cost, expected, floor, kernel_tables, peers, readme, records, run_plots
 from hlb.cli import main
 from hlb.statistics import summary
 
@@ -498,8 +499,16 @@ def test_passes_have_the_fastest_kernel_beside_cudnn_as_measured_and_as_correcte
 
 
 def test_the_table_of_recipes_counts_what_hlb_recipes_does(monkeypatch, root):
-    monkeypatch.setattr(readme, "FLOORS", ("smoke", "smoke"))
-    rows = [line.split(" | ") for line in readme.recipes_table(root).splitlines() if line.startswith("| `")]
+    parts = expected.Phase("train", 1, Counter(measured=0.3, modelled=0.1))
+    monkeypatch.setattr(expected, "of", lambda *_: expected.Expectation("a GPU", (parts,)))
+    monkeypatch.setattr(floor, "phases", lambda recipe, choice: [recipe.name])
+    monkeypatch.setattr(floor, "seconds", lambda parts, chip: {"record94": 0.25}.get(*parts, 0.5))
+    table = readme.recipes_table(root)
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    said = table.replace("\n", " ")
+    assert "`record94` with `--kernels tuned` is expected to take 0.400 s on" in said
+    assert "(75 % measured, 0 % corrected, 0 % scaled, 25 % modelled)" in said
+    assert "there is 0.250 s of `record94`, against 0.500 s of `airbench94`" in said
     assert [row[0] for row in rows] == [f"| `{name}`" for name in hlb.RECIPES]
     counted = [cost.report(recipe) for recipe in hlb.RECIPES.values()]
     assert [row[4] for row in rows] == [f"{one['steps']} of {one['batch_size']}" for one in counted]
