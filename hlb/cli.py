@@ -423,7 +423,7 @@ def _recipes(options: argparse.Namespace) -> int:
         print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
         _print_passes(step, chip)
         print(
-            "\na whole run: a floor by the same arithmetic, what is expected of measured parts; no measurement:"
+            "\na whole run: a floor by the same arithmetic, and the measured times of parts; no measurement:"
         )
         phases = zip(run["phases"], of_run["phases"])
         _print_table(PHASE_COLUMNS, [(entry | {"expected": hope["seconds"]},) for entry, hope in phases])

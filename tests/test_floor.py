@@ -198,7 +198,17 @@ def test_recipes_prints_the_phases_and_the_floor(capsys):
     chip = chips.here()
     told = floor.summary(floor.phases(hlb.recipe("smoke"), "triton"), chip)
     start = next(i for i, line in enumerate(lines) if line.startswith("phase"))
-    assert lines[start].split() == "phase steps TFLOP GB launches floor s expected s".split()
+    assert lines[start].split() == [
+        "phase",
+        "steps",
+        "TFLOP",
+        "GB",
+        "launches",
+        "floor",
+        "s",
+        "expected",
+        "s",
+    ]
     for line, phase in zip(lines[start + 1 :], told["phases"]):
         assert line.startswith(phase["phase"])
         assert line.split()[-6:-1] == [
