@@ -416,6 +416,7 @@ SPEC = KernelSpec(
     valid=lambda case: _small(case) and _outputs_of(case) >= 24 and (case.n > 1 or not case.gate),
     differentiable=("x", "filters", "weight", "bias", "gate", "residual"),
     reduction=lambda case: max(9 * case.c, _outputs_of(case)),
+    squared=("output 1",),  # the variance
     narrow=NARROW,
     shared_reads=conv.SHARED_READS,
     given=_given,

@@ -66,6 +66,7 @@ class KernelSpec:
     differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
     reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
+    squared: tuple[str, ...] = ()  # results that square what a matrix product gives: see compare.limits
     narrow: dict[str, str] = field(
         default_factory=dict
     )  # kernel argument [precision]: why not 16 bytes a time
