@@ -193,7 +193,8 @@ SPEC = KernelSpec(
     make=_make,
     cases=(
         _images("seed", 50000, True),
-        _images("record94", 5000, False),
+        _images("record94", 960, False),
+        _images("airbench94", 5000, False),
         _images("smoke", 1000, False),
     ),
     space={

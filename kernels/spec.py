@@ -30,6 +30,11 @@ class Case(dict):
         return hash(self.name)
 
 
+# Images that the network takes at a time when record94 is evaluated: a split, the five other views of the
+# least sure 15 %, or all.
+EVALUATED = (2000, 7500, 10000)
+
+
 @dataclass(frozen=True, eq=False)
 class KernelSpec:
     """One op: its reference, its kernels, and what is expected of them.
