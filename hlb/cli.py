@@ -422,9 +422,7 @@ def _recipes(options: argparse.Namespace) -> int:
         print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name},")
         print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
         _print_passes(step, chip)
-        print(
-            "\na whole run: a floor by the same arithmetic, and the measured times of parts; no measurement:"
-        )
+        print("\na whole run: its floor, by the same arithmetic, and what is expected; no measurement:")
         phases = zip(run["phases"], of_run["phases"])
         _print_table(PHASE_COLUMNS, [(entry | {"expected": hope["seconds"]},) for entry, hope in phases])
         name = chip.name.removeprefix("NVIDIA ")
