@@ -37,6 +37,7 @@ from .execution import COMPILE, Execution, apply, available, out_of_memory_expla
 from .experiment import begin, default, train
 from .files import check_writable
 from .graph import MODES
+from .grid import READY
 from .ledger import DEFAULT as LEDGER
 from .ledger import select
 from .passes import Pass, launched
@@ -59,7 +60,8 @@ Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i
   --eval-every N      validate every N epochs, off the clock; 0 is never
-  --compile on|off  --graph off|step|run    (auto on a GPU: on, step)
+  --compile on|off  --graph off|step|run    (auto on a GPU: on, step;
+                      with --kernels triton and a graph, compile is off)
   --kernels NAME      reference, triton, tuned (auto); or triton,sgd=reference
   --channels-last on|off  --threads N  --deterministic  --quiet
   --json FILE|-  --ledger FILE  --save MODEL  --profile FILE (a step, op by op)
@@ -163,8 +165,9 @@ def parser() -> Parser:
     grid = commands.add_parser(
         "sweep", parents=[shared, training], allow_abbrev=False, description=SWEEP_HELP
     )
-    grid.add_argument("--runs", type=whole, default=1)
+    grid.add_argument("--runs", type=whole)
     grid.add_argument("--random", type=whole, metavar="K")
+    grid.add_argument("--grid", metavar="NAME")
     grid.add_argument("--eval-every", type=whole, default=0)
     grid.add_argument("--ledger")
     grid.add_argument("--shard", action="store_true")
@@ -287,16 +290,17 @@ def _profile(options: argparse.Namespace, settings: list[str], console: Console)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    name = default(_execution(options)) if options.recipe is None else options.recipe
     if options.ledger is None:
-        options.ledger = str(default_ledger(name))
+        ready = READY[options.grid].recipe if options.grid in READY else None
+        options.ledger = str(default_ledger(options.recipe or ready or default(_execution(options))))
     _check_outputs(options)
     result = sweep(
-        name,
+        options.recipe,
         _settings(options),
         runs=options.runs,
         seed=options.seed,
         draw=options.random,
+        named=options.grid,
         data=options.data,
         execution=_execution(options),
         eval_every=options.eval_every,
@@ -422,7 +426,7 @@ def _recipes(options: argparse.Namespace) -> int:
         print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name},")
         print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
         _print_passes(step, chip)
-        print("\na whole run: a floor by the same arithmetic, and what is expected of measured parts:")
+        print("\na whole run: its floor, by the same arithmetic, and what is expected; no measurement:")
         phases = zip(run["phases"], of_run["phases"])
         _print_table(PHASE_COLUMNS, [(entry | {"expected": hope["seconds"]},) for entry, hope in phases])
         name = chip.name.removeprefix("NVIDIA ")

@@ -116,6 +116,7 @@ FIELDS: dict[str, Callable[..., dict]] = {
     "weigh_views": lambda logits, views: {"n": logits.shape[1], "classes": logits.shape[2], "views": views},
     "patch_covariance": _sized(n=("images", 0), h=("images", 1), w=("images", 2)),
     "uniform": lambda numel, **_: {"numel": numel},
+    "permutation": lambda n, **_: {"n": n},
     "muon": lambda matrices, steps, **inputs: (
         _updated(**inputs) | {"shapes": tuple(shape for _, *shape in matrices), "steps": steps}
     ),

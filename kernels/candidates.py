@@ -46,6 +46,7 @@ TILES: dict[str, tuple[tuple[int, ...], ...]] = {
         (64, 128, 64, 4, 3),
         (64, 64, 64, 4, 3),
         (64, 256, 64, 8, 3),
+        (256, 128, 64, 8, 3),
     ),
     "gradient": (
         (128, 128, 64, 8, 3),
@@ -75,6 +76,7 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
     ("pooled forward by rows", (128, 64, 32, 8, 4)): (100,),
     ("pooled forward by rows", (64, 64, 64, 4, 3)): (89,),
     ("forward", (64, 64, 64, 8, 3)): (89,),
+    ("forward", (256, 128, 64, 8, 3)): (100,),
     ("gradient", (256, 128, 64, 8, 3)): (80, 89),
     ("gradient", (128, 32, 64, 8, 3)): (80, 89),
     ("tf32", (128, 64, 32, 8, 3)): (89,),
@@ -82,9 +84,10 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
     ("float32", (32, 32, 16, 4, 3)): (90,),
     ("float32", (32, 16, 16, 2, 3)): (100,),
 }
-FLAT = 32  # a step of a flat axis of taps and channels is at most so long, for the last one wastes its rest
+# A step of depth along a flat axis of taps and channels is at most so long, for the last one wastes its rest.
+FLAT = 32
 # The work that a pass may do, in multiples of what is useful, wherever some candidate does no more.
-WORK = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}
+WORK = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.20}
 
 
 def precision(problem: Problem) -> str:
@@ -149,15 +152,15 @@ def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages:
     def within(tile: int, extent: int) -> int:
         return min(tile, max(16, power_of_2(extent)))
 
-    def step(tile: int, channels: int) -> int:
+    def step(tile: int, channels: int, flat: int) -> int:
         divisor = channels & -channels  # the largest power of two that divides them
-        return min(tile, divisor) if divisor >= 16 else within(min(tile, FLAT), problem.size**2 * channels)
+        return min(tile, divisor) if divisor >= 16 else within(min(tile, flat), problem.size**2 * channels)
 
-    if problem.kind == "wgrad":
-        rows, cols = within(rows, problem.o), step(cols, problem.c)
+    if problem.kind == "wgrad":  # whose columns waste less than they spare of dz, read again for each tile
+        rows, cols = within(rows, problem.o), step(cols, problem.c, cols)
     else:
         cols = within(cols, problem.columns)
-        depth = step(depth, problem.c if problem.kind == "forward" else problem.o)
+        depth = step(depth, problem.c if problem.kind == "forward" else problem.o, FLAT)
     loads = min(rows, cols) * depth * problem.dtype.itemsize // (16 * 32)
     sums = rows * cols // ((8 if precision(problem) == "float32" else 16) * 32)
     return rows, cols, depth, max(1, min(warps, max(4, loads), sums)), stages

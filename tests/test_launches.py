@@ -72,7 +72,7 @@ def test_a_gpu_has_the_rates_of_its_entry_or_of_the_nearest():
 @pytest.mark.parametrize("cc", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_recipe_pass_does_little_more_than_the_useful_work(cc, dtype):
-    most = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.12}
+    most = {"forward": 1.05, "dgrad": 1.10, "wgrad": 1.20}
     for problem in recipe_passes(dtype):
         if (problem.kind, problem.c) != ("dgrad", 24):  # whose 24 columns are 32
             found = {launches.choose(problem, TARGETS[cc]), *candidates.candidates(problem, TARGETS[cc])}
@@ -120,6 +120,20 @@ def test_wgrad_is_split_until_it_fills_the_chip():
     assert tiling.programs(problem, config) > 0.8 * H200.multiprocessors
     tiny = Problem("wgrad", 2, 3, 3, 16, 16)
     assert {config.splits for config in candidates.candidates(tiny, H200)} == {1}
+
+
+def test_wgrad_of_24_channels_may_take_wide_tiles_that_waste_a_little():
+    problem = Problem("wgrad", 1536, 31, 31, 24, 64, pool=True)
+    config = launches.choose(problem, H200)
+    assert config.cols >= 128  # of 9 * 24 columns, which are padded to 256
+    narrow = replace(config, cols=32)
+    assert candidates.model(problem, config, H200) < 0.8 * candidates.model(problem, narrow, H200)
+
+
+def test_a_forward_pass_may_take_256_rows_and_128_columns():
+    problem = Problem("forward", 1536, 7, 7, 256, 256)
+    tiles = {(config.rows, config.cols) for config in candidates.candidates(problem, H200)}
+    assert (256, 128) in tiles
 
 
 @pytest.mark.parametrize("channels, outputs", [(3, 3), (12, 40), (40, 24), (96, 10)])
