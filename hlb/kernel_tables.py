@@ -66,7 +66,7 @@ def kernels_table(root: Path) -> str:
         dtype = spec.dtype()
         eager = sum(traffic.unfused(spec, case, dtype)["training"] for case in cases)
         moved = sum(traffic.fused(spec, case, dtype) for case in cases)
-        saved = f"{100 * (1 - moved / eager):.0f} %".replace("-", "\N{MINUS SIGN}")
+        saved = f"{round(100 * (1 - moved / eager))} %".replace("-", "\N{MINUS SIGN}")
         times = [
             ", ".join(f"{geometric_mean(by[name]):.2f}" if by.get(name) else UNMEASURED for by in both)
             if any(by.get(name) for by in both)
