@@ -26,7 +26,7 @@ a test compares.
 | fused MB | of its kernels, and of what they leave to operators, such as sums of partial gradients |
 | floor µs | on {CHIP.name}: a launch takes its FLOPs at {RATE / 1e12:.0f} TFLOP/s, or its bytes at \
 {BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; all added up |
-| µs, cuDNN | measured on that chip, cuDNN with the statistics and the pool that it then needs (* corrected); \
+| µs, cuDNN | measured on that chip, cuDNN with the statistics and pool that it then needs (* corrected); \
 – where it was not |
 
 MB are 10^6 bytes, GFLOP 10^9 operations, a multiply-add is two. An op with a gradient is counted forward and
