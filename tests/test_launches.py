@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
-from dataclasses import replace
-from pathlib import Path
-=======
 import re
 from dataclasses import replace
 from math import log
 from pathlib import Path
 from statistics import fmean, median
->>>>>>> h/kern
 
 import pytest
 import torch
