@@ -26,6 +26,7 @@ from hlb.errors import exit_status
 from hlb.files import atomic
 from kernels import launches, traffic
 from kernels.compare import leaves
+from kernels.spec import Case
 
 # Kernels of a profile by the pass that they are: pass -> a pattern; the first that fits. "" stands elsewhere.
 CONVOLUTION = (
@@ -90,23 +91,24 @@ def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> di
 
 def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
     """pass -> seconds of a compiled reference, and what it moves as eager PyTorch runs it."""
-    found = {}
-    for op, spec in kernels.CATALOGUE.items():
-        named = [case for case in spec.cases if case.name.split(".")[0] == recipe]
-        for case in named[:1] if op != "se_gate" else named[-1:]:
-            dtype = spec.dtype()
-            both = traffic.traffic(spec.reference, leaves(spec, spec.make(case, dtype, "meta")))
-            for direction, suffix, counted in zip(("forward", "backward"), ("", " backward"), both):
-                of = (op, case.name, direction, "compiled")
-                median = [
-                    row["median"]
-                    for row in rows
-                    if (row["op"], row["case"], row["direction"], row["implementation"]) == of
-                ]
-                if median and op != "norm_act":
-                    work = {"bytes": counted.bytes.total(), "launches": counted.launches.total()}
-                    found[op + suffix] = {"seconds": median[0], **work}
+    found: dict[str, dict] = {}
+    for row in rows:
+        op, direction = row["op"], row["direction"]
+        named = row["case"].split(".")[0] == recipe and row["implementation"] == "compiled"
+        if not named or op == "norm_act" or direction == "both":
+            continue
+        spec, suffix = kernels.CATALOGUE[op], {"forward": "", "backward": " backward"}[direction]
+        fields = {name: _frozen(value) for name, value in row["fields"].items()}
+        inputs = leaves(spec, spec.make(Case(row["case"], **fields), spec.dtype(), "meta"))
+        counted = traffic.traffic(spec.reference, inputs)[direction == "backward"]
+        work = {"bytes": counted.bytes.total(), "launches": counted.launches.total()}
+        found.setdefault(op + suffix, {"seconds": row["median"], **work})
     return found
+
+
+def _frozen(value):
+    """As a case has it, which JSON has not."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def statistics_pass(content: dict) -> dict:
