@@ -14,7 +14,19 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, ledger, profiling, report
+from . import (
+    STARTED,
+    __version__,
+    audit,
+    checkpoint,
+    cost,
+    environment,
+    expected,
+    floor,
+    ledger,
+    profiling,
+    report,
+)
 from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
@@ -90,7 +102,8 @@ PHASE_COLUMNS = {  # heading -> cell, from an entry of `floor.summary`
     "TFLOP": lambda e: f"{e['flops'] / 1e12:.2f}",
     "GB": lambda e: f"{e['bytes'] / 1e9:.2f}",
     "launches": lambda e: str(e["launches"]),
-    "seconds": lambda e: f"{e['seconds']:.4f}",
+    "floor s": lambda e: f"{e['seconds']:.4f}",
+    "expected s": lambda e: f"{e['expected']:.4f}",
 }
 LEFT = ("recipe", "layer", "pass or kernel", "form", "bound by", "phase")  # columns of words
 
@@ -378,11 +391,22 @@ def _recipes(options: argparse.Namespace) -> int:
             raise UserError("--kernels: of which recipe? take `hlb recipes NAME --kernels CHOICE`")
         try:
             step = launched(recipe(options.name), options.kernels)
-            run = floor.summary(floor.phases(recipe(options.name), options.kernels), chip)
+            parts = floor.phases(recipe(options.name), options.kernels)
         except ValueError as error:
             raise UserError(f"--{error}") from None
-        each = [vars(p) | {"seconds": p.seconds(chip), "bound": p.bound(chip)} for p in step]
-        reports[options.name] |= {"kernels": options.kernels, "launched": each, "floor": run}
+        run, hoped = (
+            floor.summary(parts, chip),
+            expected.of(recipe(options.name), options.kernels, chip, parts),
+        )
+        of_run = expected.summary(hoped)
+        each = [p.row() | {"seconds": p.seconds(chip), "bound": p.bound(chip)} for p in step]
+        reports[options.name] |= {
+            "kernels": options.kernels,
+            "launched": each,
+            "floor": run,
+            "expected": of_run,
+        }
+        reports[options.name] |= {name: of_run[name] for name in ("expected_seconds", "measured_share")}
     if options.json:
         print(json.dumps(reports))
         return 0
@@ -401,12 +425,15 @@ def _recipes(options: argparse.Namespace) -> int:
         print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name},")
         print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
         _print_passes(step, chip)
-        print("\na whole run by the same arithmetic, a floor and no measurement:")
-        _print_table(PHASE_COLUMNS, [(entry,) for entry in run["phases"]])
+        print("\na whole run: its floor, by the same arithmetic, and what is expected; no measurement:")
+        phases = zip(run["phases"], of_run["phases"])
+        _print_table(PHASE_COLUMNS, [(entry | {"expected": hope["seconds"]},) for entry, hope in phases])
+        name = chip.name.removeprefix("NVIDIA ")
         print(
-            f"modelled floor on {chip.name.removeprefix('NVIDIA ')}: {run['seconds']:.3f} s "
-            f"(launches {run['launch_seconds']:.3f} s of it)"
+            f"modelled floor on {name}: {run['seconds']:.3f} s (launches {run['launch_seconds']:.3f} s of it)"
         )
+        shares = ", ".join(f"{100 * share:.0f} % {how}" for how, share in hoped.shares.items())
+        print(f"expected on {name}: {hoped.seconds:.3f} s ({shares}); no measurement of this run")
     return 0
 
 
