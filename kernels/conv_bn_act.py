@@ -406,7 +406,8 @@ def _network(training: bool) -> tuple[Case, ...]:
         for at, size in (("", 32), (" at 24", 24), (" at 28", 28)):
             cases += _pairs("record94", at, 1536, size, silu)
     else:
-        for at, images in zip(("", " at 7500", " at 10000"), EVALUATED):
+        for images in EVALUATED:
+            at = "" if images == EVALUATED[0] else f" at {images}"
             cases += _pairs("record94", end + at, images, 32, silu)
     return (*cases, *_pairs("smoke", end, small, 32, gelu, (16, 64, 64)))
 

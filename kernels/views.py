@@ -234,6 +234,8 @@ SPEC = KernelSpec(
         Case("seed", n=1000, map=(32, 32), views="flip"),
         Case("seed plain", n=1000, map=(32, 32), views="none"),
         Case("record94", n=1500, map=(32, 32), views="flip+shift"),
+        Case("record94 at 400", n=400, map=(32, 32), views="flip+shift"),  # 5 * 400 are a batch of 2,000
+        Case("record94 at 300", n=300, map=(32, 32), views="flip+shift"),
         Case("record94 plain at 2000", n=2000, map=(32, 32), views="none"),
         Case("record94 plain at 10000", n=10000, map=(32, 32), views="none"),
         Case("airbench94", n=2000, map=(32, 32), views="flip+shift"),
