@@ -1,7 +1,7 @@
 """The ways to do an op that the benchmark times side by side.
 
     eager            the reference
-    compiled         torch.compile of the reference
+    compiled         torch.compile of the reference, with the options that training has (kernels/calls.py)
     max-autotune     the same, with everything measured that Inductor can measure
     cudnn            the reference's results from library calls alone, where it has a formula of its own: on a
                      GPU cuDNN's, elsewhere the processor's
@@ -27,7 +27,7 @@ from torch._functorch import config as functorch
 
 import kernels
 from kernels import candidates, compare, conv, launch
-from kernels.calls import AUTOTUNED, DIRECTIONS, roots
+from kernels.calls import AUTOTUNED, DIRECTIONS, INDUCTOR, roots
 from kernels.compare import leaves
 from kernels.launch import Launch
 from kernels.norm_act import ACTIVATIONS
@@ -35,8 +35,9 @@ from kernels.spec import Case, KernelSpec
 
 
 def compiled(function: Callable, **options) -> Callable:
+    """`function` as torch.compile makes it, with options of Inductor's."""
     torch._dynamo.reset()  # each case is compiled for its own shapes, however many came before
-    return torch.compile(function, dynamic=False, options=options or None)
+    return torch.compile(function, dynamic=False, options=options)
 
 
 def batch_norm_act(
@@ -85,7 +86,7 @@ FORMS = {"triton images": "images", "triton rows": "rows"}  # -> the order that 
 # How an op is done -> its function.
 IMPLEMENTATIONS: dict[str, Callable[[KernelSpec], Callable]] = {
     "eager": lambda spec: spec.reference,
-    "compiled": lambda spec: compiled(spec.reference),
+    "compiled": lambda spec: compiled(spec.reference, **INDUCTOR),
     "max-autotune": lambda spec: compiled(spec.reference, **AUTOTUNED),
     "cudnn": lambda spec: LIBRARY[spec.name],
     "triton": lambda spec: spec.op,

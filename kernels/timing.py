@@ -177,7 +177,7 @@ def _device_sampler(calls: Sequence[Call], device: torch.device) -> Callable[[],
 def _capture(calls: Sequence[Call], rounds: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     kept: list = [None] * len(calls)  # a set's outputs, so that the next set's go elsewhere
-    with _no_collection(), torch.cuda.graph(graph, stream=stream):
+    with no_collection(), torch.cuda.graph(graph, stream=stream):
         for _ in range(rounds):
             for i, call in enumerate(calls):
                 kept[i] = call()
@@ -196,7 +196,7 @@ def _seconds(graph: torch.cuda.CUDAGraph) -> float:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """A collection during a capture could unload a module, which ends the capture with an error."""
     enabled = gc.isenabled()
     gc.disable()

@@ -174,6 +174,15 @@ def test_every_op_of_the_catalogue_is_an_op_of_the_backends():
         assert spec.op in kernels.BACKENDS["triton"].values(), spec.name
 
 
+def test_what_is_compiled_reads_as_many_tensors_at_once_as_a_batch_norm_has(monkeypatch):
+    options = {}
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: options)
+    for name in ("compiled", "max-autotune"):
+        options[name] = implementations.IMPLEMENTATIONS[name](conv_bn_act.SPEC)
+        assert options[name]["realize_reads_threshold"] >= 5
+    assert options["max-autotune"]["max_autotune"] and "max_autotune" not in options["compiled"]
+
+
 def test_buffers_are_donated_but_for_the_backward_alone():
     for direction in ("forward", "backward", "both"):
         with scope("compiled", direction):
