@@ -14,8 +14,8 @@ from .spec import Case, KernelSpec
 
 DIRECTIONS = ("forward", "backward", "both")
 
-# Options of torch.compile. A batch norm reads five tensors: above Inductor's threshold of 4 what it normalises is
-# written out in float32, and read again.
+# Options of torch.compile. A batch norm reads five tensors: above Inductor's threshold, 4, what it normalises
+# is written out in float32, and read again.
 INDUCTOR = {"realize_reads_threshold": 8}
 # Those for the fastest that PyTorch has.
 AUTOTUNED = INDUCTOR | {
