@@ -29,7 +29,7 @@ HELP = """\
 usage: python -m bench [NAME ...] [--case TEXT] [--dtype NAME] [options]
        python -m bench [NAME ...] --asm STAGE [--chip CC] | --trace FILE
        python -m bench [NAME ...] --ncu [--kernel NAME] | --vs REF [--rounds N]
-       python -m bench card ...    everything of a new GPU: see `bench card --help`
+       python -m bench card ...    everything, on a new GPU: `bench card --help`
        python -m bench gate ...    the speed gate: `python -m bench gate --help`
        pytest bench                the same times, for pytest-benchmark
 
