@@ -269,8 +269,10 @@ def run(
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest that cuDNN has, as in training
     chosen = implementations(device, untimed, compile, autotune)
-    name, before = environment.device_name(device), environment.gpu_state(device)
-    console.print(f"{name}, {launch.short(dtype)}, {samples} samples", markup=False)
+    before = environment.gpu_state(device)
+    console.print(
+        f"{environment.device_name(device)}, {launch.short(dtype)}, {samples} samples", markup=False
+    )
     if untimed:
         batch = f"references alone, on the CPU, at n = {CPU_BATCH}" if device == "cpu" else "references alone"
         console.print(f"no kernel is timed, because {untimed}: {batch}")
@@ -285,12 +287,21 @@ def run(
             found += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
         show(console, spec, found)
         rows += found
+    return as_record(rows, dtype, device, untimed, before, command)
+
+
+def as_record(
+    rows: list[Row], dtype: torch.dtype, device: str, untimed: str | None, before: dict | None, command: str
+) -> dict:
+    """What --json holds: rows, and on what and by what they were measured; `before` is the GPU's state
+    then.
+    """
     commit, dirty = environment.commit()
     return {
         "command": command,
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "device": device,
-        "device_name": name,
+        "device_name": environment.device_name(device),
         "versions": environment.versions(),
         "commit": commit,
         "dirty": dirty,

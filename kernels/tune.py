@@ -130,9 +130,10 @@ def run(
     processes: int,
     device: str = "cuda",
     every: bool = False,
+    found: dict | None = None,
 ) -> int:
     """Tunes; writes all that was measured to `file` as JSON, if named, as it is found. Returns 1 if a
-    candidate was wrong. `every`: as `measure.worth`.
+    candidate was wrong. `every`: as `measure.worth`; `found`: what an earlier run found, which `file` keeps.
     """
     launches.table()  # a fault in it comes first
     torch.backends.cudnn.benchmark = True
@@ -146,7 +147,7 @@ def run(
             say(f"compiled {done} of {of}")
 
     dropped = measure.compiled(work, chip, processes, progress)
-    found, wrong = {}, 0
+    found, wrong = dict(found or {}), 0
     for job in jobs:
         if is_pass(job):
             line, found[job.name] = _pass(job, chip, here, device, work[job.problem], dropped[job.problem])
@@ -160,7 +161,7 @@ def run(
             _write(file, report(here, found))
     if file == "-":
         _write(file, report(here, found))
-    say(f"{len(found)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
+    say(f"{len(jobs)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
     return int(bool(wrong))
 
 

@@ -509,7 +509,7 @@ def test_help_names_every_option_and_fits_80_columns(capsys):
     text = capsys.readouterr().out
     assert all(len(line) <= 80 for line in text.splitlines())
     options = {option for options in cli.MODES.values() for option in options} | {*cli.MODES} - {""}
-    assert all(f"--{option} " in text for option in options | {"case", "dtype"})
+    assert all(f"--{option.replace('_', '-')} " in text for option in options | {"case", "dtype"})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

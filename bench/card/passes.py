@@ -1,0 +1,49 @@
+"""Step 5: the passes of convolutions beside cuDNN, those first that take longest, as `python -m kernels
+tune` does.
+
+The winners go into launches.json, whose content stands in passes.json as well. At toy size one small block
+goes through the interpreter, and launches.json stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kernels import candidates, launches, tune
+from kernels.tiling import Problem, useful
+from kernels.tune import Job
+
+from .steps import Context
+
+TINY = Problem("forward", 2, 5, 4, 16, 16, 3, True, torch.float16)
+COMMAND = ["python", "-m", "bench", "card"]
+
+
+def jobs(found: dict) -> list[Job]:
+    """The tuner's, in float16, without those that were `found`: record94's first, then by how much there is
+    to do.
+    """
+
+    def worth(job: Job) -> tuple[bool, float]:
+        return not any(case.name.startswith("record94") for case in job.cases), -useful(job.problem)
+
+    return sorted((job for job in tune.jobs(["float16"]) if job.name not in found), key=worth)
+
+
+def run(context: Context) -> None:
+    file = context.folder.passes
+    found = context.folder.read(file).get("found", {})
+    if not context.toy:
+        processes = len(os.sched_getaffinity(0))
+        tune.run(jobs(found), COMMAND, str(file), processes, found=found)
+        return
+    with tempfile.TemporaryDirectory() as folder, candidates.only(rows=16, cols=16, depth=16):
+        launches.FILE = Path(folder) / "launches.json"
+        launches.forget()
+        tiny = [Job(TINY, ()), Job(replace(TINY, kind=tune.UNPOOL), ())]
+        tune.run(tiny, COMMAND, str(file), 1, "cpu", found=found)
