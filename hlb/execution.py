@@ -131,6 +131,9 @@ def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
         raise UserError(f"--{error}") from None
     if dtype == "float64":
         return "reference"
+    if not runnable:
+        choice = re.sub(r"\btuned\b", "reference", choice)
+        chosen = kernels.choose(choice)
     if "triton" in chosen.values() and not runnable:
         if not launch.INSTALLED:
             raise UserError(f"--kernels {choice}: triton is not installed; take --kernels reference")

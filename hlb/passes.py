@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import chips, conv, launches, tiling
+from kernels import chips, conv, launches, se_gate, tiling
 from kernels.chips import Chip
 from kernels.spec import Case
+from kernels.tiling import Problem
 from kernels.traffic import Traffic, around, traffic
 
 from . import cost
@@ -28,7 +29,8 @@ from .step import plan
 @dataclass(frozen=True)
 class Pass:
     """A kernel, or operators of PyTorch: FLOPs of its products, zero padding included, bytes, and launches.
-    `useful` are the FLOPs that a convolution needs; what is no convolution has none.
+    `useful` are the FLOPs that a convolution needs, and `problem` which of its passes it is; what is no
+    convolution has none.
     """
 
     layer: str
@@ -38,6 +40,7 @@ class Pass:
     bytes: int
     useful: int | None = None
     launches: int = 1
+    problem: Problem | None = None
 
     def work(self, chip: Chip) -> dict[str, float]:
         """Seconds that a chip needs at least for each kind of work."""
@@ -97,7 +100,9 @@ FIELDS: dict[str, Callable[..., dict]] = {
     },
     "stem": _stem_case,
     "norm_act": _norm_case,
-    "conv_bn_act": lambda filters, **inputs: _norm_case(**inputs) | {"o": len(filters)},
+    "conv_bn_act": lambda filters, by_kernel=launches.ALL, **inputs: (
+        _norm_case(**inputs) | {"o": len(filters), "by_kernel": by_kernel}
+    ),
     "se_gate": _sized(n=("s", 0), c=("s", 1), r=("weight1", 0)),
     "pool_head": _sized(n=("x", 0), c=("x", 1), h=("x", 2), w=("x", 3), classes=("weight", 0)),
     "cross_entropy": _sized(n=("logits", 0), classes=("logits", 1)),
@@ -137,19 +142,32 @@ def passes(recipe, choice: str, calls: list[Call], between: Traffic, averages: s
         layer = next(names).name if op in LAYERS else REST.get(op) or found[-1].layer
         backend = chosen[op] if op in kernels.CATALOGUE else "reference"
         if backend == "tuned":
-            problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
-            backend = "tuned" if launches.block_winner(problem, chips.here()) == "triton" else "reference"
+            backend, inputs = TUNED[op](inputs)
         key = op, backend, *(_shown(value) for value in inputs.values())
         if key not in known:
             eager = backend == "reference"
-            known[key] = list(
-                _eager(op, inputs) if eager else _kernels(op, inputs, averages, backend == "tuned")
-            )
+            known[key] = list(_eager(op, inputs) if eager else _kernels(op, inputs, averages))
         found += (replace(p, layer=layer) for p in known[key])
     if count := between.launches.total():
         work = between.flops.total(), between.bytes.total()
         found.append(Pass("all", "between the ops", "PyTorch", *work, launches=count))
     return found
+
+
+def _tuned_block(inputs: dict) -> tuple[str, dict]:
+    problem, wants_dx = (
+        conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"]),
+        inputs["x"].requires_grad,
+    )
+    return "triton", inputs | {"by_kernel": launches.by_kernel(problem, chips.here(), wants_dx)}
+
+
+def _tuned_gate(inputs: dict) -> tuple[str, dict]:
+    return "triton" if se_gate.faster(inputs["s"].shape[1]) else "reference", inputs
+
+
+# An op that `tuned` chooses by shape -> (backend, arguments) of a call.
+TUNED = {"conv_bn_act": _tuned_block, "se_gate": _tuned_gate}
 
 
 def _shown(value):
@@ -168,7 +186,7 @@ def _eager(op: str, inputs: dict) -> Iterator[Pass]:
     forward, backward = traffic(kernels.BACKENDS["reference"][op], fresh)
     if op == "conv_bn_act":
         x, filters = inputs["x"], inputs["filters"]
-        useful = tiling.useful(conv.problem("forward", x, filters, inputs["pool"]))
+        problem = conv.problem("forward", x, filters, inputs["pool"])
         work = forward.flops["convolution"], forward.bytes["convolution"]
         for counts in (forward.flops, forward.bytes, forward.launches):
             del counts["convolution"]
@@ -177,47 +195,64 @@ def _eager(op: str, inputs: dict) -> Iterator[Pass]:
         wanted = {"forward": True, "dgrad": x.requires_grad, "wgrad": filters.requires_grad}
         for kind in tiling.PASSES:  # each has two of x, y and filters to read, and the third to write
             if wanted[kind]:
-                yield Pass("", kind, "cuDNN", *work, useful)
+                yield _cudnn(replace(problem, kind=kind), *work)
         op = "norm_act"
+        for suffix, counted in (("", forward), (" backward", backward)):
+            name = f"max_pool2d_with_indices{suffix.replace(' ', '_')}"
+            if count := counted.launches.pop(name, 0):
+                work = counted.flops.pop(name, 0), counted.bytes.pop(name)
+                yield Pass("", f"pool{suffix}", "reference", *work, launches=count)
     for suffix, counted in (("", forward), (" backward", backward)):
         if count := counted.launches.total():
             work = counted.flops.total(), counted.bytes.total()
             yield Pass("", op + suffix, "reference", *work, launches=count)
 
 
+def _cudnn(problem: Problem, flops: int, bytes: int) -> Pass:
+    return Pass("", problem.kind, "cuDNN", flops, bytes, tiling.useful(problem), problem=problem)
+
+
 KINDS = {kernel: kind for kind, kernel in conv.NAMES.items()}
 BACKWARD = ("_stem_bwd", "_se_gate_bwd", "_pool_head_bwd")
+CUDNN = tiling.Config("rows", 128, 128, 64, 8, 3)  # for bytes alone, which need splits only
 REPEATED = ("_gram", "_poly", "_apply")  # kernels of muon, launched in each step of its iteration
 
 
-def _kernels(op: str, inputs: dict, averages: str, tuned: bool) -> Iterator[Pass]:
-    """The kernels of an op, as its SPEC counts them, without those of gradients that nothing needs; and the
-    operators between them. If `tuned`, cuDNN where no kernel was measured to be faster.
+def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
+    """The kernels of an op, as its SPEC counts them, without those of gradients that nothing needs, and with
+    the passes of a convolution that are cuDNN's; and the operators between them.
     """
     spec, case, dtype = kernels.CATALOGUE[op], Case(**FIELDS[op](**inputs)), dtype_of(inputs)
     if inputs.get("slow") is not None:
         case["averaging"] = averages
-    moved, done, how = spec.bytes(case, dtype), spec.flops(case, dtype), {}
-    if op == "conv_bn_act":
-        how = conv.passes(case, dtype, tiling.PASSES if case.training else tiling.PASSES[:1])
     needing = [value for value in inputs.values() if isinstance(value, Tensor) and value.requires_grad]
     unneeded = () if needing else BACKWARD
-    if "x" in inputs and not inputs["x"].requires_grad:
-        unneeded += (conv.NAMES["dgrad"],)
+    how = {}
+    if op == "conv_bn_act":
+        wanted = tiling.PASSES if case.training else tiling.PASSES[:1]
+        how = conv.passes(case, dtype, wanted)
+        if not inputs["x"].requires_grad:
+            unneeded += (conv.NAMES["dgrad"],)
+            case["wants_dx"] = False
+        theirs = [kind for kind in wanted if kind not in case.by_kernel.split()]
+        for problem in (how[conv.NAMES[kind]][0] for kind in theirs if conv.NAMES[kind] not in unneeded):
+            whole = replace(problem, pool=False)
+            yield _cudnn(problem, tiling.useful(whole), tiling.bytes(whole, CUDNN))
+    moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
     for kernel in (name for name in moved if name not in unneeded):
         work = done.get(kernel, 0), moved[kernel]
         if kernel in how:
             problem, config = how[kernel]
-            if tuned and launches.choose_tuned(problem, chips.here()) is None:
-                whole = replace(problem, pool=False)
-                work = tiling.useful(whole), tiling.bytes(whole, replace(config, splits=1))
-                yield Pass("", KINDS[kernel], "cuDNN", *work, tiling.useful(problem))
-            else:
-                yield Pass("", KINDS[kernel], str(config), *work, tiling.useful(problem))
+            useful = tiling.useful(problem)
+            yield Pass("", KINDS[kernel], str(config), *work, useful, problem=problem)
         else:
             count = inputs["steps"] if kernel in REPEATED else 1
             yield Pass("", kernel, "triton", *work, launches=count)
     both = around(spec.op, inputs)
+    for counted in both:
+        for counts in (counted.flops, counted.bytes, counted.launches):
+            for name in ("conv2d", "convolution", "convolution_backward"):  # cuDNN's, passes of their own
+                counts.pop(name, None)
     if count := sum(counted.launches.total() for counted in both):
         work = (sum(counts.total() for counts in pair) for pair in zip(*((c.flops, c.bytes) for c in both)))
         yield Pass("", f"{op}, the rest", "PyTorch", *work, launches=count)

@@ -19,6 +19,7 @@ HELP = """\
 usage: python -m kernels [--json | --markdown]
        python -m kernels check [NAME ...] [--all] [--json FILE|-] [--jobs N]
        python -m kernels tune [NAME ...] [--all] [--dry-run] [--json FILE|-] [--jobs N]
+       python -m kernels tune --from FILE
 
 Alone: the ops that have a kernel. check: compiles every launch of these ops, or of all, for compute
 capability 8.0, 8.9, 9.0 and 10.0, which needs no GPU, and fails on spills, too much shared memory, dots
@@ -33,6 +34,7 @@ GPU that is here, beside cuDNN, and keeps the fastest for later runs.
   --dry-run    show configurations and modelled times, which needs no GPU
   --json FILE  everything that was found; - is standard output
   --jobs N     processes; as many as there are CPUs
+  --from FILE  takes what such a file holds, such as bench/results/h200/conv-passes.json
 """
 WIDTH = 100
 
@@ -78,6 +80,7 @@ def parser() -> Parser:
     tune.add_argument("names", nargs="*", metavar="NAME")
     tune.add_argument("--all", action="store_true")
     tune.add_argument("--dry-run", action="store_true")
+    tune.add_argument("--from", dest="source", metavar="FILE")
     tune.add_argument("--json", metavar="FILE|-")
     tune.add_argument("--jobs", type=positive)
     tune.set_defaults(run=_tune)
@@ -164,8 +167,15 @@ def _tune(options: argparse.Namespace) -> int:
     _expect_writable(options.json)
     if not launch.INSTALLED:
         fail("tune needs triton, which is not installed here")
-    from . import launches, tune
+    from . import conversion, launches, tune
 
+    if options.source:
+        try:
+            chip, count = conversion.take(Path(options.source))
+        except ValueError as error:
+            fail(str(error))
+        print(f"{launches.FILE.name}: {count} passes measured on {chip}")
+        return 0
     jobs = tune.jobs(options.names or ([] if options.all else ["float16"]))
     processes = options.jobs or len(os.sched_getaffinity(0))
     if not jobs:

@@ -41,15 +41,11 @@ def problem(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> Proble
     return Problem(kind, n, h, w, c, o, size, pool, x.dtype)
 
 
-def configured(
-    kind: str, x: Tensor, filters: Tensor, pool: bool = False, tuned: bool = False
-) -> tuple[Problem, Config | None]:
-    """The pass and its launch configuration on the device of x; if `tuned`, None where cuDNN is faster, or
-    nothing was measured.
-    """
+def configured(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> tuple[Problem, Config]:
+    """The pass and its launch configuration on the device of x."""
     this = problem(kind, x, filters, pool)
-    config = (launches.choose_tuned if tuned else launches.choose)(this, chips.current(x.device))
-    if config and config.descriptors and not (_aligned(x) and _aligned(filters)):
+    config = launches.choose(this, chips.current(x.device))
+    if config.descriptors and not (_aligned(x) and _aligned(filters)):
         config = replace(config, descriptors=False)
     return this, config
 
@@ -62,8 +58,8 @@ def _aligned(tensor: Tensor) -> bool:
 def gradient(
     how: tuple[Problem, Config | None], dy: Tensor, argmax: Tensor | None, x: Tensor, filters: Tensor
 ) -> Tensor:
-    """d x or d filters, as the pass is. dy is the gradient of all outputs, or with `argmax` of pooled ones,
-    which cuDNN does not take.
+    """d x or d filters, as the pass is; without a configuration by cuDNN. dy is the gradient of all outputs,
+    or with `argmax` of pooled ones, which cuDNN does not take.
     """
     problem, config = how
     if config is None:

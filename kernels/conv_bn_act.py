@@ -16,6 +16,9 @@ of v in float32, u as rounded to its dtype. In training mean and var are the bat
               E  d x and F  d filters (kernels/conv_passes.py), expanding a pooled du as they load it
     eval         one kernel; the spatial mean is another pass over y
 
+A, E and F may each be cuDNN's (`by_kernel`). Then z is stored, and a pass over it makes u, argmax and
+statistics; and where u was pooled, D writes the gradient of all of z, once, since cuDNN reads no pooled one.
+
 Saved for backward: x, u, and of a pool a byte of argmax each; gate, mean and rstd in float32. A gradient goes
 to the first of the largest of its window, as stored; where two are equal but for rounding, an op in another
 precision may choose otherwise.
@@ -37,18 +40,25 @@ from torch import Tensor
 from . import chips, conv, conv_passes, launch, launches, norm_act, norm_passes, tiling
 from .conv import configured, declared, expect_conv, make_filters, make_images, passes
 from .launch import FLOATS, register
+from .launches import ALL
 from .norm_passes import float32_like, image_like
 from .spec import Case, KernelSpec
-from .tiling import Problem
+from .tiling import Config, Problem
 
 LARGE = 6  # maps above it are convolved without what the pool drops, on a CPU
 
 
 def reference(
-    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, running: Tensor, **options
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Tensor,
+    by_kernel: str = ALL,
+    **options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments, `options` and errors are
-    those of `norm_act.reference`.
+    those of `norm_act.reference`. `by_kernel` is for `op`.
     """
     h, w = x.shape[2:]
     if x.device.type == "cpu" and options.get("pool") and (h % 2 or w % 2) and min(h, w) > LARGE:
@@ -84,10 +94,10 @@ def _train(
     activation: str,
     pool: bool,
     spatial_mean: bool,
-    tuned: bool,
+    by_kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(y, statistics, spatial mean, u, argmax, rstd)"""
-    problem, config = configured("forward", x, filters, pool, tuned)
+    problem, config = _how("forward", x, filters, pool, by_kernel)
     y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
     if config is None:
         z = conv.reference(x, filters)
@@ -103,7 +113,7 @@ def _train(
 
 
 @_train.register_fake
-def _(x, filters, weight, bias, gate, residual, eps, activation, pool, spatial_mean, tuned):
+def _(x, filters, weight, bias, gate, residual, eps, activation, pool, spatial_mean, by_kernel):
     y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
     o = len(filters)
     return y, float32_like(x, 2, o), spatial, torch.empty_like(y), argmax, float32_like(x, o)
@@ -124,16 +134,14 @@ def _train_backward(
     gate: Tensor | None,
     activation: str,
     wants_dx: bool,
-    tuned: bool,
+    by_kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d x, d filters, (d bias, d weight) [2, o], d gate); d x empty where it is not wanted"""
     places = argmax if argmax.numel() else None
     kinds = ("wgrad", "dgrad") if wants_dx else ("wgrad",)
-    hows = [configured(kind, x, filters, places is not None, tuned) for kind in kinds]
+    hows = [_how(kind, x, filters, places is not None, by_kernel) for kind in kinds]
     dz, d_gate, expanded = torch.empty_like(u), _gate_gradient(u, gate), None
-    if places is not None and any(
-        config is None for _, config in hows
-    ):  # cuDNN takes the gradient of all of z
+    if places is not None and not _reads_pooled(kinds, by_kernel):
         dz, expanded, places = _like_y(x, filters, pool=False), places, None
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
     both = norm_passes.sums(*saved, *norm, activation=activation)
@@ -142,22 +150,34 @@ def _train_backward(
     return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
 
 
+def _how(kind: str, x: Tensor, filters: Tensor, pool: bool, by_kernel: str) -> tuple[Problem, Config | None]:
+    """The pass, and its launch configuration where a kernel does it."""
+    if kind in by_kernel.split():
+        return configured(kind, x, filters, pool)
+    return conv.problem(kind, x, filters, pool), None
+
+
+def _reads_pooled(kinds: tuple[str, ...], by_kernel: str) -> bool:
+    """Whether kernels do all these gradients, and so read that of u: cuDNN takes that of all of z."""
+    return set(kinds) <= set(by_kernel.split())
+
+
 def _gate_gradient(u: Tensor, gate: Tensor | None) -> Tensor:
     """Unwritten; empty without a gate."""
     return float32_like(u, 0, 0) if gate is None else torch.empty_like(gate)
 
 
 @_train_backward.register_fake
-def _(argmax, dy, d_mean, x, filters, u, stats, rstd, weight, bias, gate, activation, wants_dx, tuned):
+def _(argmax, dy, d_mean, x, filters, u, stats, rstd, weight, bias, gate, activation, wants_dx, by_kernel):
     dx = torch.empty_like(x) if wants_dx else x.new_empty((0,) * 4)
     return dx, torch.empty_like(filters), float32_like(u, 2, u.shape[1]), _gate_gradient(u, gate)
 
 
 def _setup(ctx, inputs, output):
-    x, filters, weight, bias, gate, residual, _, activation, _, spatial_mean, tuned = inputs
+    x, filters, weight, bias, gate, residual, _, activation, _, spatial_mean, by_kernel = inputs
     y, stats, spatial, u, argmax, rstd = output
     ctx.save_for_backward(x, filters, u, argmax, stats, rstd, weight, bias, gate)
-    ctx.activation, ctx.residual, ctx.tuned = activation, residual is not None, tuned
+    ctx.activation, ctx.residual, ctx.by_kernel = activation, residual is not None, by_kernel
     ctx.mark_non_differentiable(stats, u, argmax, rstd, *(() if spatial_mean else (spatial,)))
     ctx.set_materialize_grads(False)
 
@@ -167,7 +187,7 @@ def _backward(ctx, dy, d_stats, d_mean, *_):
     dy, d_mean, d_residual = norm_act.upstream(u, dy, d_mean, ctx.residual)
     saved = (x, filters, u, stats, rstd, weight, bias, gate)
     dx, d_filters, (d_bias, d_weight), d_gate = _train_backward(
-        argmax, dy, d_mean, *saved, ctx.activation, ctx.needs_input_grad[0], ctx.tuned
+        argmax, dy, d_mean, *saved, ctx.activation, ctx.needs_input_grad[0], ctx.by_kernel
     )
     return (
         dx if ctx.needs_input_grad[0] else None,
@@ -195,10 +215,10 @@ def _evaluate(
     eps: float,
     activation: str,
     pool: bool,
-    tuned: bool,
+    by_kernel: str,
 ) -> Tensor:
     y, norm = _like_y(x, filters, pool), (*running, weight, bias)
-    how = configured("forward", x, filters, pool, tuned)
+    how = _how("forward", x, filters, pool, by_kernel)
     options = {"eps": eps, "activation": activation}
     if how[1] is None:
         z, spatial = conv.reference(x, filters), float32_like(x, 0, 0)
@@ -209,7 +229,7 @@ def _evaluate(
 
 
 @_evaluate.register_fake
-def _(x, filters, weight, bias, running, gate, residual, eps, activation, pool, tuned):
+def _(x, filters, weight, bias, running, gate, residual, eps, activation, pool, by_kernel):
     return _like_y(x, filters, pool)
 
 
@@ -227,43 +247,49 @@ def op(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     spatial_mean: bool = False,
-    tuned: bool = False,
+    by_kernel: str = ALL,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `reference`, for x and filters channels-last, and float32 weight, bias, running and gate; without
-    gradient in evaluation. If `tuned`, cuDNN does the passes in which no kernel was measured to be faster.
+    gradient in evaluation. `by_kernel` names the passes of the convolution that kernels do, of "forward dgrad
+    wgrad"; cuDNN does the others.
 
-    Raises ValueError for a wrong shape, dtype, layout or device, or an unknown activation, naming the
+    Raises ValueError for a wrong shape, dtype, layout or device, or an unknown activation or pass, naming the
     argument.
     """
     expect_conv(x, filters)
+    if unknown := set(by_kernel.split()) - set(tiling.PASSES):
+        raise ValueError(
+            f"by_kernel: got {', '.join(sorted(unknown))}, accepted are {', '.join(tiling.PASSES)}"
+        )
     outputs = len(x), len(filters), *conv.problem("forward", x, filters, pool).output
     norm_act.expect_norm(x, outputs, weight, bias, running, gate, residual, activation, training)
     inputs = (gate, residual, eps, activation, pool)
     if training:
-        y, stats, spatial, *_ = _train(x, filters, weight, bias, *inputs, spatial_mean, tuned)
+        y, stats, spatial, *_ = _train(x, filters, weight, bias, *inputs, spatial_mean, by_kernel)
         return y, stats, spatial if spatial_mean else None
-    y = _evaluate(x, filters, weight, bias, running, *inputs, tuned)
+    y = _evaluate(x, filters, weight, bias, running, *inputs, by_kernel)
     return y, running, y.mean((2, 3), dtype=torch.float32) if spatial_mean else None
 
 
 def measured(
     x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, running: Tensor, **options
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The faster of `reference` and `op` for blocks of this shape, as `python -m kernels tune` measured them,
-    and in `op` the faster of kernel and cuDNN for each pass; what was never measured is the reference.
+    """`op`, whose passes kernels do where they were measured to be faster than cuDNN, on this chip or else on
+    the nearest; `reference` where no kernel can run.
     """
-    if launch.runnable(x.device) and x.dtype in FLOATS:
-        extents = (*x.shape, *filters.shape[::3], options.get("pool", False), x.dtype)
-        if winner(extents, x.device) == "triton":
-            return op(x, filters, weight, bias, running, **options, tuned=True)
-    return reference(x, filters, weight, bias, running, **options)
+    if not launch.runnable(x.device) or x.dtype not in FLOATS:
+        return reference(x, filters, weight, bias, running, **options)
+    extents = (*x.shape, *filters.shape[::3], options.get("pool", False), x.dtype)
+    chosen = _by_kernel(extents, x.device, x.requires_grad)
+    return op(x, filters, weight, bias, running, **options, by_kernel=chosen)
 
 
 @torch.compiler.assume_constant_result
-def winner(extents: tuple, device: torch.device) -> str:
-    """ "triton" or "reference", for x [n, c, h, w] and filters [o, c, size, size]."""
+def _by_kernel(extents: tuple, device: torch.device, wants_dx: bool) -> str:
+    """For x [n, c, h, w] and filters [o, c, size, size]."""
     n, c, h, w, o, size, pool, dtype = extents
-    return launches.block_winner(Problem("forward", n, h, w, c, o, size, pool, dtype), chips.current(device))
+    problem = Problem("forward", n, h, w, c, o, size, pool, dtype)
+    return launches.by_kernel(problem, chips.current(device), wants_dx)
 
 
 def _make(case: Case, dtype: torch.dtype, device) -> dict:
@@ -283,6 +309,7 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
         "gate": torch.rand(case.n, case.o, device=device) if case.gate else None,
         "residual": make_images(case.n, case.o, oh, ow, dtype, device) if case.residual else None,
         "spatial_mean": case.spatial,
+        "by_kernel": case.get("by_kernel", ALL),
     }
 
 
@@ -291,33 +318,56 @@ def _given(inputs: dict) -> dict:
     if not (inputs["pool"] and inputs["training"]):
         return {}
     named = {name: value for name, value in inputs.items() if name not in ("running", "training")}
-    return {"argmax": _train(**{"tuned": False} | named)[4]}
+    return {"argmax": _train(**{"by_kernel": ALL} | named)[4]}
 
 
-def _norm_case(case: Case) -> Case:
-    """What is left of the block after its convolution, as a case of `norm_act`."""
-    problem, _ = passes(case, torch.float16, ("forward",))["_conv_fwd"]
-    return Case(case.name, **{**case, "c": case.o, "map": problem.output, "pool": False})
+def _kinds(case: Case) -> tuple[str, ...]:
+    """The convolution's passes that kernels do."""
+    wanted = case.get("by_kernel", ALL).split()
+    return tuple(kind for kind in tiling.PASSES[: 3 if case.training else 1] if kind in wanted)
+
+
+def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
+    """Of `norm_act` on z, or on u, which is left of the block after its convolution and pool."""
+    problem = passes(case, dtype, ("forward",))["_conv_fwd"][0]
+    map = case.map if whole else problem.output
+    pool = case.pool and whole
+    return norm_act.SPEC.bytes(Case(case.name, **{**case, "c": case.o, "map": map, "pool": pool}), dtype)
 
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    counts = declared(case, dtype, tiling.PASSES if case.training else tiling.PASSES[:1])
-    forward = passes(case, dtype, ("forward",))["_conv_fwd"]
-    values = case.n * case.o * prod(forward[0].output)
-    counts["_conv_fwd"] += 4 * case.n * case.o * case.gate
+    kinds, item = _kinds(case), dtype.itemsize
+    counts = declared(case, dtype, kinds)
+    problem, config = passes(case, dtype, ("forward",))["_conv_fwd"]
+    values, fused = case.n * case.o * prod(problem.output), "forward" in kinds
+    of_u, of_z = (_norm_bytes(case, dtype, whole) for whole in (False, True))
+    if fused:
+        counts["_conv_fwd"] += 4 * case.n * case.o * case.gate
     if not case.training:
-        counts["_conv_fwd"] += values * dtype.itemsize * case.residual + 4 * 4 * case.o
+        if not fused:
+            return {"_normalise": of_z["_normalise"]}
+        counts["_conv_fwd"] += values * item * case.residual + 4 * 4 * case.o
         return counts
-    tiles, _ = tiling.tiles(*forward)
-    norm = norm_act.SPEC.bytes(_norm_case(case), dtype)
-    counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
-    counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o
-    return counts | {name: norm[name] for name in ("_normalise", "_sums", "_gradient")}
+    if fused:
+        tiles, _ = tiling.tiles(problem, config)
+        counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
+        counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o
+    else:
+        counts |= {name: of_z[name] for name in ("_tile_statistics", "_merge_statistics")}
+    wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)
+    pooled = not case.pool or _reads_pooled(wanted, " ".join(kinds))
+    if not pooled:  # E or F, if a kernel, reads what the pool keeps of z's gradient, and no argmax
+        for name in {"_conv_dgrad", "_conv_wgrad"} & counts.keys():
+            counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
+    return (
+        counts
+        | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"]}
+        | {"_gradient": (of_u if pooled else of_z)["_gradient"]}
+    )
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    found = passes(case, dtype, tiling.PASSES if case.training else tiling.PASSES[:1])
-    return {name: tiling.flops(*how) for name, how in found.items()}
+    return {name: tiling.flops(*how) for name, how in passes(case, dtype, _kinds(case)).items()}
 
 
 def _case(
@@ -372,6 +422,7 @@ SPACE = {
     "spatial": (False, True),
     # In training without relu: its slope jumps where rounding moves a value past 0. norm_act has it.
     "activation": tuple(name for name in norm_act.ACTIVATIONS if name != "relu"),
+    "by_kernel": (ALL, "", "forward wgrad", "dgrad"),
 }
 _FEW = "filters of 16 channels fill less than 16 bytes for each thread"
 NARROW = {
@@ -409,6 +460,9 @@ SPEC = KernelSpec(
         _case("gated", 3, 24, 16, 5, "gate residual", True),  # a flat axis of taps and channels
         _case("pooled", 3, 32, 32, 7, "pool spatial residual", True),
         _case("images", 64, 32, 32, 3, "pool", True),
+        Case("cuDNN", **_case("", 3, 32, 32, 9, "pool spatial gate", True) | {"by_kernel": ""}),
+        Case("cuDNN, not pooled", **_case("", 3, 32, 32, 8, "residual", True) | {"by_kernel": "wgrad"}),
+        Case("cuDNN's dgrad", **_case("", 3, 32, 32, 9, "pool", True) | {"by_kernel": "forward wgrad"}),
     ),
     bytes=_bytes,
     flops=_flops,
@@ -430,8 +484,12 @@ EVAL_SPEC = KernelSpec(
     ops=("hlb::conv_bn_act_eval",),
     make=_make,
     cases=_network(training=False),
-    space=SPACE | {"c": (3, 24, 40, 64), "activation": ("gelu", "relu"), "training": (False,)},
-    counted=(_case("pooled", 3, 32, 32, 7, "pool gate spatial residual", False),),
+    space=SPACE
+    | {"c": (3, 24, 40, 64), "activation": ("gelu", "relu"), "by_kernel": (ALL, ""), "training": (False,)},
+    counted=(
+        _case("pooled", 3, 32, 32, 7, "pool gate spatial residual", False),
+        Case("cuDNN", **_case("", 3, 32, 32, 7, "pool residual", False) | {"by_kernel": ""}),
+    ),
     bytes=_bytes,
     flops=_flops,
     valid=lambda case: _small(case) and _outputs_of(case) > 0,

@@ -1,45 +1,75 @@
-"""Which configuration a pass of a convolution is launched with.
+"""Which configuration a pass of a convolution is launched with, and which passes a kernel does at all.
 
-    choose(problem, chip)          what was measured on this chip, else on the nearest, else the model's best
-    choose_tuned(problem, chip)    what was measured so, where it is faster than cuDNN; else None
-    block_winner(problem, chip)    "triton" where the whole block was measured to be faster, else "reference"
+    choose(problem, chip)         what was measured on this chip, else on the nearest, else the model's best
+    estimate(problem, chip)       its seconds and cuDNN's, and how they are known
+    by_kernel(problem, chip)      the passes of a block in which a kernel is faster than cuDNN
 
-`python -m kernels tune` measures the candidates of the recipes' passes and writes launches.json. What was
-measured on another chip is taken only where this one can launch it.
+`python -m kernels tune` measures the candidates of the recipes' passes and writes launches.json. cuDNN's time
+of a forward pass there is that of the convolution and of the pass over its output that kernels spare (pool,
+statistics). Where it is to do the gradients of a pooled block, the pass before writes all of z's gradient
+instead of the pooled one, and `unpool` is what that takes longer.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
+
+import torch
 
 from .candidates import candidates, fits, model, precision, restricted
 from .candidates import only as only  # launches.only
 from .chips import Chip
-from .tiling import ORDERS, Config, Problem
+from .tiling import ORDERS, PASSES, Config, Problem
 
 FILE = Path(__file__).with_name("launches.json")
+ALL = " ".join(PASSES)
+HALF = (torch.float16, torch.bfloat16)  # take as long as each other
+ALIKE = 8  # what was measured at up to so many times the work, or that fraction of it, is scaled
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A measured pass: the fastest configuration, its seconds, and cuDNN's with what it needs then."""
+
+    problem: Problem
+    config: Config
+    seconds: float
+    cudnn: float
 
 
 @dataclass(frozen=True)
 class Section:
-    """What was measured on a chip, by `key`: (configuration, its seconds, cuDNN's) of passes, seconds of each
-    implementation of blocks.
+    """What was measured on a chip, by `key`: passes, and of pooled blocks, by that of their forward pass, the
+    seconds that the gradient of all outputs takes longer to write than that of the pooled ones.
     """
 
     cc: int
     multiprocessors: int
-    launches: dict[str, tuple[Config, float, float]] = field(default_factory=dict)
-    blocks: dict[str, dict[str, float]] = field(default_factory=dict)
+    launches: dict[str, Entry] = field(default_factory=dict)
+    unpool: dict[str, float] = field(default_factory=dict)
 
 
-def key(problem: Problem, kind: str | None = None) -> str:
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a pass: the kernel's, and cuDNN's where it is known. `how`: "measured" so, "scaled" from
+    another number or size of images or another 16-bit dtype, or "modelled".
+    """
+
+    config: Config
+    seconds: float
+    cudnn: float | None
+    how: str
+
+
+def key(problem: Problem) -> str:
     """forward n=512 31x31 32->128 pool float16"""
     p = problem
-    words = [kind or p.kind, f"n={p.n}", f"{p.h}x{p.w}", f"{p.c}->{p.o}"]
+    words = [p.kind, f"n={p.n}", f"{p.h}x{p.w}", f"{p.c}->{p.o}"]
     words += [f"{p.size}x{p.size}"] * (p.size != 3) + ["pool"] * p.pool
     return " ".join((*words, precision(p)))
 
@@ -53,6 +83,16 @@ def parsed(text: str) -> Config:
     return Config(found[1], *map(int, found.groups()[1:6]), bool(found[8]), int(found[7] or 1))
 
 
+def problem_of(text: str) -> Problem:
+    """The pass that `key` named; ValueError where it did not."""
+    form = r"(\w+) n=(\d+) (\d+)x(\d+) (\d+)->(\d+)(?: (\d)x\7)?( pool)? (\w+)"
+    found = re.fullmatch(form, text)
+    if not found or found[1] not in PASSES:
+        raise ValueError(f"{text!r} is no pass")
+    dtype = torch.float32 if found[9] == "tf32" else getattr(torch, found[9])
+    return Problem(found[1], *map(int, found.groups()[1:6]), int(found[7] or 3), bool(found[8]), dtype)
+
+
 @cache
 def table() -> dict[str, Section]:
     """launches.json: chip's name -> what was measured on it. ValueError, naming the file, if it is none."""
@@ -64,13 +104,10 @@ def table() -> dict[str, Section]:
                 int(entries["cc"]),
                 int(entries["multiprocessors"]),
                 {
-                    key: (parsed(e["config"]), float(e["seconds"]), float(e["cudnn"]))
+                    key: Entry(problem_of(key), parsed(e["config"]), float(e["seconds"]), float(e["cudnn"]))
                     for key, e in entries.get("launches", {}).items()
                 },
-                {
-                    key: {name: float(e[name]) for name in ("reference", "compiled", "triton")}
-                    for key, e in entries.get("blocks", {}).items()
-                },
+                {key: float(e["seconds"]) for key, e in entries.get("unpool", {}).items()},
             )
             for name, entries in json.loads(FILE.read_text()).items()
         }
@@ -81,16 +118,13 @@ def table() -> dict[str, Section]:
 
 def forget() -> None:
     """Reads the file anew when next asked."""
-    for cached in (table, _measured, _best):
+    for cached in (table, _choose, _estimate):
         cached.cache_clear()
 
 
 def choose(problem: Problem, chip: Chip) -> Config:
     """The launch configuration of a pass."""
-    if restricted():
-        return best(problem, chip)
-    found = _measured(problem, chip, precision(problem))
-    return found[0] if found else _best(problem, chip, precision(problem))
+    return best(problem, chip) if restricted() else _choose(problem, chip, precision(problem))
 
 
 def best(problem: Problem, chip: Chip) -> Config:
@@ -98,20 +132,47 @@ def best(problem: Problem, chip: Chip) -> Config:
     return min(candidates(problem, chip), key=lambda config: model(problem, config, chip))
 
 
-def choose_tuned(problem: Problem, chip: Chip) -> Config | None:
-    """The launch configuration of a pass that was measured to be faster than cuDNN; None where none was."""
-    if restricted():
-        return choose(problem, chip)
-    config, seconds, cudnn = _measured(problem, chip, precision(problem)) or (None, 1, 0)
-    return config if seconds < cudnn else None
+def estimate(problem: Problem, chip: Chip) -> Estimate:
+    """What a pass takes: measured, else scaled from the measured pass of the same channels that is nearest in
+    its work, the kernel's by its model and cuDNN's by the outputs that it computes; else modelled.
+    """
+    return _estimate(problem, chip, precision(problem))
 
 
-def block_winner(problem: Problem, chip: Chip) -> str:
-    """The faster implementation of a block, forward and backward, whose forward pass is `problem`."""
+def unpool(problem: Problem, chip: Chip) -> tuple[float, str]:
+    """(seconds that the gradient of all outputs of a pooled block takes longer to write than that of the
+    pooled ones, how they are known), of the pass `problem` of it.
+    """
+    forward = replace(problem, kind="forward")
+    extra = _unpooled_bytes(forward)
     for section in _nearest(chip):
-        if seconds := section.blocks.get(key(problem, "block")):
-            return "triton" if min(seconds, key=seconds.get) == "triton" else "reference"
-    return "reference"
+        if (seconds := section.unpool.get(key(forward))) is not None:
+            return seconds, "measured"
+        known = [(_unpooled_bytes(problem_of(text)), seconds) for text, seconds in section.unpool.items()]
+        if known:
+            return extra * sum(s for _, s in known) / sum(size for size, _ in known), "scaled"
+    return extra / chip.bandwidth, "modelled"
+
+
+def by_kernel(problem: Problem, chip: Chip, wants_dx: bool = True) -> str:
+    """The passes, as in ALL, that kernels do of the block whose forward pass is `problem`: each where it is
+    faster than cuDNN. The gradients of a pooled block are done by the one or the other together, since they
+    read the same. What has no likeness that was measured is cuDNN's.
+    """
+    kinds = PASSES if wants_dx else ("forward", "wgrad")
+    found = {kind: estimate(replace(problem, kind=kind), chip) for kind in kinds}
+    gains = {kind: e.cudnn - e.seconds if e.cudnn else -math.inf for kind, e in found.items()}
+    if problem.pool:
+        backward = [kind for kind in kinds if kind != "forward"]
+        together = sum(gains[kind] for kind in backward) + unpool(problem, chip)[0]
+        gains |= dict.fromkeys(backward, together)
+    return " ".join(kind for kind in kinds if gains[kind] > 0)
+
+
+def _unpooled_bytes(forward: Problem) -> int:
+    """By which z is larger than u."""
+    whole, (h, w) = forward.h * forward.w, forward.output
+    return forward.n * forward.o * (whole - h * w) * forward.dtype.itemsize
 
 
 def _nearest(chip: Chip) -> list[Section]:
@@ -124,15 +185,46 @@ def _nearest(chip: Chip) -> list[Section]:
     return [section for _, section in sorted(table().items(), key=distance)]
 
 
+def _computed(problem: Problem) -> int:
+    """What cuDNN's work grows with: all outputs, kept or not, and the channels."""
+    return problem.n * problem.h * problem.w * problem.c * problem.o
+
+
+def _likeness(problem: Problem, section: Section) -> Entry | None:
+    """The measured pass of the same channels and pool whose work is nearest."""
+
+    def distance(entry: Entry) -> float:
+        return abs(math.log(_computed(entry.problem) / _computed(problem)))
+
+    like = replace(problem, n=0, h=0, w=0, dtype=HALF[0])
+    entries = [
+        entry
+        for entry in section.launches.values()
+        if {problem.dtype, entry.problem.dtype} <= set(HALF)
+        and replace(entry.problem, n=0, h=0, w=0, dtype=HALF[0]) == like
+        and distance(entry) <= math.log(ALIKE)
+    ]
+    return min(entries, key=distance, default=None)
+
+
 # `numbers` is what `precision` says: float32 may be tf32 in one call and not in the next.
 
 
 @lru_cache(4096)
-def _measured(problem: Problem, chip: Chip, numbers: str) -> tuple[Config, float, float] | None:
-    entries = (section.launches.get(key(problem)) for section in _nearest(chip))
-    return next((entry for entry in entries if entry and fits(problem, entry[0], chip)), None)
+def _choose(problem: Problem, chip: Chip, numbers: str) -> Config:
+    return _estimate(problem, chip, numbers).config
 
 
 @lru_cache(4096)
-def _best(problem: Problem, chip: Chip, numbers: str) -> Config:
-    return best(problem, chip)
+def _estimate(problem: Problem, chip: Chip, numbers: str) -> Estimate:
+    for section in _nearest(chip):
+        entry = section.launches.get(key(problem))
+        if entry and fits(problem, entry.config, chip):
+            return Estimate(entry.config, entry.seconds, entry.cudnn, "measured")
+        entry = _likeness(problem, section)
+        if entry and fits(problem, entry.config, chip):
+            there, here = (model(p, entry.config, chip) for p in (entry.problem, problem))
+            cudnn = entry.cudnn * _computed(problem) / _computed(entry.problem)
+            return Estimate(entry.config, entry.seconds * here / there, cudnn, "scaled")
+    config = best(problem, chip)
+    return Estimate(config, model(problem, config, chip), None, "modelled")

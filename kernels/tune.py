@@ -92,18 +92,16 @@ def provenance(command: list[str], device: str) -> dict[str, str | None]:
     }
 
 
-def record(chip: Chip, run: dict, group: str, name: str, entry: dict | float) -> None:
-    """Puts an entry in launches.json, and `run` among those that it names. A number has no run of its own:
-    it is of that of the passes of the same convolution.
-    """
+def record(chip: Chip, run: dict, group: str, name: str, entry: dict) -> None:
+    """Puts an entry in launches.json, and `run` among those that it names."""
     file = launches.FILE
     data = json.loads(file.read_text()) if file.exists() else {}
     section = data.setdefault(chip.name, {})
     section |= {"cc": chip.cc, "multiprocessors": chip.multiprocessors}
-    section.setdefault(group, {})[name] = entry | {"run": run["date"]} if isinstance(entry, dict) else entry
-    named = {run["date"], *(entry["run"] for entry in section.get("launches", {}).values())}
+    section.setdefault(group, {})[name] = entry | {"run": run["date"]}
+    entries = [e for kind in ("launches", UNPOOL) for e in section.get(kind, {}).values()]
     runs = section.get("runs", {}) | {run["date"]: run}
-    section["runs"] = {date: runs[date] for date in sorted(named)}
+    section["runs"] = {date: runs[date] for date in sorted({e["run"] for e in entries})}
     check.write(file, text(data))
     launches.forget()
 
@@ -133,7 +131,7 @@ def run(
     found: dict | None = None,
 ) -> int:
     """Tunes; writes all that was measured to `file` as JSON, if named, as it is found. Returns 1 if a
-    candidate was wrong. `every`: as `measure.worth`; `found`: what an earlier run found, which `file` keeps.
+    candidate was wrong. `every`: as `measure.worth`; `found`: the content that `file` has, which is kept.
     """
     launches.table()  # a fault in it comes first
     torch.backends.cudnn.benchmark = True
@@ -147,20 +145,23 @@ def run(
             say(f"compiled {done} of {of}")
 
     dropped = measure.compiled(work, chip, processes, progress)
-    found, wrong = dict(found or {}), 0
+    found = found or {"found": {}, UNPOOL: {}}
+    found, wrong = {"run": here, "chip": chip.name, "found": found["found"], UNPOOL: found[UNPOOL]}, 0
     for job in jobs:
         if is_pass(job):
-            line, found[job.name] = _pass(job, chip, here, device, work[job.problem], dropped[job.problem])
+            line, this = _pass(job, chip, here, device, work[job.problem], dropped[job.problem])
+            found["found"][job.name] = this
+            for what, why in this["dropped"].items():
+                line += f"\n    dropped {what}: {why}"
+                wrong += not why.startswith("spills")
         else:
-            line, found[job.name] = _unpool(job, chip, here, device)
+            line, name, seconds = _unpool(job, chip, here, device)
+            found[UNPOOL][name] = seconds
         say(f"{job.name}: {line}")
-        for what, why in found[job.name].get("dropped", {}).items():
-            say(f"    dropped {what}: {why}")
-            wrong += not why.startswith("spills")
         if file and file != "-":
-            _write(file, report(here, found))
+            _write(file, found | {"table": json.loads(launches.FILE.read_text())})
     if file == "-":
-        _write(file, report(here, found))
+        _write(file, found)
     say(f"{len(jobs)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
     return int(bool(wrong))
 
@@ -175,12 +176,6 @@ def estimate(work: dict[Problem, list[Config]], processes: int) -> str:
     count = sum(map(len, work.values()))
     minutes = (count * (COMPILE / processes + TIME) + len(work) * PASS) / 60
     return f"{len(work)} passes, {count} candidates: about {max(1, round(minutes))} min on {processes} CPUs"
-
-
-def report(here: dict, found: dict) -> dict:
-    """What --json has: the run, all that it found, and what launches.json holds now."""
-    table = json.loads(launches.FILE.read_text()) if launches.FILE.exists() else {}
-    return {"run": here, "found": found, "table": table}
 
 
 def _pass(
@@ -201,12 +196,13 @@ def _pass(
     }
 
 
-def _unpool(job: Job, chip: Chip, here: dict, device: str) -> tuple[str, dict]:
-    """As `_pass`, of the extra write of a pooled block's gradient."""
+def _unpool(job: Job, chip: Chip, here: dict, device: str) -> tuple[str, str, float]:
+    """Measures and records the extra write of a pooled block's gradient: a line, its forward pass, seconds.
+    """
     forward = replace(job.problem, kind="forward")
-    seconds = measure.unpool(forward, device)
-    record(chip, here, UNPOOL, launches.key(forward), seconds)
-    return f"{1e6 * seconds:.1f} us more to write the gradient of all outputs", {"seconds": seconds}
+    seconds, name = measure.unpool(forward, device), launches.key(forward)
+    record(chip, here, UNPOOL, name, {"seconds": seconds})
+    return f"{1e6 * seconds:.1f} us more to write the gradient of all outputs", name, seconds
 
 
 def dry_run(jobs: list[Job], file: str | None, processes: int, every: bool = False, shown: int = 3) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import kernels
 from hlb import UserError, synthetic
 from hlb.execution import resolve
 from hlb.train import Trainer
-from kernels import launch, launches
+from kernels import launch, launches, se_gate
+from kernels.spec import Case
 
 ROOT = Path(__file__).parent.parent
 # One step an epoch, so that every step's loss shows. Of much fewer images one rounding that flips an argmax
@@ -46,11 +48,43 @@ def test_a_choice_holds_for_every_op_but_its_exceptions():
 
 
 def test_tuned_takes_measured_ops_and_the_reference_for_the_rest(monkeypatch):
-    monkeypatch.setattr(kernels, "MEASURED", {"cross_entropy": "triton"})
+    monkeypatch.setattr(kernels, "MEASURED", {"cross_entropy": ("seed", 1.0, 2.0)})
     choice = kernels.choose("tuned")
     assert choice.pop("cross_entropy") == "triton"
-    assert choice.pop("conv_bn_act") == "tuned"  # which chooses by shape
+    assert choice.pop("conv_bn_act") == choice.pop("se_gate") == "tuned"  # which choose by shape
     assert set(choice.values()) == {"reference"}
+
+
+def recorded(op: str, case: str, implementation: str) -> float:
+    """Microseconds of an op, forward and backward where there is one, on the H200."""
+    rows = json.loads((ROOT / "bench" / "results" / "h200" / "ops.json").read_text())["rows"]
+    times = {
+        row["direction"]: 1e6 * row["median"]
+        for row in rows
+        if (row["op"], row["case"], row["implementation"]) == (op, case, implementation)
+    }
+    return times.get("both", times["forward"])
+
+
+@pytest.mark.parametrize("op", kernels.MEASURED)
+def test_what_tuned_takes_was_faster_by_the_record(op):
+    case, kernel, compiled = kernels.MEASURED[op]
+    assert (
+        kernel
+        == round(recorded(op, case, "triton"), 1)
+        < compiled
+        == round(recorded(op, case, "compiled"), 1)
+    )
+
+
+@pytest.mark.parametrize("case, channels", [("seed.1", 128), ("seed.3", 512)])
+def test_a_gate_is_a_kernel_where_that_was_faster(case, channels):
+    faster = recorded("se_gate", case, "triton") < recorded("se_gate", case, "compiled")
+    assert se_gate.faster(channels) == faster
+    inputs = se_gate.SPEC.make(Case(n=3, c=channels, r=4), torch.float32, "cpu")
+    with launch.recording() as launched:
+        se_gate.measured(**inputs)
+    assert bool(launched) == (faster and launch.runnable("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +117,7 @@ def test_triton_on_a_cpu_needs_the_interpreter(no_interpreter):
         chosen("triton")
     with pytest.raises(UserError, match="^--kernels reference,sgd=triton: kernels need a CUDA device"):
         chosen("reference,sgd=triton")
-    assert chosen("tuned") == "tuned"  # which is the reference where no kernel can run
+    assert chosen("tuned") == "reference"  # as no kernel can run
 
 
 def test_a_kernel_on_a_cpu_without_the_interpreter_is_a_value_error(no_interpreter):

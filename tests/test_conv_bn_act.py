@@ -14,6 +14,7 @@ from kernels.chips import AIMED_AT
 from kernels.compare import check, execute
 from kernels.conv import make_filters, make_images
 from kernels.counting import counting
+from kernels.launches import ALL
 from kernels.spec import Case
 from kernels.tiling import Problem
 
@@ -56,7 +57,7 @@ def block(x, filters, **options):
         "activation": "gelu",
         "pool": False,
         "spatial_mean": False,
-        "tuned": False,
+        "by_kernel": ALL,
     }
     return conv_bn_act._train(x, filters, *(plain | options).values())
 
@@ -210,18 +211,15 @@ def test_nan_is_passed_on(training, pool):
     assert y[1].isnan().all() if training else y[1].isfinite().all()
 
 
-def measured(case: Case, kernels: tuple[str, ...], block: str) -> dict:
-    """A table of launches: kernels are faster than cuDNN in these passes, and `block` for the whole."""
+def measured(case: Case, kernels: tuple[str, ...]) -> dict:
+    """A table of launches: kernels are faster than cuDNN in these passes."""
     extents = {"n": case.n, "h": case.map[0], "w": case.map[1], "c": case.c, "o": case.o, "pool": case.pool}
     entries = {}
     for kind in tiling.PASSES:
         problem = Problem(kind, **extents, dtype=torch.float32)
-        config = str(launches.best(problem, AIMED_AT))
-        entry = {"config": config, "seconds": 1.0, "cudnn": 2.0 if kind in kernels else 0.5}
-        entries[launches.key(problem)] = entry
-    seconds = {"reference": 2.0, "compiled": 2.0, "triton": 1.0 if block == "triton" else 3.0}
-    section = {"cc": 90, "multiprocessors": 132, "launches": entries}
-    return {AIMED_AT.name: section | {"blocks": {launches.key(problem, "block"): seconds}}}
+        entry = {"config": str(launches.best(problem, AIMED_AT)), "seconds": 1.0}
+        entries[launches.key(problem)] = entry | {"cudnn": 2.0 if kind in kernels else 0.5}
+    return {AIMED_AT.name: {"cc": 90, "multiprocessors": 132, "launches": entries}}
 
 
 @pytest.fixture
@@ -232,41 +230,70 @@ def table(launch_table):
 
 
 TUNED = Case(n=4, c=16, o=24, map=(7, 6), **BLOCK | {"pool": True, "gate": True, "spatial": True})
+WRITTEN = {  # passes that kernels do -> extents of the gradient that D writes, of z's or u's
+    ALL: (3, 3),
+    "dgrad wgrad": (3, 3),
+    "forward wgrad": (7, 6),
+    "dgrad": (7, 6),
+    "": (7, 6),
+}
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kernels", [(), ("forward",), ("dgrad",), ("wgrad",), ("dgrad", "wgrad")])
-def test_tuned_mixes_kernels_and_cudnn_and_stays_right(kernels, training, table):
-    case = Case("tuned", **{**TUNED, "training": training})
-    table(measured(case, kernels, "triton"))
+@pytest.mark.parametrize("by_kernel", WRITTEN)
+def test_passes_are_done_by_those_that_are_named_and_stay_right(by_kernel, training):
+    case = Case("mixed", **{**TUNED, "training": training, "by_kernel": by_kernel})
     spec = replace(
         conv_bn_act.SPEC if training else conv_bn_act.EVAL_SPEC,
-        op=conv_bn_act.measured,
         given=lambda inputs: {},  # float32 rounds too little to move an argmax here
     )
     with launch.recording() as launched:
         execute(spec, spec.op, spec.make(case, torch.float32, DEVICE))
-    wanted = {conv.NAMES[kind] for kind in kernels if training or kind == "forward"}
-    assert {one.name for one in launched if one.name.startswith("_conv")} == wanted
-    assert launched
+    kernels = [one.name for one in launched]
+    wanted = {conv.NAMES[kind] for kind in by_kernel.split() if training or kind == "forward"}
+    assert {name for name in kernels if name.startswith("_conv")} == wanted
+    assert ("_tile_statistics" in kernels) == (training and "forward" not in by_kernel)
+    if training:
+        written = next(one for one in launched if one.name == "_gradient")
+        assert (written.constants["H"], written.constants["W"]) == WRITTEN[by_kernel]
     assert not check(spec, case, torch.float32, DEVICE)
 
 
-def test_tuned_is_the_reference_where_nothing_faster_was_measured(table):
-    inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
-    for content in ({}, measured(TUNED, tiling.PASSES, "reference")):
-        table(content)
+def test_tuned_takes_for_each_pass_what_was_measured_to_be_faster(table):
+    inputs = conv_bn_act.SPEC.make(Case(**{**TUNED, "pool": False}), torch.float32, DEVICE)
+    inputs["x"].requires_grad_(), inputs["filters"].requires_grad_(), inputs.pop("by_kernel")
+    for kernels in ((), ("forward",), ("dgrad",), ("wgrad", "forward")):
+        table(measured(Case(**{**TUNED, "pool": False}), kernels))
         with launch.recording() as launched:
-            conv_bn_act.measured(**inputs)
-        assert not launched
+            conv_bn_act.measured(**inputs)[0].sum().backward()
+        assert {one.name for one in launched if one.name.startswith("_conv")} == {
+            conv.NAMES[kind] for kind in kernels
+        }
+
+
+def test_tuned_is_the_reference_where_no_kernel_can_run():
+    inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
+    wide = {
+        k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if k != "by_kernel"
+    }
+    with launch.recording() as launched:
+        conv_bn_act.measured(**wide)
+    assert not launched
 
 
 def test_tuned_compiles_to_one_graph(table):
-    table(measured(TUNED, ("forward", "wgrad"), "triton"))
+    table(measured(TUNED, ("forward",)))
     inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
+    del inputs["by_kernel"]
     torch._dynamo.reset()
     compiled = torch.compile(conv_bn_act.measured, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(**inputs)[0], conv_bn_act.op(**inputs, tuned=True)[0])
+    assert torch.equal(compiled(**inputs)[0], conv_bn_act.op(**inputs, by_kernel="forward")[0])
+
+
+def test_an_unknown_pass_is_named():
+    inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
+    with pytest.raises(ValueError, match="^by_kernel: got backward, accepted are forward, dgrad, wgrad"):
+        conv_bn_act.op(**inputs | {"by_kernel": "forward backward"})
 
 
 def test_no_gradient_of_x_is_computed_where_none_is_wanted():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from kernels import candidates, chips, conv_bn_act, launches, tiling
+from kernels.__main__ import main
 from kernels.chips import TARGETS
-from kernels.tiling import Config, Problem
+from kernels.tiling import PASSES, Config, Problem
 
 H200 = TARGETS[90]
 DTYPES = (torch.float16, torch.bfloat16)
@@ -25,10 +28,23 @@ def recipe_passes(dtype: torch.dtype) -> set[Problem]:
     }
 
 
-def section(chip, config: Config = CONFIG, seconds: float = 1e-4, cudnn: float = 2e-4, blocks=None) -> dict:
+def section(
+    chip, config: Config = CONFIG, seconds: float = 1e-4, cudnn: float = 2e-4, problem=PROBLEM
+) -> dict:
     entry = {"config": str(config), "seconds": seconds, "cudnn": cudnn}
-    found = {"cc": chip.cc, "multiprocessors": chip.multiprocessors, "blocks": blocks or {}}
-    return found | {"launches": {launches.key(PROBLEM): entry}}
+    found = {"cc": chip.cc, "multiprocessors": chip.multiprocessors}
+    return found | {"launches": {launches.key(problem): entry}}
+
+
+def passes(pool: bool, gains: dict[str, float], unpool: float = 0.0) -> dict:
+    """A table in which each pass of PROBLEM takes a kernel 1 s, and cuDNN so much longer."""
+    forward, entries = replace(PROBLEM, pool=pool), {}
+    for kind, gain in gains.items():
+        problem = replace(forward, kind=kind)
+        config = launches.best(problem, H200)
+        entries |= section(H200, config, 1.0, 1.0 + gain, problem)["launches"]
+    written = {launches.key(forward): {"seconds": unpool}} if pool else {}
+    return {H200.name: section(H200) | {"launches": entries, "unpool": written}}
 
 
 # Chips
@@ -145,7 +161,7 @@ def test_only_forces_descriptors_where_there_can_be_any():
 def test_only_asks_no_table(launch_table):
     launch_table({H200.name: section(H200)})
     with launches.only(order="images"):
-        assert launches.choose(PROBLEM, H200).order == launches.choose_tuned(PROBLEM, H200).order == "images"
+        assert launches.choose(PROBLEM, H200).order == "images" != CONFIG.order
 
 
 # The model
@@ -218,21 +234,76 @@ def test_registers_are_about_what_the_compiler_needs(kind, pool, tile, cc, compi
 # The table
 
 
-def test_without_a_table_the_model_chooses_and_nothing_is_tuned(launch_table):
+def test_without_a_table_the_model_chooses_and_cudnn_does_every_pass(launch_table):
     assert launches.choose(PROBLEM, H200) == launches.best(PROBLEM, H200)
-    assert launches.choose_tuned(PROBLEM, H200) is None
-    assert launches.block_winner(PROBLEM, H200) == "reference"
+    assert launches.estimate(PROBLEM, H200).how == "modelled"
+    assert launches.estimate(PROBLEM, H200).cudnn is None
+    for pool in (False, True):
+        assert launches.by_kernel(replace(PROBLEM, pool=pool), H200) == ""
 
 
-def test_what_was_measured_is_chosen_and_tuned_where_it_beats_cudnn(launch_table):
+def test_what_was_measured_is_chosen_with_its_times(launch_table):
     launch_table({H200.name: section(H200)})
-    assert launches.best(PROBLEM, H200) != CONFIG
-    assert launches.choose(PROBLEM, H200) == launches.choose_tuned(PROBLEM, H200) == CONFIG
-    other = replace(PROBLEM, n=256)
-    assert launches.choose(other, H200) == launches.best(other, H200)
-    launch_table({H200.name: section(H200, cudnn=0.5e-4)})
-    assert launches.choose(PROBLEM, H200) == CONFIG
-    assert launches.choose_tuned(PROBLEM, H200) is None
+    assert launches.best(PROBLEM, H200) != CONFIG == launches.choose(PROBLEM, H200)
+    assert launches.estimate(PROBLEM, H200) == launches.Estimate(CONFIG, 1e-4, 2e-4, "measured")
+
+
+def test_other_images_and_the_other_16_bit_dtype_are_scaled_from_the_nearest_work(launch_table):
+    far = replace(PROBLEM, n=2048)
+    launch_table({H200.name: section(H200)})
+    both = section(H200)["launches"] | section(H200, replace(CONFIG, rows=32), 9.0, 9.0, far)["launches"]
+    launch_table({H200.name: section(H200) | {"launches": both}})
+    for other in (
+        replace(PROBLEM, n=256),
+        replace(PROBLEM, h=14, w=14),
+        replace(PROBLEM, dtype=torch.bfloat16),
+    ):
+        found = launches.estimate(other, H200)
+        work = other.n * other.h * other.w / (512 * 15 * 15)
+        ratio = candidates.model(other, CONFIG, H200) / candidates.model(PROBLEM, CONFIG, H200)
+        assert (found.config, found.how) == (CONFIG, "scaled")
+        assert found.cudnn == pytest.approx(2e-4 * work) and found.seconds == pytest.approx(1e-4 * ratio)
+    assert launches.choose(replace(PROBLEM, n=1800), H200).rows == 32
+    others = {"c": 64}, {"pool": True}, {"n": 8}, {"dtype": torch.float32}
+    for unlike in (replace(PROBLEM, **fields) for fields in others):
+        assert launches.estimate(unlike, H200).how == "modelled"
+
+
+@pytest.mark.parametrize("faster", ["forward dgrad wgrad", "forward", "dgrad", "wgrad", "forward wgrad", ""])
+def test_passes_of_a_block_without_a_pool_are_chosen_one_by_one(launch_table, faster):
+    launch_table(passes(False, {kind: 0.5 if kind in faster else -0.5 for kind in PASSES}))
+    assert launches.by_kernel(PROBLEM, H200) == faster
+    without = " ".join(kind for kind in faster.split() if kind != "dgrad")
+    assert launches.by_kernel(PROBLEM, H200, wants_dx=False) == without
+
+
+@pytest.mark.parametrize(
+    "dgrad, wgrad, unpool, both, alone",
+    [
+        (0.5, 0.5, 0.0, "dgrad wgrad", "wgrad"),
+        (-0.5, -0.5, 0.0, "", ""),
+        (-0.5, 0.2, 0.0, "", "wgrad"),  # the loss of the one outweighs the other's gain
+        (-0.5, 0.2, 0.4, "dgrad wgrad", "wgrad"),  # but not what un-pooling costs
+        (0.1, -0.2, 0.15, "dgrad wgrad", ""),
+    ],
+)
+def test_gradients_of_a_pooled_block_are_chosen_together_with_what_unpooling_costs(
+    launch_table, dgrad, wgrad, unpool, both, alone
+):
+    pooled = replace(PROBLEM, pool=True)
+    launch_table(passes(True, {"forward": -1.0, "dgrad": dgrad, "wgrad": wgrad}, unpool))
+    assert launches.by_kernel(pooled, H200) == both
+    assert launches.by_kernel(pooled, H200, wants_dx=False) == alone
+
+
+def test_what_unpooling_costs_is_scaled_by_its_bytes_and_modelled_where_none_was_measured(launch_table):
+    pooled = replace(PROBLEM, pool=True)
+    launch_table(passes(True, {"forward": 0.0}, unpool=3e-5))
+    assert launches.unpool(replace(pooled, kind="wgrad"), H200) == (3e-5, "measured")
+    assert launches.unpool(replace(pooled, n=1024), H200) == (pytest.approx(6e-5), "scaled")
+    launch_table({})
+    written = 512 * (15 * 15 - 7 * 7) * 128 * 2
+    assert launches.unpool(pooled, H200) == (pytest.approx(written / H200.bandwidth), "modelled")
 
 
 def test_the_nearest_chip_stands_in_where_its_configuration_fits(launch_table):
@@ -262,14 +333,6 @@ def test_float32_and_tf32_are_chosen_apart(launch_table):
     assert found.keys() == {"tf32", "float32"} and found["tf32"] != found["float32"]
 
 
-def test_a_block_is_done_by_whoever_was_fastest(launch_table):
-    key = launches.key(PROBLEM, "block")
-    for triton, winner in ((1.0, "triton"), (1.5, "reference"), (3.0, "reference")):
-        blocks = {key: {"reference": 2.0, "compiled": 1.4, "triton": triton}}
-        launch_table({H200.name: section(H200, blocks=blocks)})
-        assert launches.block_winner(PROBLEM, H200) == launches.block_winner(PROBLEM, TARGETS[80]) == winner
-
-
 @pytest.mark.parametrize(
     "content, what",
     [
@@ -277,6 +340,15 @@ def test_a_block_is_done_by_whoever_was_fastest(launch_table):
         ('{"A": {"multiprocessors": 1}}', "no 'cc'"),
         (
             '{"A": {"cc": 90, "multiprocessors": 1, "launches": {"x": {"config": "rows 1"}}}}',
+            "'x' is no pass",
+        ),
+        (
+            '{"A": {"cc": 90, "multiprocessors": 1, "launches": {"wgrad n=1 3x3 4->4 float17": {}}}}',
+            "no attribute 'float17'",
+        ),
+        (
+            '{"A": {"cc": 90, "multiprocessors": 1, "launches":'
+            ' {"wgrad n=1 3x3 4->4 float16": {"config": "rows 1"}}}}',
             "'rows 1' is no",
         ),
         ('{"A": 3}', ""),
@@ -297,8 +369,118 @@ def test_a_configuration_is_read_as_it_is_written(config):
     assert launches.parsed(str(config)) == config
 
 
-def test_the_committed_table_and_the_names_in_it_are_read():
-    assert all(section.launches or section.blocks for section in launches.table().values())
+def test_the_names_in_the_table_are_those_of_passes():
     assert launches.key(PROBLEM) == "forward n=512 15x15 128->128 float16"
     other = Problem("wgrad", 5, 31, 30, 3, 4, 2, True, torch.bfloat16)
     assert launches.key(other) == "wgrad n=5 31x30 3->4 2x2 pool bfloat16"
+    for problem in (PROBLEM, other):
+        assert launches.problem_of(launches.key(problem)) == problem
+
+
+# What the H200 measured
+
+
+RECORD = Path(__file__).parent.parent / "bench" / "results" / "h200"
+
+
+def test_the_committed_table_is_what_the_command_makes_of_the_record(launch_table):
+    committed = (Path(launches.__file__).with_name("launches.json")).read_text()
+    assert main(["tune", "--from", str(RECORD / "conv-passes.json")]) == 0
+    assert launches.FILE.read_text() == committed
+    assert main(["tune", "--from", str(RECORD / "conv-passes.json")]) == 0  # nothing twice
+    assert launches.FILE.read_text() == committed
+    (section,) = json.loads(committed).values()
+    (run,) = section["runs"].values()
+    assert run["device"] == "NVIDIA H200" and run["changed"] and "patched" in run["note"]
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ("[]", "no passes of this form"),
+        ('{"run": {"date": "x"}, "chip": "NVIDIA H200"}', "no 'found'"),
+        ('{"run": {"date": "x"}, "chip": "GTX 1", "found": {}}', "chip 'GTX 1' is none of"),
+        (
+            '{"run": {"date": "x"}, "chip": "NVIDIA H200", "found": {"y": {"seconds": {"z": 1}}}}',
+            "'z' is no conf",
+        ),
+    ],
+)
+def test_a_file_of_no_passes_is_one_line_and_changes_nothing(launch_table, tmp_path, capsys, content, what):
+    file = tmp_path / "passes.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", "--from", str(file)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and what in said and said.count("\n") == 1 and "passes.json" in said
+    assert not launches.FILE.exists()
+
+
+# label of record94 at 32, 28 and 24 pixels, and of seed -> the passes that `tuned` leaves to kernels
+PLAN = {
+    "record94 g1.conv1": ("wgrad", "wgrad", "wgrad"),
+    "record94 g1.conv2": ("forward dgrad", "forward dgrad", "forward dgrad"),
+    "record94 g2.conv1": ("", "", ""),
+    "record94 g2.conv2": ("dgrad", "dgrad", "dgrad"),
+    "record94 g3.conv1": ("forward", "", "forward"),
+    "record94 g3.conv2": ("dgrad", "dgrad", "forward dgrad"),
+    "r1.conv1": ("",),
+    "r1.conv2": ("",),
+    "r2.conv1": ("",),
+    "r3.conv1": ("",),
+    "r3.conv2": ("dgrad",),
+}
+
+
+@pytest.mark.parametrize("label", PLAN)
+def test_the_plan_of_the_h200_is(label):
+    first = label == "record94 g1.conv1"  # whose x needs no gradient, once the stem's bias is trained
+    for size, passes in zip((32, 28, 24), PLAN[label]):
+        name = f"{label} at {size}" if label.startswith("record94") else label
+        case = next(case for case in conv_bn_act.SPEC.cases if case.name == name)
+        problem = Problem("forward", case.n, *case.map, case.c, case.o, pool=case.pool)
+        assert launches.by_kernel(problem, H200, wants_dx=not first) == passes, size
+
+
+def test_what_is_corrected_of_cudnn_follows_from_the_profiles_and_the_corrected_blocks():
+    content = json.loads((RECORD / "conv-passes.json").read_text())
+    seed = json.loads((RECORD / "profiles.json").read_text())["seed-ref"]["rows"]
+    found, known = content["found"], content["corrected"]["seconds"]
+
+    def forward(label: str) -> Problem:
+        return launches.problem_of(found[f"{label} forward"]["key"])
+
+    def z(label: str) -> int:  # bytes
+        return 2 * forward(label).n * forward(label).h * forward(label).w * forward(label).o
+
+    def u_and_argmax(label: str) -> int:
+        h, w = forward(label).output
+        return 3 * forward(label).n * h * w * forward(label).o
+
+    def of_a_step(tile: str, count: int) -> float:
+        (row,) = (
+            r for r in seed if "fprop_implicit" in r["name"] and tile in r["name"] and r["count"] == count
+        )
+        return row["ms"] / 1e3 / 990  # steps and evaluated batches
+
+    plain = [label for label in known if not forward(label).pool]
+    beyond = sum(known[label]["forward"]["cudnn"] - found[f"{label} forward"]["cudnn"] for label in plain)
+    rate = sum(map(z, plain)) / beyond
+    shared = of_a_step("tilesize128x128x64", 3960) - 2 * found["r1.conv2 forward"]["cudnn"]
+    flops = {label: found[f"{label} forward"]["full"] for label in ("r2.conv1", "r3.conv1")}
+    convolution = {label: shared * flops[label] / sum(flops.values()) for label in flops}
+    convolution["r1.conv1"] = of_a_step("tilesize128x128x32", 990)
+    derived = content["corrected"]["derived"]["seconds"]
+    assert len(derived) + len(known) == 17
+    for label, corrected in derived.items():
+        if not forward(label).pool:
+            seconds = found[f"{label} forward"]["cudnn"] + z(label) / rate
+        elif label in convolution:
+            seconds = convolution[label] + (z(label) + u_and_argmax(label)) / rate
+        else:
+            large = label.replace("at 24", "at 32")
+            seconds = known[large]["forward"]["cudnn"] * z(label) / z(large)
+        assert corrected["forward"]["cudnn"] == pytest.approx(seconds, abs=1e-7)

@@ -25,19 +25,23 @@ COMMAND = ["python", "-m", "bench", "card"]
 
 
 def jobs(found: dict) -> list[Job]:
-    """The tuner's, in float16, without those that were `found`: record94's first, then by how much there is
-    to do.
+    """The tuner's, in float16, without those whose times were found: record94's first, then by how much
+    there is to do.
     """
 
     def worth(job: Job) -> tuple[bool, float]:
         return not any(case.name.startswith("record94") for case in job.cases), -useful(job.problem)
 
-    return sorted((job for job in tune.jobs(["float16"]) if job.name not in found), key=worth)
+    known = {
+        *found.get("found", ()),
+        *(name.replace("forward", tune.UNPOOL) for name in found.get("unpool", ())),
+    }
+    return sorted((job for job in tune.jobs(["float16"]) if job.name not in known), key=worth)
 
 
 def run(context: Context) -> None:
     file = context.folder.passes
-    found = context.folder.read(file).get("found", {})
+    found = context.folder.read(file)
     if not context.toy:
         processes = len(os.sched_getaffinity(0))
         tune.run(jobs(found), COMMAND, str(file), processes, found=found)
