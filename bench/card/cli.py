@@ -26,7 +26,7 @@ from .steps import NAMES, STEPS, Context, Step
 
 MINUTES = 8.0
 RESERVED = 3.0  # seconds for the table
-WIDTH = 100  # of what is no terminal
+WIDTH = 80  # of what is no terminal
 HELP = """\
 usage: python -m bench card [--minutes M] [--data DIR] [--out DIR]
                             [--peer NAME=COMMAND ...] [--steps NAME,...] [--toy]

@@ -40,7 +40,6 @@ class Step:
 # In order of worth.
 STEPS = (
     Step("environment", 0.02, "machine", "versions, device, data"),
-    Step("expected", 0.03, "expecting", "seconds of a run, from the times measured before"),
     Step("compile", 0.30, "compiling", "kernels and recipes, on all cores"),
     Step("tests", 0.18, "testing", "kernel tests, the recipes' shapes in float16 first"),
     Step("runs", 0.26, "trains", "whole runs of recipes, interleaved, and their profiles"),
@@ -50,7 +49,7 @@ STEPS = (
     Step("sanitizers", 0.05, "sanitizers", "a small case of each op under compute-sanitizer"),
 )
 NAMES = tuple(step.name for step in STEPS)
-LEAST = 10.0  # seconds, if that is no more than half of what is left: a process takes some to begin
+LEAST = 20.0  # seconds, if that is no more than half of what is left: a process takes some to begin
 POLL = 0.5  # seconds between looks at whether the card is still there
 
 
@@ -89,13 +88,14 @@ def limit(step: Step, steps: Sequence[Step], left: float) -> float:
 
 
 def say(text: str) -> None:
-    """A line to be shown."""
-    print(text, flush=True)
+    """A line to be shown; whole, whichever thread says it."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def result(found: dict) -> None:
     """What the step has found so far, instead of what it had before."""
-    print(json.dumps(found), flush=True)
+    say(json.dumps(found))
 
 
 def end_with(parent: int) -> None:
