@@ -42,7 +42,7 @@ class Process:
         for line in self.child.stdout:
             line = line.rstrip()
             if (found := as_object(line)) is not None:
-                self.result = found
+                self.result = (self.result or {}) | found
             elif line:
                 self.lines = [*self.lines, line][-KEPT:]
                 show(line)

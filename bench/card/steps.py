@@ -4,7 +4,7 @@ A step is an entry of STEPS and a module with `run(context)`. It is run in a pro
 
     python -m bench.card.steps NAME CONTEXT
 
-Lines that it prints are shown; the last that is a JSON object is its result. It writes its files as it
+Lines that it prints are shown; those that are JSON objects are its result, joined. It writes its files as it
 goes, looks at `context.left()`, and is ended at its limit. What it leaves of its limit is the later steps'.
 """
 
@@ -78,6 +78,12 @@ class Context:
     def json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
+    @classmethod
+    def parsed(cls, text: str) -> Context:
+        """What `json` gave."""
+        fields = json.loads(text)
+        return cls(**fields | {"peers": tuple(map(tuple, fields["peers"]))})
+
 
 def limit(step: Step, steps: Sequence[Step], left: float) -> float:
     """Seconds for `step`, of those `left` for it and the steps after it: its share, but LEAST where there
@@ -94,7 +100,7 @@ def say(text: str) -> None:
 
 
 def result(found: dict) -> None:
-    """What the step has found so far, instead of what it had before."""
+    """What the step has found so far; what it found before by the same name is replaced."""
     say(json.dumps(found))
 
 
@@ -116,12 +122,10 @@ def main(name: str, context: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.getpgrp() == os.getpid():  # not where a test calls it
         end_with(os.getppid())
-    fields = json.loads(context)
-    fields["peers"] = tuple(map(tuple, fields["peers"]))
     step = STEPS[NAMES.index(name)]
     work = importlib.import_module(f"{__package__}.{step.module}").run
     try:
-        return exit_status(f"card: {name}", lambda: work(Context(**fields)) or 0)
+        return exit_status(f"card: {name}", lambda: work(Context.parsed(context)) or 0)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what ends with the process may be ended
 
