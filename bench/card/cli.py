@@ -32,8 +32,8 @@ usage: python -m bench card [--minutes M] [--data DIR] [--out DIR]
                             [--peer NAME=COMMAND ...] [--steps NAME,...] [--toy]
 
 Everything that a fresh GPU must show, in order of worth, inside its time. Each
-step has a limit of its own, and what it finds is on disk as it comes. At the end
-a table of what README promises, beside what was measured.
+step has a limit of its own, and what it finds is on disk as it comes. At the
+end a table of what README promises, beside what was measured.
 
 {steps}
 
@@ -42,12 +42,12 @@ a table of what README promises, beside what was measured.
   --out DIR      where its files go; one that a card was stopped in is gone on
                  with: what had ended is not run again
   --peer NAME=COMMAND
-                 a foreign script, run in its turn with the machine to itself; the
-                 last line that is a JSON object is kept beside ours
+                 a foreign script, run in its turn with the machine to itself;
+                 the last line that is a JSON object is kept beside ours
   --steps NAME,...
                  these alone
-  --toy          toy sizes on the CPU, through Triton's interpreter; without a GPU
-                 there is nothing else
+  --toy          toy sizes on the CPU, through Triton's interpreter; without a
+                 GPU there is nothing else
 
 Exit status: 0; 1 where a value is wrong; 2 a mistake; 130 interrupted.
 """
@@ -155,10 +155,14 @@ def _main(arguments: list[str]) -> int:
 
 def _run(card: dict, folder: Folder, asked: list[Step], context: Context, until: float, say) -> None:
     """Runs the steps that have not ended yet; the card is on disk before and after each."""
-    left = [step for step in asked if card["steps"].get(step.name, {}).get("state") != "ended"]
+    left = []
     for step in asked:
-        if step not in left:
+        if context.toy and not step.toy:
+            say(f"{step.name}: nothing to do at toy size")
+        elif card["steps"].get(step.name, {}).get("state") == "ended":
             say(f"{step.name}: had ended")
+        else:
+            left.append(step)
     for step in left:
         seconds = steps.limit(step, left, until - time.time())
         if seconds <= 0:

@@ -46,9 +46,6 @@ def candidates() -> dict:
 
 
 def run(context: Context) -> None:
-    if context.toy or launch.INTERPRETED:
-        say("the interpreter compiles nothing")
-        return
     beside = [
         subprocess.Popen([sys.executable, "-m", f"{__package__}.{name}", context.json()], cwd=ROOT)
         for name in ("building", "expecting")

@@ -36,7 +36,7 @@ def toy() -> str | None:
     """Why only toy sizes can be run here, if so."""
     if not torch.cuda.is_available():
         return "no CUDA device"
-    return None if launch.INSTALLED and not launch.INTERPRETED else "no triton that compiles"
+    return None if launch.INSTALLED and not launch.INTERPRETED else "no Triton that compiles"
 
 
 def sanitizer() -> str | None:

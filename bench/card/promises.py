@@ -71,9 +71,9 @@ def tests(card: dict, folder: Folder) -> list[Promise]:
 # Whole runs
 
 
-def before(measured: Path = MEASURED) -> list[dict]:
+def before() -> list[dict]:
     """The runs that were measured on a GPU and are part of the project."""
-    runs = [run for path in sorted(measured.glob("*.jsonl")) for run in ledger.load(path)]
+    runs = [run for path in sorted(MEASURED.glob("*.jsonl")) for run in ledger.load(path)]
     return [run for run in runs if ledger.is_run(run) and run["status"] == "ok"]
 
 

@@ -29,24 +29,27 @@ from .folder import Folder
 
 @dataclass(frozen=True)
 class Step:
-    """`share` is its part of the time; `module`, in this package, has its `run`."""
+    """`share` is its part of the time; `module`, in this package, has its `run`. `toy`: whether there is
+    something to do at toy size, without a GPU.
+    """
 
     name: str
     share: float
     module: str
     what: str
+    toy: bool = True
 
 
 # In order of worth.
 STEPS = (
     Step("environment", 0.02, "machine", "versions, device, data"),
-    Step("compile", 0.30, "compiling", "kernels and recipes, on all cores"),
+    Step("compile", 0.30, "compiling", "kernels and recipes, on all cores", toy=False),
     Step("tests", 0.18, "testing", "kernel tests, the recipes' shapes in float16 first"),
     Step("runs", 0.26, "trains", "whole runs of recipes, interleaved, and their profiles"),
     Step("peers", 0.20, "peers", "foreign scripts, in their turn"),
     Step("passes", 0.10, "passes", "passes of convolutions beside cuDNN"),
     Step("ops", 0.09, "ops", "every op beside what torch.compile makes of its reference"),
-    Step("sanitizers", 0.05, "sanitizers", "a small case of each op under compute-sanitizer"),
+    Step("sanitizers", 0.05, "sanitizers", "a small case of each op under compute-sanitizer", toy=False),
 )
 NAMES = tuple(step.name for step in STEPS)
 LEAST = 20.0  # seconds, if that is no more than half of what is left: a process takes some to begin

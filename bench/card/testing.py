@@ -63,7 +63,7 @@ class Worker:
     def __init__(self, files: tuple[str, ...]):
         self.answers: queue.Queue = queue.Queue()
         self.child = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", *files],
+            self.command(files),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -71,6 +71,9 @@ class Worker:
             cwd=ROOT,
         )
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def command(self, files: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", f"{__package__}.worker", *files]
 
     def _listen(self) -> None:
         for line in self.child.stdout:
