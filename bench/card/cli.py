@@ -25,7 +25,7 @@ from .folder import Folder, opened
 from .steps import NAMES, STEPS, Context, Step
 
 MINUTES = 8.0
-RESERVED = 3.0  # seconds for the table
+RESERVED = 5.0  # seconds, for the last step to end and for the table
 WIDTH = 80  # of what is no terminal
 HELP = """\
 usage: python -m bench card [--minutes M] [--data DIR] [--out DIR]
@@ -115,13 +115,14 @@ def _steps(text: str | None, peers: bool) -> list[Step]:
     return [step for step in STEPS if step.name in asked and (peers or step.name != "peers")]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 (a value is wrong), 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench", partial(_main, sys.argv[2:] if arguments is None else arguments))
+def main(arguments: list[str], began: float | None = None) -> int:
+    """Returns the exit status: 0, 1 (a value is wrong), 2 (a mistake), 130 (interrupted). Its minutes are
+    counted from `began` on, else from now.
+    """
+    return exit_status("bench", partial(_main, arguments, began or time.time()))
 
 
-def _main(arguments: list[str]) -> int:
-    began = time.time()
+def _main(arguments: list[str], began: float) -> int:
     options = parsed(arguments)
     check_writable(options.out / "card.json", "--out")
     folder = Folder(options.out.resolve())

@@ -21,6 +21,7 @@ from kernels.tune import Job
 from .steps import Context
 
 TINY = Problem("forward", 1, 2, 2, 16, 16, 3, True, torch.float16)
+TOGETHER = 8  # passes whose candidates are compiled before any of them is timed
 COMMAND = ["python", "-m", "bench", "card"]
 
 
@@ -41,13 +42,14 @@ def jobs(found: dict) -> list[Job]:
 
 def run(context: Context) -> None:
     file = context.folder.passes
-    found = context.folder.read(file)
     if not context.toy:
-        processes = len(os.sched_getaffinity(0))
-        tune.run(jobs(found), COMMAND, str(file), processes, found=found)
+        left, processes = jobs(context.folder.read(file)), len(os.sched_getaffinity(0))
+        while left and context.left() > 0:
+            tune.run(left[:TOGETHER], COMMAND, str(file), processes, found=context.folder.read(file))
+            left = left[TOGETHER:]
         return
     with tempfile.TemporaryDirectory() as folder, candidates.only(rows=16, cols=16, depth=16):
         launches.FILE = Path(folder) / "launches.json"
         launches.forget()
         tiny = [Job(TINY, ()), Job(replace(TINY, kind=tune.UNPOOL), ())]
-        tune.run(tiny, COMMAND, str(file), 1, "cpu", found=found)
+        tune.run(tiny, COMMAND, str(file), 1, "cpu")

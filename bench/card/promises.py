@@ -6,6 +6,7 @@ where a value is: a kernel's, or an accuracy that is too low to be chance. A tim
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hlb import ledger, records
+from hlb import RECIPES, ledger, records
 from hlb.statistics import summary
 
 from .folder import Folder
@@ -86,6 +87,16 @@ def alike(runs: Iterable[dict], kernels: bool = True) -> dict[str, list[dict]]:
     return found
 
 
+def intended(recipe: str, kernels: str) -> dict:
+    """What a ledger would say of the recipe as it is now, on a GPU."""
+    fields = dataclasses.asdict(dataclasses.replace(RECIPES[recipe], dtype="float16", master_weights="off"))
+    return {
+        "recipe": recipe,
+        "recipe_fields": json.loads(json.dumps(fields)),
+        "execution": {"kernels": kernels},
+    }
+
+
 def own(folder: Folder) -> dict[tuple[str, str], list[dict]]:
     """The card's runs that ended well, by recipe and choice of kernels."""
     found = defaultdict(list)
@@ -103,20 +114,16 @@ def runs(card: dict, folder: Folder) -> list[Promise]:
     names = dict.fromkeys([*((one.recipe, one.kernels) for one in CONFIGURATIONS), *mine])
     for name in names:
         label, these = " ".join(name), mine.get(name, [])
-        then = {}
-        if these:
-            (system,) = alike(these)
-            (recipe,) = alike(these, kernels=False)
-            then = {"seconds": known.get(system, []), "accuracy": same_recipe.get(recipe, [])}
+        (system,), (recipe,) = (alike([intended(*name)], kernels) for kernels in (True, False))
         promised = [f"{expected[label]['seconds']:.3f} expected"] if label in expected else []
-        if then.get("seconds"):
-            promised.append(f"{mean_of(then['seconds'], seconds)} measured")
+        if system in known:
+            promised.append(f"{mean_of(known[system], seconds)} measured")
         if promised or these:
             measured = mean_of(these, seconds) if these else "not run"
             made.append(Promise(f"{label}, s", ", ".join(promised), measured))
         real = [run for run in these if run["dataset"] == "cifar10"]
         if real:
-            made.append(accuracy(label, real, then["accuracy"]))
+            made.append(accuracy(label, real, same_recipe.get(recipe, [])))
     return made
 
 

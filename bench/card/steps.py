@@ -42,7 +42,7 @@ class Step:
 
 # In order of worth.
 STEPS = (
-    Step("environment", 0.02, "machine", "versions, device, data"),
+    Step("environment", 0.05, "machine", "versions, device, data"),
     Step("compile", 0.30, "compiling", "kernels and recipes, on all cores", toy=False),
     Step("tests", 0.18, "testing", "kernel tests, the recipes' shapes in float16 first"),
     Step("runs", 0.26, "trains", "whole runs of recipes, interleaved, and their profiles"),

@@ -10,6 +10,7 @@ from hlb.display import line, print_table
 
 from .folder import Folder
 from .promises import Promise
+from .steps import NAMES
 from .testing import WRONG
 
 SHOWN = 10  # tests that failed, at most; tests.json has all
@@ -18,9 +19,8 @@ SHOWN = 10  # tests that failed, at most; tests.json has all
 def show(console: Console, card: dict, promises: Sequence[Promise], folder: Folder) -> None:
     """The steps, the promises, what is wrong, and where all of it is."""
     console.print()
-    print_table(
-        console, ("step", "", "s", "of", "said"), [*map(_step, card["steps"].items())], words=(0, 1, 4)
-    )
+    ran = [_step(name, card["steps"][name]) for name in NAMES if name in card["steps"]]
+    print_table(console, ("step", "", "s", "of", "said"), ran, words=(0, 1, 4))
     console.print()
     cells = [(p.what, p.promised, p.measured, "WRONG" if p.wrong else "") for p in promises]
     print_table(console, ("", "promised", "measured", ""), cells, words=(0, 1, 2))
@@ -38,8 +38,7 @@ def show(console: Console, card: dict, promises: Sequence[Promise], folder: Fold
     line(console, f"everything is in {folder.path}")
 
 
-def _step(item: tuple[str, dict]) -> tuple[str, ...]:
-    name, found = item
+def _step(name: str, found: dict) -> tuple[str, ...]:
     said = found["lines"][-1] if found.get("lines") else ""
     return name, found["state"], f"{found['seconds']:.0f}", f"{found['limit']:.0f}", said[:100]
 

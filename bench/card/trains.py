@@ -141,7 +141,7 @@ def run(context: Context) -> int:
         asked = trainee.one.recipe, trainee.one.kernels
         trainee.seed += sum((run["recipe"], run["execution"]["kernels"]) == asked for run in there)
     counts = Counter({trainee.one.name: 0 for trainee in trainees})
-    for number in range(-1, MOST if not context.toy else 2):
+    for number in range(-1, 1 if context.toy else MOST):
         turns = 0
         for trainee in trainees:
             rare = trainee.one.recipe != CONFIGURATIONS[0].recipe and number % OTHERS
