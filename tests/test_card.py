@@ -507,6 +507,8 @@ def test_seconds_are_promised_by_what_was_expected_and_never_wrong(out, measured
     card = {"steps": {"compile": {"result": {"expected": expected}}}}
     assert rows(promises.runs(card, out))["record94 tuned, s"] == ("0.700 expected", "not run", False)
     assert rows(promises.runs(card, out))["record94 triton, s"][0] == "1.500 (std 0.000, n 3) measured"
+    ledger.write(measured / "notes.json", {"runs.jsonl": {"untimed": "the card was shared"}})
+    assert "record94 triton, s" not in rows(promises.runs(card, out))
     ledger.append(out.runs, run("tuned", 0.94, seconds=9.0))
     assert rows(promises.runs(card, out))["record94 tuned, s"] == ("0.700 expected", "9.500 (n 1)", False)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -76,9 +77,11 @@ class Trainee:
     fault: str = ""
 
     @classmethod
-    def start(cls, one: Configuration, context: Context) -> Trainee:
+    def start(cls, one: Configuration, context: Context, cpus: int) -> Trainee:
+        """Its process, whose compiler takes so many CPUs."""
         child = subprocess.Popen(
             command(one, context),
+            env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": str(cpus)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,7 +126,8 @@ class Trainee:
 
 def ready(context: Context, configurations: tuple[Configuration, ...]) -> list[Trainee]:
     """The trainees that were built within their part of the time, all side by side."""
-    trainees = [Trainee.start(one, context) for one in configurations]
+    cpus = max(1, len(os.sched_getaffinity(0)) // len(configurations))
+    trainees = [Trainee.start(one, context, cpus) for one in configurations]
     until = time.time() + BUILDING * context.left()
     for trainee in trainees:
         found = trainee.answer(until - time.time())
