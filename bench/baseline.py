@@ -7,8 +7,9 @@
                               "session": 0}}}
 
 A session is one `--update`: the machine's ceilings as they were then, and its provenance. Cases that were
-measured again since come from a later session than the others. Seconds are medians, one a round, each round
-a process of its own; a recipe's are training and evaluation, one a run, all of one process.
+measured again since come from a later session than the others; a session of runs alone may lack ceilings.
+Seconds are medians, one a round, each round a process of its own; a recipe's are training and evaluation, one
+a run, all of one process.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def load(path: Path, gpu: str) -> Baseline:
 
 
 def _numbers(values: dict) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(values[name]) for name in CEILINGS}
+    return {name: tuple(values[name]) for name in CEILINGS if name in values}
 
 
 def _frozen(one: dict, *lists: str) -> dict:
@@ -187,6 +188,9 @@ def _check(baseline: Baseline) -> None:
         least = verdict.LEAST if isinstance(one, Timed) else 2
         if len(one.seconds) < least or not all(0 < value < math.inf for value in one.seconds):
             raise ValueError(f"{name} needs {least} or more positive times")
+    for number in {case.session for case in baseline.cases.values()}:
+        if missing := set(CEILINGS) - set(baseline.sessions[number].ceilings):
+            raise ValueError(f"session {number} has cases, and no ceiling {', '.join(missing)}")
     for session in baseline.sessions:
         for name, values in session.ceilings.items():
             if not values or not all(0 < value < math.inf for value in values):

@@ -88,6 +88,20 @@ def whole(calls: Calls) -> list[dict[str, dict]]:
     return [max(ways.items(), key=lambda way: DIRECTIONS.index(way[0]))[1] for ways in calls.values()]
 
 
+def slower(record: dict, base: str = "compiled") -> dict[tuple[str, str], dict[str, float]]:
+    """(op, direction) -> case -> the time of `base` over that of the fastest of ours, where it is less.
+    Forward and backward each by itself.
+    """
+    found = defaultdict(dict)
+    for (op, case, _), ways in by_call(timed(record)).items():
+        for direction in DIRECTIONS[:2]:
+            times = {name: row["median"] for name, row in ways.get(direction, {}).items()}
+            mine = [time for name, time in times.items() if name not in REFERENCES]
+            if mine and base in times and times[base] < min(mine):
+                found[op, direction][case] = times[base] / min(mine)
+    return dict(found)
+
+
 def speed_ups(record: dict, base: str) -> dict[str, list[float]]:
     """op -> times by which the fastest of ours is faster than `base`, for each case that both were timed at;
     where none of ours was timed, the fastest compiled reference.

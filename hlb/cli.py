@@ -14,7 +14,19 @@ from rich.table import Table
 
 from kernels import chips
 
-from . import STARTED, __version__, audit, checkpoint, cost, environment, floor, ledger, profiling, report
+from . import (
+    STARTED,
+    __version__,
+    audit,
+    checkpoint,
+    cost,
+    environment,
+    expected,
+    floor,
+    ledger,
+    profiling,
+    report,
+)
 from .compare import HELP as COMPARE_HELP
 from .compare import Sample, compare, show
 from .data import FOLDER, cache_dir, load
@@ -25,6 +37,7 @@ from .execution import COMPILE, Execution, apply, available, out_of_memory_expla
 from .experiment import begin, default, train
 from .files import check_writable
 from .graph import MODES
+from .grid import READY
 from .ledger import DEFAULT as LEDGER
 from .ledger import select
 from .passes import Pass, launched
@@ -47,7 +60,8 @@ Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i
   --eval-every N      validate every N epochs, off the clock; 0 is never
-  --compile on|off  --graph off|step|run    (auto on a GPU: on, step)
+  --compile on|off  --graph off|step|run    (auto on a GPU: on, step;
+                      with --kernels triton and a graph, compile is off)
   --kernels NAME      reference, triton, tuned (auto); or triton,sgd=reference
   --channels-last on|off  --threads N  --deterministic  --quiet
   --json FILE|-  --ledger FILE  --save MODEL  --profile FILE (a step, op by op)
@@ -89,7 +103,8 @@ PHASE_COLUMNS = {  # heading -> cell, from an entry of `floor.summary`
     "TFLOP": lambda e: f"{e['flops'] / 1e12:.2f}",
     "GB": lambda e: f"{e['bytes'] / 1e9:.2f}",
     "launches": lambda e: str(e["launches"]),
-    "seconds": lambda e: f"{e['seconds']:.4f}",
+    "floor s": lambda e: f"{e['seconds']:.4f}",
+    "expected s": lambda e: f"{e['expected']:.4f}",
 }
 LEFT = ("recipe", "layer", "pass or kernel", "form", "bound by", "phase")  # columns of words
 
@@ -150,8 +165,9 @@ def parser() -> Parser:
     grid = commands.add_parser(
         "sweep", parents=[shared, training], allow_abbrev=False, description=SWEEP_HELP
     )
-    grid.add_argument("--runs", type=whole, default=1)
+    grid.add_argument("--runs", type=whole)
     grid.add_argument("--random", type=whole, metavar="K")
+    grid.add_argument("--grid", metavar="NAME")
     grid.add_argument("--eval-every", type=whole, default=0)
     grid.add_argument("--ledger")
     grid.add_argument("--shard", action="store_true")
@@ -274,16 +290,17 @@ def _profile(options: argparse.Namespace, settings: list[str], console: Console)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    name = default(_execution(options)) if options.recipe is None else options.recipe
     if options.ledger is None:
-        options.ledger = str(default_ledger(name))
+        ready = READY[options.grid].recipe if options.grid in READY else None
+        options.ledger = str(default_ledger(options.recipe or ready or default(_execution(options))))
     _check_outputs(options)
     result = sweep(
-        name,
+        options.recipe,
         _settings(options),
         runs=options.runs,
         seed=options.seed,
         draw=options.random,
+        named=options.grid,
         data=options.data,
         execution=_execution(options),
         eval_every=options.eval_every,
@@ -375,11 +392,22 @@ def _recipes(options: argparse.Namespace) -> int:
             raise UserError("--kernels: of which recipe? take `hlb recipes NAME --kernels CHOICE`")
         try:
             step = launched(recipe(options.name), options.kernels)
-            run = floor.summary(floor.phases(recipe(options.name), options.kernels), chip)
+            parts = floor.phases(recipe(options.name), options.kernels)
         except ValueError as error:
             raise UserError(f"--{error}") from None
-        each = [vars(p) | {"seconds": p.seconds(chip), "bound": p.bound(chip)} for p in step]
-        reports[options.name] |= {"kernels": options.kernels, "launched": each, "floor": run}
+        run, hoped = (
+            floor.summary(parts, chip),
+            expected.of(recipe(options.name), options.kernels, chip, parts),
+        )
+        of_run = expected.summary(hoped)
+        each = [p.row() | {"seconds": p.seconds(chip), "bound": p.bound(chip)} for p in step]
+        reports[options.name] |= {
+            "kernels": options.kernels,
+            "launched": each,
+            "floor": run,
+            "expected": of_run,
+        }
+        reports[options.name] |= {name: of_run[name] for name in ("expected_seconds", "measured_share")}
     if options.json:
         print(json.dumps(reports))
         return 0
@@ -398,12 +426,15 @@ def _recipes(options: argparse.Namespace) -> int:
         print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name},")
         print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
         _print_passes(step, chip)
-        print("\na whole run by the same arithmetic, a floor and no measurement:")
-        _print_table(PHASE_COLUMNS, [(entry,) for entry in run["phases"]])
+        print("\na whole run: its floor, by the same arithmetic, and what is expected; no measurement:")
+        phases = zip(run["phases"], of_run["phases"])
+        _print_table(PHASE_COLUMNS, [(entry | {"expected": hope["seconds"]},) for entry, hope in phases])
+        name = chip.name.removeprefix("NVIDIA ")
         print(
-            f"modelled floor on {chip.name.removeprefix('NVIDIA ')}: {run['seconds']:.3f} s "
-            f"(launches {run['launch_seconds']:.3f} s of it)"
+            f"modelled floor on {name}: {run['seconds']:.3f} s (launches {run['launch_seconds']:.3f} s of it)"
         )
+        shares = ", ".join(f"{100 * share:.0f} % {how}" for how, share in hoped.shares.items())
+        print(f"expected on {name}: {hoped.seconds:.3f} s ({shares}); no measurement of this run")
     return 0
 
 

@@ -95,6 +95,7 @@ def gpu_state(device: str) -> dict[str, str] | None:
 def reset_peak_memory(device: str) -> None:
     """Forgets the device's peak so far, so that `peak_memory` speaks of what follows."""
     if torch.device(device).type == "cuda":
+        torch.cuda.init()  # before it, a device named with its number has no statistics
         torch.cuda.reset_peak_memory_stats(device)
 
 

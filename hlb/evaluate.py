@@ -19,12 +19,14 @@ def score(
     std: tuple[float, ...],
     fraction: float = 1.0,
     forward=None,
-) -> tuple[Tensor, Tensor]:
-    """Number of right answers and summed label-smoothed loss, on the device, which nothing here waits for.
+) -> Tensor:
+    """[2]: number of right answers and summed label-smoothed loss, on the device, which nothing here waits
+    for; so an evaluation can be captured.
 
     images uint8 [n, h, w, 3], labels int64 [n]. The images themselves come first; the other views only for
-    the `fraction` of them whose two largest probabilities differ least, all of them for 1. `forward` is the
-    network or a compiled version of it. The network is left in the mode it was in.
+    the `fraction` of them whose two largest probabilities differ least, all of them for 1. A forward pass has
+    at most `eval_batch_size` rows: all views of as many images. `forward` is the network or a compiled
+    version of it. The network is left in the mode it was in.
     """
     recipe, ops, dtype = network.recipe, network.ops, network.head.weight.dtype
     forward = network if forward is None else forward
@@ -33,10 +35,11 @@ def score(
 
     def logits(images: Tensor, views: str, first: int) -> Tensor:
         """Of the views from `first` on, [v, n, classes]."""
-        parts = []
-        for pixels in images.split(recipe.eval_batch_size):
+        parts, count = [], len(VIEWS[views]) - first
+        for pixels in images.split(max(1, recipe.eval_batch_size // count)):
             batch = ops.views(pixels, views, mean=mean, std=std, dtype=dtype)[first:]
-            parts.append(torch.stack([forward(network.layout(view))[0] for view in batch]))
+            found, _ = forward(network.layout(batch.flatten(0, 1)))
+            parts.append(found.unflatten(0, (count, len(pixels))))
         return torch.cat(parts, dim=1)
 
     plain = logits(images, "none", 0)
@@ -49,10 +52,10 @@ def score(
         scores = scores.index_copy(0, unsure, weighed)
     loss, correct = ops.cross_entropy(scores, labels, recipe.label_smoothing)
     network.train(training)
-    return correct, loss
+    return torch.stack((correct.to(loss.dtype), loss))
 
 
 def evaluate(network, images: Tensor, labels: Tensor, views: str, **options) -> tuple[float, float]:
     """Fraction of right answers and mean loss; arguments as `score`."""
-    correct, loss = score(network, images, labels, views, **options)
-    return correct.item() / len(labels), loss.item() / len(labels)
+    correct, loss = score(network, images, labels, views, **options).tolist()
+    return correct / len(labels), loss / len(labels)

@@ -55,22 +55,23 @@ def phases(
 ) -> list[Phase]:
     """The phases of a run with a choice of kernels, in order. Errors as `kernels.choose`."""
     kernels.choose(choice)
+    known: dict = {}
     run = Rehearsal(recipe, dtype, examples, tests)
 
     def once(name: str, work: Callable[[], None]) -> Phase:
-        return Phase(name, 1, ((1, passes(recipe, choice, *run.part(work))),))
+        return Phase(name, 1, ((1, passes(recipe, choice, *run.part(work), known=known)),))
 
     steps = cost.steps(recipe, examples)
     orders = Counter(images for _, images in rounds(recipe, examples))
     work = tuple(
-        (times, passes(recipe, choice, *run.part(lambda n=images: run.step.shuffle(n))))
+        (times, passes(recipe, choice, *run.part(lambda n=images: run.step.shuffle(n)), known=known))
         for images, times in orders.items()
     )
     found = [once("prepare", run.prepare), Phase("shuffle", orders.total(), work)]
     for size in dict.fromkeys(variant.size for variant, _ in steps):
         these = {step: times for step, times in steps.items() if step[0].size == size}
         work = tuple(
-            (times, passes(recipe, choice, *run.part(lambda v=variant: run.step(v)), averages))
+            (times, passes(recipe, choice, *run.part(lambda v=variant: run.step(v)), averages, known))
             for (variant, averages), times in these.items()
         )
         found.append(Phase(f"train at {size}", sum(these.values()), work))

@@ -17,6 +17,33 @@ from .recipes import Recipe
 from .settings import recipe as configure
 
 LARGEST = 10_000  # configurations
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A grid that is asked for by its name: settings of each of its configurations, runs of each."""
+
+    recipe: str
+    runs: int
+    settings: tuple[str, ...]
+
+
+READY = {
+    # The recipe, one thing of it changed at a time, and fewer epochs with what might make up for them.
+    "record94": Ready(
+        recipe="record94",
+        runs=50,
+        settings=(
+            "",
+            *("epochs=8.2", "epochs=8.0", "epochs=7.8", "epochs=7.6"),
+            *("hard_fraction=0.5", "hard_fraction=0.7"),
+            *("sizes=24,24,24,24,28,28,32", "sizes=24,24,24,28,28,32"),
+            *("lr=0.205", "lr=0.248"),
+            *("bias_lr=0.052", "bias_lr=0.063"),
+            *("epochs=8.0 hard_fraction=0.5", "epochs=8.0 lr=0.248"),
+        ),
+    ),
+}
 Key = tuple[str, str, int]  # recipe, data set, seed: what tells runs of one device apart
 
 
@@ -66,14 +93,40 @@ def grid(
         )
     places = range(size) if draw is None else sorted(random.Random(seed).sample(range(size), draw))
     swept = [field for field, values in fields.items() if len(values) > 1]
-    found: dict[Recipe, Configuration] = {}
+    points = []
     for place in places:
         point = {}
         for field, values in reversed(fields.items()):
             place, i = divmod(place, len(values))
             point[field] = values[i]
+        points.append({field: point[field] for field in fields})
+    return _resolved(recipe, points, swept, execution)
+
+
+def ready(name: str, settings: list[str], execution: Execution = Execution()) -> list[Configuration]:
+    """The configurations of READY[name], each with these settings, which have a value each. Raises UserError,
+    also for a setting of what the grid has values of.
+    """
+    chosen, common = READY[name], {}
+    changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
+    swept = list(dict.fromkeys(field for change in changes for field in change))
+    for field, values in map(alternatives, settings):
+        if field in swept or field in common or len(values) > 1:
+            why = f"of which --grid {name} has values" if field in swept else "of which one value is accepted"
+            raise UserError(f"--set: got {field}={','.join(values)}, {why}")
+        common[field] = values[0]
+    return _resolved(chosen.recipe, [common | change for change in changes], swept, execution)
+
+
+def _resolved(
+    recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
+) -> list[Configuration]:
+    """A configuration of each point, named by what it has of the fields `swept`."""
+    found: dict[Recipe, Configuration] = {}
+    for point in points:
         resolved, how = resolve(configure(recipe, point), execution)
-        name = " ".join(f"{field}={point[field]}" for field in swept) or resolved.name
+        name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
+        name = name or resolved.name
         if resolved in found:
             raise UserError(f"--set: {found[resolved].name} and {name} are the same; leave one of them out")
         values = {field: getattr(resolved, field) for field in swept}

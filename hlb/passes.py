@@ -22,7 +22,7 @@ from kernels.tiling import Problem
 from kernels.traffic import Traffic, around, traffic
 
 from . import cost
-from .rehearsal import Call, Rehearsal
+from .rehearsal import Call, Rehearsal, shown
 from .step import plan
 
 
@@ -41,6 +41,10 @@ class Pass:
     useful: int | None = None
     launches: int = 1
     problem: Problem | None = None
+
+    def row(self) -> dict:
+        """As JSON has it."""
+        return {name: value for name, value in vars(self).items() if name != "problem"}
 
     def work(self, chip: Chip) -> dict[str, float]:
         """Seconds that a chip needs at least for each kind of work."""
@@ -112,6 +116,7 @@ FIELDS: dict[str, Callable[..., dict]] = {
     "weigh_views": lambda logits, views: {"n": logits.shape[1], "classes": logits.shape[2], "views": views},
     "patch_covariance": _sized(n=("images", 0), h=("images", 1), w=("images", 2)),
     "uniform": lambda numel, **_: {"numel": numel},
+    "permutation": lambda n, **_: {"n": n},
     "muon": lambda matrices, steps, **inputs: (
         _updated(**inputs) | {"shapes": tuple(shape for _, *shape in matrices), "steps": steps}
     ),
@@ -133,17 +138,25 @@ def launched(recipe, choice: str, dtype: torch.dtype = torch.float16, examples: 
     return passes(recipe, choice, *rehearsal.part(lambda: rehearsal.step(variant)), averages)
 
 
-def passes(recipe, choice: str, calls: list[Call], between: Traffic, averages: str = "none") -> list[Pass]:
+def passes(
+    recipe,
+    choice: str,
+    calls: list[Call],
+    between: Traffic,
+    averages: str = "none",
+    known: dict | None = None,
+) -> list[Pass]:
     """What a choice of kernels launches for the calls of a part of a run, and the operators between them.
-    `averages` is what a step averages.
+    `averages` is what a step averages; `known` keeps what was counted, for other parts of the same run.
     """
-    chosen, names, known, found = kernels.choose(choice), cycle(cost.layers(recipe)), {}, []
+    chosen, names, found = kernels.choose(choice), cycle(cost.layers(recipe)), []
+    known = {} if known is None else known
     for op, inputs in calls:
         layer = next(names).name if op in LAYERS else REST.get(op) or found[-1].layer
         backend = chosen[op] if op in kernels.CATALOGUE else "reference"
         if backend == "tuned":
             backend, inputs = TUNED[op](inputs)
-        key = op, backend, *(_shown(value) for value in inputs.values())
+        key = op, backend, averages, *(shown(value) for value in inputs.values())
         if key not in known:
             eager = backend == "reference"
             known[key] = list(_eager(op, inputs) if eager else _kernels(op, inputs, averages))
@@ -168,13 +181,6 @@ def _tuned_gate(inputs: dict) -> tuple[str, dict]:
 
 # An op that `tuned` chooses by shape -> (backend, arguments) of a call.
 TUNED = {"conv_bn_act": _tuned_block, "se_gate": _tuned_gate}
-
-
-def _shown(value):
-    """What the cost of an op depends on, of an argument."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.requires_grad
-    return value
 
 
 def _eager(op: str, inputs: dict) -> Iterator[Pass]:

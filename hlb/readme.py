@@ -1,53 +1,103 @@
-"""README's tables, between markers: records, the seed system's baselines beside ours, kernels, and how often
-the speed gate is wrong.
+"""README's tables, between markers: our best beside others on its GPU, recipes, records, the seed system's
+baselines beside ours, kernels, passes of convolutions, and how often the speed gate is wrong.
 
     <!-- records -->
     <!-- /records -->
 
-No number of them is written by hand: they come from bench/results/, published.json, baselines.json and the
-kernels' SPECs. Beside them stands a plot of the records, docs/accuracy-time.png.
+No number of them is written by hand: they come from bench/results/, published.json, baselines.json, recipes
+and SPECs; those of kernels stand in kernel_tables.py. Beside them stands a plot of the records,
+docs/accuracy-time.png.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from statistics import geometric_mean
 
-from kernels import CATALOGUE, page, traffic
-from kernels.spec import Case, KernelSpec
+import torch
 
-from . import benches, records, run_plots
+from kernels import chips
+
+from . import cells, cost, floor, peers, records, run_plots
+from .cells import UNKNOWN
 from .errors import UserError
 from .files import atomic
-from .records import RESULTS, UNKNOWN, Record
+from .kernel_tables import BY, kernels_table, markdown, passes_table
+from .recipes import RECIPES, Recipe
+from .records import RESULTS, Group, Record
 
 PLOT = Path("docs") / "accuracy-time.png"
 BASELINES = Path(__file__).with_name("baselines.json")
-UNMEASURED = "not measured"
-BY = "by `hlb report --markdown`."
-BASELINE_COLUMNS = ("system", "hardware", "dtype", "accuracy: mean [95 % interval]", "n", "time in s")
-KERNEL_COLUMNS = ("op", "what it fuses", "calls", "MB in eager PyTorch", "MB", "bytes saved")
-# Which cases of an op its row is of: those of the first rule that finds any; their bytes are added up.
-CALLS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    ("record94", lambda name: name == "record94" or (name.startswith("record94 ") and " at " not in name)),
-    ("seed", lambda name: name == "seed"),
-    ("record94", lambda name: name.startswith("record94.")),
-    ("seed", lambda name: name.startswith("seed.")),
+GPU_COLUMNS = (
+    "system",
+    "run with",
+    "GPU",
+    f"seconds: {records.CONTRACT}",
+    "accuracy: mean [95 % interval]",
+    "n",
 )
+BASELINE_COLUMNS = (
+    "system",
+    "run with",
+    "hardware",
+    "dtype",
+    "accuracy: mean [95 % interval]",
+    "n",
+    "time in s",
+)
+RECIPE_COLUMNS = (
+    "recipe",
+    "what it is",
+    "parameters",
+    "GFLOP per image, forward / training",
+    "steps",
+    "test-time views",
+)
+WHAT = {  # a recipe, in words; what its fields say of sizes and images is added
+    "record94": "default on a GPU: SiLU, Muon",
+    "record95": "airbench95",
+    "record96": "airbench96, residuals added after the activation",
+    "cpu94": "default on a CPU: the same for it",
+    "airbench94": "airbench94_muon",
+    "seed": "hlb-CIFAR10 of January 2023, its bugs fixed",
+    "smoke": "seconds on a CPU, for tests and a first look; its numbers mean nothing",
+}
+FLOORS = ("record94", "airbench94")  # the recipes whose modelled floor is said
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "--|" * len(columns), *lines[1:]])
+def groups(root: Path) -> list[Group]:
+    """All runs of a checkout."""
+    return [*records.trained(root), *peers.timed(root)]
 
 
 def mine(root: Path) -> list[Record]:
     """The records of a checkout."""
-    return records.ours([*records.trained(root), *records.timed(root)])
+    return records.ours(groups(root))
+
+
+def gpu_table(root: Path) -> str:
+    """For each target our best on a GPU, and the other systems that we ran on the same one."""
+    shown = []
+    for (target, gpu), group in records.best(groups(root)).items():
+        if gpu:
+            there = [record for record in mine(root) if record.hardware == group.hardware]
+            shown += [group.record, *(one for one in there if not one.ours and one.target == target)]
+    rows = [
+        (
+            one.system,
+            one.execution or "",
+            one.hardware or UNKNOWN,
+            cells.seconds(one),
+            cells.accuracy(one),
+            cells.runs(one),
+        )
+        for one in shown
+    ]
+    if not rows:
+        return "No GPU has been measured yet."
+    note = "Of ours the fastest that reaches its target, else the most accurate."
+    return "\n".join([markdown(GPU_COLUMNS, rows), "", f"{note} From `{RESULTS.as_posix()}/` {BY}"])
 
 
 def records_table(root: Path) -> str:
@@ -55,95 +105,79 @@ def records_table(root: Path) -> str:
     found = mine(root)
     notes = (
         "By the accuracy aimed at, ours first. A published time is its authors', under their own rules.",
-        records.unclaimed(found),
+        cells.unclaimed(found),
         f"From `{RESULTS.as_posix()}/` and `hlb/{records.PUBLISHED.name}` {BY}",
     )
-    return "\n".join([markdown(records.COLUMNS, list(map(records.row, records.beside(found)))), "", *notes])
+    return "\n".join([markdown(cells.COLUMNS, list(map(cells.row, records.beside(found)))), "", *notes])
+
+
+def recipes_table(root: Path) -> str:
+    """A row for each recipe, counted as `hlb recipes` does; and the modelled floors of some."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        of = cost.report(recipe)
+        shown = Record("", "", views=recipe.views, views_fraction=recipe.views_fraction)
+        flops = f"{of['gflop_per_image']['forward']:.3f} / {of['gflop_per_image']['train']:.3f}"
+        steps = f"{of['steps']} of {of['batch_size']}"
+        parameters = f"{of['parameters']['trainable'] / 1e6:.2f} M"
+        rows.append((f"`{name}`", described(recipe), parameters, flops, steps, cells.views(shown)))
+    chip = chips.AIMED_AT
+    first, *others = (
+        f"{floor.seconds(floor.phases(RECIPES[name], 'triton'), chip):.3f} s of `{name}`" for name in FLOORS
+    )
+    rates = f"{chip.flops[torch.float16] / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e12:.1f} TB/s"
+    notes = (
+        f"The modelled floor of a run on {chip.name} is {first}, against {', '.join(others)}: counted",
+        f"FLOPs and bytes at {rates} and {1e6 * chip.launch:g} \N{MICRO SIGN}s a launch, no measurement.",
+        "`hlb recipes NAME --kernels triton` has it launch by launch. Recipes are counted by `hlb recipes`;",
+        f"the table is made {BY}",
+    )
+    return "\n".join([markdown(RECIPE_COLUMNS, rows), "", *notes])
+
+
+def described(recipe: Recipe) -> str:
+    """A recipe in words: how its images grow, and of how many its late epochs are."""
+    parts = [WHAT[recipe.name]]
+    if len(set(recipe.sizes)) > 1:
+        parts.append(f"images that grow, {min(recipe.sizes)} to {max(recipe.sizes)} pixels")
+    if recipe.hard_fraction < 1:
+        hardest = f"the {100 * recipe.hard_fraction:g} % of the images whose loss was largest"
+        parts.append(f"after {recipe.hard_from} epochs only {hardest}")
+    return "; ".join(parts)
 
 
 def baselines_table(root: Path) -> str:
-    """The seed system's own runs, and ours of `seed`, by time."""
+    """The seed system's own runs, its runs by us, and ours of `seed`."""
     theirs = json.loads(BASELINES.read_text(encoding="utf-8"))
     rows = []
     for run in theirs["runs"]:
         dtype = run.pop("dtype") or UNKNOWN
         rows.append((Record(system=theirs["system"], source=theirs["source"], n=theirs["n"], **run), dtype))
-    for group in records.trained(root):
-        if group.system.startswith("`seed`") and group.dataset == "cifar10":
-            system, _, dtype = group.system.partition(", ")
-            dtype, _, changed = dtype.partition(", ")
-            rows.append((group.record, dtype if not changed else f"{dtype}, {changed}"))
-    cells = [
+    for group in [*peers.timed(root), *records.trained(root)]:
+        if group.system.startswith((theirs["system"], "`seed`")) and group.dataset == "cifar10":
+            rows.append((group.record, group.system.partition(", ")[2]))
+    lines = [
         (
             r.system.partition(",")[0],
+            r.execution or "",
             r.hardware or UNKNOWN,
             dtype,
             accuracy,
-            records.runs(r),
-            records.seconds(r),
+            cells.runs(r),
+            cells.time(r) if r.own_contract else cells.seconds(r),
         )
         for r, dtype in rows
-        for accuracy in [records.accuracy(r).removesuffix(f", std {UNKNOWN}")]
+        for accuracy in [cells.accuracy(r).removesuffix(f", std {UNKNOWN}")]
     ]
     (least, most), (fewest, cached) = theirs["gb_allocated"], theirs["gb_cached"]
     notes = (
         f"Theirs: {theirs['source']}; {theirs['contract']};",
         f"{least}-{most} GB allocated, {fewest}-{cached} GB cached. Ours: {records.CONTRACT}.",
-        f"Test-time views of both: {records.views(Record('', '', views=theirs['views']))}.",
+        f"Test-time views of both: {cells.views(Record('', '', views=theirs['views']))}.",
         f"From `hlb/{BASELINES.name}` and `{RESULTS.as_posix()}/` {BY}",
     )
     head = "The seed system's own runs, and ours of `seed`:"
-    return "\n".join([head, "", markdown(BASELINE_COLUMNS, cells), "", *notes])
-
-
-def measured(root: Path) -> dict[str, dict]:
-    """GPU -> the rows that `python -m bench` measured there, a later record's in place of an earlier's."""
-    found: dict[str, dict[tuple, dict]] = {}
-    contents = [records.read(path) for path in sorted((root / RESULTS).rglob("*.json"))]
-    kept = [content for content in contents if benches.is_bench(content) and content.get("kernels_timed")]
-    for content in sorted(kept, key=lambda content: content.get("time") or ""):
-        rows = found.setdefault(content["device_name"], {})
-        rows |= {tuple(row[field] for field in benches.FIELDS): row for row in content["rows"]}
-    return {gpu: {"rows": list(rows.values())} for gpu, rows in found.items()}
-
-
-def kernels_table(root: Path) -> str:
-    """A row for each op of the catalogue: what it fuses, the bytes it saves, how much faster it is."""
-    gpus = measured(root)
-    faster = {
-        gpu: [benches.speed_ups(record, base) for base in ("eager", "compiled")]
-        for gpu, record in gpus.items()
-    }
-    of = [f"times faster than eager, torch.compile, on {gpu}" for gpu in gpus]
-    columns = (*KERNEL_COLUMNS, *(of or ["times faster than eager, torch.compile"]))
-    rows = []
-    for name, spec in CATALOGUE.items():
-        calls, cases = calls_of(spec)
-        dtype = spec.dtype()
-        eager = sum(traffic.unfused(spec, case, dtype)["training"] for case in cases)
-        moved = sum(traffic.fused(spec, case, dtype) for case in cases)
-        saved = f"{100 * (1 - moved / eager):.0f} %".replace("-", "\N{MINUS SIGN}")
-        times = [
-            ", ".join(f"{geometric_mean(by[name]):.2f}" if by.get(name) else UNMEASURED for by in both)
-            for both in faster.values()
-        ]
-        sizes = (page.number(size / 1e6) for size in (eager, moved))
-        rows.append((f"`{name}`", spec.fuses, calls, *sizes, saved, *(times or [UNMEASURED])))
-    notes = (
-        "MB are bytes through device memory, forward and backward where there is one, in float16 where an op",
-        "has it: of eager PyTorch counted operator by operator, a lower bound; of the op declared, and",
-        "counted in Triton's interpreter to within 5 %. Times are geometric means over an op's cases.",
-        f"From the SPECs in `kernels/` and from `{RESULTS.as_posix()}/` {BY}",
-    )
-    return "\n".join([markdown(columns, rows), "", *notes])
-
-
-def calls_of(spec: KernelSpec) -> tuple[str, list[Case]]:
-    """The calls that an op's row is of, in words and as cases."""
-    for recipe, rule in CALLS:
-        if cases := [case for case in spec.cases if rule(case.name)]:
-            return f"{len(cases)} of `{recipe}`", cases
-    return f"all {len(spec.cases)}", list(spec.cases)
+    return "\n".join([head, "", markdown(BASELINE_COLUMNS, lines), "", *notes])
 
 
 def gate_table(root: Path) -> str:
@@ -170,8 +204,11 @@ def gate_table(root: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "gpu": gpu_table,
+    "recipes": recipes_table,
     "records": records_table,
     "kernels": kernels_table,
+    "passes": passes_table,
     "baselines": baselines_table,
     "gate": gate_table,
 }

@@ -1,9 +1,13 @@
 """Records as rows: ours, from ledgers, and the published ones beside.
 
-Ours are runs in groups that are alike: those of ledgers by recipe and what was changed of it, dtype, device
-and test-time views, and those of other systems, JSON files with "system" and "runs". Each run counts once. A
-group that was trained on CIFAR-10 and aims at an accuracy is a record. The published records stand in
+Ours are runs in groups that are alike: those of ledgers by recipe and what was changed of it, dtype, how it
+was executed, device and test-time views; peers.py has those of other systems. Each run counts once. A group
+that was trained on CIFAR-10 and aims at an accuracy is a record. The published records stand in
 published.json, where null is what their authors do not state.
+
+What a ledger's lines do not know stands beside them in notes.json, by the ledger's name: {"a.jsonl":
+{"note": "patched", "untimed": "accuracy only: the card was shared"}}. Where there is "untimed", no time is
+quoted.
 """
 
 from __future__ import annotations
@@ -11,31 +15,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from kernels.views import VIEWS
 
 from . import ledger
 from .errors import UserError
 from .recipes import RECIPES, Recipe
-from .statistics import RECORD_RUNS, summary
+from .statistics import summary
 
 ROOT = Path(__file__).parents[1]  # of a checkout
 RESULTS = Path("bench") / "results"
 PUBLISHED = Path(__file__).with_name("published.json")
-UNKNOWN = "not stated"
 CONTRACT = "prepare + train + evaluation"
-COLUMNS = (
-    "system",
-    "hardware",
-    "accuracy: mean [95 % interval] or std",
-    "n",
-    "test-time views",
-    "time in s, and what is in it",
-    "source",
-)
 LATER = {"hard_fraction": 1.0}  # fields that older records lack, and what those did
 ELSEWHERE = ("name", "dtype", "target", "views", "views_fraction")  # fields that a row shows anyway
 PLAIN = {
@@ -45,14 +37,20 @@ PLAIN = {
     "channels_last": True,
     "deterministic": False,
 }
+ON_A_GPU = ("kernels", "compile", "graph")  # what is said there even where it is plain
+NOTES = "notes.json"
+NOTED = ("note", "untimed")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A row of the table. Accuracies are fractions; None is what is not known."""
+    """A row of the table. Accuracies are fractions; None is what is not known. `own_` is by the rule of the
+    system itself, where the other time is by ours.
+    """
 
     system: str
     source: str
+    execution: str | None = None
     hardware: str | None = None
     target: float = 0.94
     accuracy: float | None = None
@@ -65,15 +63,24 @@ class Record:
     seconds: float | None = None
     seconds_std: float | None = None
     contract: str | None = None
+    untimed: str | None = None
+    own_seconds: float | None = None
+    own_seconds_std: float | None = None
+    own_contract: str | None = None
     date: str | None = None
     gpu: bool = True
+    ours: bool = False
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of ours that are alike. `runs` are those that ended well, each with "accuracy" and "seconds"."""
+    """Runs that we made and that are alike, of our recipes or of another system. `runs` are those that ended
+    well, each with "accuracy" and "seconds", and with "own_seconds" where there is an `own_contract`.
+    `untimed` is why their times are not to be quoted.
+    """
 
     system: str
+    execution: str | None
     hardware: str | None
     dataset: str
     target: float
@@ -84,6 +91,9 @@ class Group:
     failed: int
     sources: tuple[str, ...]
     gpu: bool
+    untimed: str | None = None
+    own_contract: str | None = None
+    ours: bool = True
 
     @property
     def accuracies(self) -> list[float]:
@@ -91,20 +101,25 @@ class Group:
 
     @property
     def seconds(self) -> list[float]:
-        return [run["seconds"] for run in self.runs]
+        return [] if self.untimed else [run["seconds"] for run in self.runs]
 
     @property
     def record(self) -> Record:
         accuracy, time = summary(self.accuracies), summary(self.seconds)
-        fields = ("system", "hardware", "target", "views", "views_fraction", "contract", "failed", "gpu")
+        own = summary([run["own_seconds"] for run in self.runs] if self.own_contract else [])
+        common = {field.name for field in dataclasses.fields(Record)} & {
+            field.name for field in dataclasses.fields(Group)
+        }
         return Record(
             accuracy=accuracy["mean"],
             accuracy_ci95=accuracy["ci95"],
             n=accuracy["n"],
             seconds=time["mean"],
             seconds_std=time["std"],
+            own_seconds=own["mean"],
+            own_seconds_std=own["std"],
             source=", ".join(f"`{source}`" for source in self.sources),
-            **{field: getattr(self, field) for field in fields},
+            **{field: getattr(self, field) for field in common},
         )
 
 
@@ -114,11 +129,38 @@ def _changes(fields: dict, recipe: Recipe) -> dict:
     fields = LATER | fields
     if own["master_weights"] == "auto":
         own["master_weights"] = "on" if fields.get("dtype") == "bfloat16" else "off"
-    return {
+    changed = {
         name: value
         for name, value in fields.items()
         if name in own and name not in ELSEWHERE and value != own[name]
     }
+    if fields["hard_fraction"] == 1:
+        changed.pop("hard_from", None)  # of all images from any epoch on
+    return changed
+
+
+def on_gpu(run: dict) -> bool:
+    return str(run.get("device")).startswith("cuda")
+
+
+def _settings(values: dict) -> str:
+    return " ".join(
+        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in values.items()
+    )
+
+
+def execution(run: dict) -> str:
+    """How a ledger's run was executed: on a GPU its kernels, compilation and graphs, elsewhere only what was
+    not plain; and what is noted of it.
+    """
+    always = ON_A_GPU if on_gpu(run) else ()
+    chosen = {
+        key: value
+        for key, value in run["execution"].items()
+        if key in always or value != PLAIN.get(key, value)
+    }
+    return "; ".join(filter(None, [chosen and f"`{_settings(chosen)}`", run.get("note")]))
 
 
 def system(run: dict) -> str:
@@ -129,24 +171,21 @@ def system(run: dict) -> str:
     name, fields = run.get("recipe"), run["recipe_fields"]
     known = sorted(RECIPES, key=lambda other: other != name)
     same = next((other for other in known if not _changes(fields, RECIPES[other])), name)
-    settings = _changes(fields, RECIPES.get(same, Recipe(name=same)))
-    settings |= {key: value for key, value in run["execution"].items() if value != PLAIN.get(key, value)}
-    changed = " ".join(
-        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for key, value in settings.items()
-    )
+    changed = _settings(_changes(fields, RECIPES.get(same, Recipe(name=same))))
     recipe = f"`{same}`" if same == name else f"`{same}` (recorded as `{name}`)"
     return ", ".join(filter(None, [recipe, fields.get("dtype"), changed and f"`{changed}`"]))
 
 
 def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
     """The groups of some ledgers' runs, which are (source, runs) each."""
+    about = ("system", "execution", "hardware", "dataset", "target", "views", "views_fraction", "untimed")
     found: dict[tuple, dict[str, tuple[str, dict]]] = {}
     for source, runs in ledgers:
         for run in filter(ledger.is_run, runs):
             fields = run["recipe_fields"]
             views = fields.get("views"), fields.get("views_fraction", 1.0)
-            key = system(run), run.get("device_name"), run.get("dataset"), fields.get("target") or 0.0, *views
+            what = system(run), execution(run), run.get("device_name"), run.get("dataset")
+            key = *what, fields.get("target") or 0.0, *views, run.get("untimed")
             found.setdefault(key, {}).setdefault(json.dumps(run, sort_keys=True), (source, run))
     made = []
     for key, group in found.items():
@@ -157,46 +196,50 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
             if run["status"] == "ok"
         ]
         sources = tuple(dict.fromkeys(source for source, _ in group.values()))
-        gpu = any(str(run.get("device")).startswith("cuda") for run in ok)
-        made.append(Group(*key, CONTRACT, ok, len(runs) - len(ok), sources, gpu))
+        made.append(
+            Group(
+                **dict(zip(about, key)),
+                contract=CONTRACT,
+                runs=ok,
+                failed=len(runs) - len(ok),
+                sources=sources,
+                gpu=any(map(on_gpu, ok)),
+            )
+        )
     return made
+
+
+def noted(path: Path, runs: list[dict]) -> list[dict]:
+    """The runs of a ledger with what is noted of it beside it. UserError where the notes are none."""
+    beside = path.with_name(NOTES)
+    notes = read(beside) if beside.is_file() else {}
+    of = notes.get(path.name, {}) if isinstance(notes, dict) else None
+    if not isinstance(of, dict) or not set(of) <= set(NOTED):
+        raise UserError(f"{beside}: accepted are {', '.join(NOTED)} of each ledger")
+    return [run | of for run in runs]
 
 
 def trained(root: Path, others: Sequence[Path] = ()) -> list[Group]:
     """The groups of all ledgers of a checkout, and of others."""
     found = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
     found |= {path.as_posix(): path for path in others}
-    return groups((name, ledger.load(path)) for name, path in found.items())
+    return groups((name, noted(path, ledger.load(path))) for name, path in found.items())
 
 
-def timed(root: Path) -> Iterator[Group]:
-    """The groups of other systems that we ran. A run without accuracy or seconds has failed."""
-    for path in sorted((root / RESULTS).rglob("*.json")):
-        content = read(path)
-        runs = content.get("runs") if isinstance(content, dict) and "system" in content else None
-        if not isinstance(runs, list):
-            continue
-        common = {name: value for name, value in content.items() if name != "runs"}
-        ok = [
-            common | run
-            for run in runs
-            if isinstance(run, dict)
-            and run.get("status", "ok") == "ok"
-            and all(type(run.get(name)) in (int, float) for name in ("accuracy", "seconds"))
-        ]
-        yield Group(
-            system=content["system"],
-            hardware=content.get("device_name"),
-            dataset=content.get("dataset", "cifar10"),
-            target=content.get("target", Record.target),
-            views=content.get("views"),
-            views_fraction=1.0,
-            contract=content.get("contract"),
-            runs=ok,
-            failed=len(runs) - len(ok),
-            sources=(path.relative_to(root).as_posix(),),
-            gpu=str(content.get("device")).startswith("cuda"),
-        )
+def best(found: Iterable[Group]) -> dict[tuple[float, bool], Group]:
+    """(accuracy aimed at, on a GPU) -> of ours that have a time the fastest group whose mean reaches it, else
+    the most accurate.
+    """
+
+    def rank(group: Group) -> tuple:
+        accuracy, time = summary(group.accuracies)["mean"], summary(group.seconds)["mean"]
+        return (0, time) if accuracy >= group.target else (1, -accuracy)
+
+    by_aim: dict[tuple[float, bool], list[Group]] = {}
+    for group in found:
+        if group.ours and group.seconds and group.target and group.dataset == "cifar10":
+            by_aim.setdefault((group.target, group.gpu), []).append(group)
+    return {key: min(by_aim[key], key=rank) for key in sorted(by_aim, key=lambda key: (key[0], not key[1]))}
 
 
 def ours(found: Iterable[Group]) -> list[Record]:
@@ -224,56 +267,6 @@ def read(path: Path) -> object:
         raise UserError(f"{path.name}: no JSON: {error}") from None
 
 
-def accuracy(record: Record) -> str:
-    """94.20 % [93.93, 94.47], or what is known of that."""
-    if record.accuracy is None:
-        return "none" if record.n == 0 else UNKNOWN
-    mean = f"{100 * record.accuracy:.2f} %"
-    if record.accuracy_ci95:
-        return mean + " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in record.accuracy_ci95))
-    if record.n == 1:
-        return mean
-    std = UNKNOWN if record.accuracy_std is None else f"{100 * record.accuracy_std:.2f} %"
-    return f"{mean}, std {std}"
-
-
-def runs(record: Record) -> str:
-    """How many, and how many failed."""
-    n = UNKNOWN if record.n is None else str(record.n)
-    return f"{n}, {record.failed} failed" if record.failed else n
-
-
-def seconds(record: Record) -> str:
-    """557.6 (std 12.3), or what is known of that."""
-    if record.seconds is None:
-        return "none" if record.n == 0 else UNKNOWN
-    mean = f"{record.seconds:.0f}" if record.seconds >= 1000 else f"{record.seconds:.4g}"
-    return mean if record.seconds_std is None else f"{mean} (std {record.seconds_std:.3g})"
-
-
-def views(record: Record | Group) -> str:
-    if record.views not in VIEWS:
-        return record.views or UNKNOWN
-    shown = f"{len(VIEWS[record.views])} ({record.views})"
-    if record.views_fraction < 1:
-        shown += f", for the least sure {100 * record.views_fraction:g} %"
-    return shown
-
-
-def row(record: Record) -> tuple[str, ...]:
-    """A record's cells, in the order of COLUMNS."""
-    time = f"{seconds(record)}: {record.contract or f'contents {UNKNOWN}'}"
-    source = f"{record.source}, {record.date}" if record.date else record.source
-    hardware = record.hardware or UNKNOWN
-    return record.system, hardware, accuracy(record), runs(record), views(record), time, source
-
-
 def beside(mine: Sequence[Record]) -> list[Record]:
     """Our records and the published ones, by the accuracy aimed at, ours first."""
     return sorted([*mine, *published()], key=lambda record: record.target)
-
-
-def unclaimed(mine: Sequence[Record]) -> str:
-    """What our records are not, in a sentence."""
-    gpu = "" if any(record.gpu for record in mine) else "; there is no GPU record yet"
-    return f"Of ours, fewer than {RECORD_RUNS} runs are no record claim{gpu}."

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import kernels
 from kernels.traffic import Traffic
@@ -36,6 +37,7 @@ class Rehearsal:
 
     def __init__(self, recipe, dtype: torch.dtype = torch.float16, examples: int = 50000, tests: int = 10000):
         self.recipe, self.calls, self.between = recipe, [], Traffic()
+        self._outputs: dict[tuple, object] = {}
         ops = {op: self._noted(op, function) for op, function in kernels.BACKENDS["reference"].items()}
         steps, per_epoch = recipe.steps(examples), recipe.steps_per_epoch(examples)
         changes = {name: getattr(recipe, name) for name in AUGMENTATION}
@@ -83,18 +85,35 @@ class Rehearsal:
             if not torch.is_grad_enabled():
                 inputs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in inputs.items()}
             self.calls.append((op, inputs))
-            there = self.between
-            before = [counts.copy() for counts in (there.bytes, there.flops, there.launches)]
-            outputs = function(*args, **kwargs)
+            key = (op, torch.is_grad_enabled(), *((name, shown(value)) for name, value in inputs.items()))
+            if key in self._outputs:  # a run repeats few different calls
+                outputs = tree_map_only(Tensor, _like, self._outputs[key])
+            else:
+                there = self.between
+                before = [counts.copy() for counts in (there.bytes, there.flops, there.launches)]
+                self._outputs[key] = outputs = function(*args, **kwargs)
+                there.bytes, there.flops, there.launches = before
             wanted = [v for v in inputs.values() if isinstance(v, Tensor) and v.requires_grad]
             if wanted:
                 single = isinstance(outputs, Tensor)
                 outputs = _Opaque.apply([outputs] if single else outputs, *wanted)
                 outputs = outputs[0] if single else outputs
-            there.bytes, there.flops, there.launches = before
             return outputs
 
         return call
+
+
+def shown(value):
+    """What the outputs and the cost of an op depend on, of an argument."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.requires_grad
+    return value
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Another tensor without memory, as this one."""
+    fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return fresh.requires_grad_(tensor.requires_grad)
 
 
 class _Opaque(torch.autograd.Function):

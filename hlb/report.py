@@ -6,13 +6,13 @@ import argparse
 import datetime
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernels import chips
 
-from . import benches, drawing, ledger, plots, readme, records, run_plots, webpage
+from . import benches, cells, drawing, ledger, peers, plots, readme, records, run_plots, webpage
 from .errors import UserError
 from .files import atomic, check_writable
 from .passes import launched
@@ -90,11 +90,14 @@ def find(
     there is nothing.
     """
     if ledgers:
-        chosen = [(selection, ledger.select(selection)) for selection in dict.fromkeys(ledgers)]
+        chosen = [
+            (selection, records.noted(Path(selection.partition(":")[0]), ledger.select(selection)))
+            for selection in dict.fromkeys(ledgers)
+        ]
         groups, there = records.groups(chosen), []
     else:
         local = [ledger.DEFAULT] if ledger.DEFAULT.is_file() else []
-        groups = records.trained(records.ROOT, local) + list(records.timed(records.ROOT))
+        groups = records.trained(records.ROOT, local) + list(peers.timed(records.ROOT))
         there = [records.read(path) for path in sorted((records.ROOT / records.RESULTS).rglob("*.json"))]
     measured, stepped = (
         [benches.load(path, option) for path in asked or ()] or [*filter(benches.KINDS[option][0], there)]
@@ -128,35 +131,22 @@ def _plot(draw, *what, out: Path, name: str, says: str) -> str:
     return webpage.figure(paths[1], says)
 
 
-def best(groups: Iterable[Group]) -> dict[tuple[float, bool], Group]:
-    """(accuracy aimed at, on a GPU) -> the fastest group whose mean reaches it, else the most accurate."""
-
-    def rank(group: Group) -> tuple:
-        accuracy, time = summary(group.accuracies)["mean"], summary(group.seconds)["mean"]
-        return (0, time) if accuracy >= group.target else (1, -accuracy)
-
-    found = defaultdict(list)
-    for group in groups:
-        if group.runs and group.target and group.dataset == "cifar10":
-            found[group.target, group.gpu].append(group)
-    return {key: min(found[key], key=rank) for key in sorted(found, key=lambda key: (key[0], not key[1]))}
-
-
 def headline(found: Findings) -> str:
     """Our best of each target, and what has not been measured."""
     parts = []
-    for (target, _), group in best(found.groups).items():
+    for (target, _), group in records.best(found.groups).items():
         record = group.record
         reached = "reached" if record.accuracy >= target else "missed"
-        on = record.hardware or records.UNKNOWN
-        time, _, std = records.seconds(record).partition(" ")
-        lead = f"{100 * target:g} % {reached} on {on}: {records.accuracy(record)} in {time} s {std}"
+        on = record.hardware or cells.UNKNOWN
+        time, _, std = cells.seconds(record).partition(" ")
+        lead = f"{100 * target:g} % {reached} on {on}: {cells.accuracy(record)} in {time} s {std}"
         _, claim = record_claim(group.accuracies, group.failed, group.dataset, target)
         known = {
             "system": record.system,
-            "n": f"{records.runs(record)}; {claim}",
-            "test-time views": records.views(record),
-            "in the time": record.contract or records.UNKNOWN,
+            **({"run with": record.execution} if record.execution else {}),
+            "n": f"{cells.runs(record)}; {claim}",
+            "test-time views": cells.views(record),
+            "in the time": record.contract or cells.UNKNOWN,
             "command": "\n".join(commands(group)),
             "versions": "\n".join(versions(group)),
         }
@@ -173,10 +163,10 @@ def headline(found: Findings) -> str:
 def missing(found: Findings) -> list[str]:
     """What a report would have, were it measured."""
     mine, absent = found.mine, []
-    known = {record.target for record in mine if record.n}
+    known = {record.target for record in mine if record.n and record.ours}
     for target in sorted({record.target for record in records.published()} - known):
         absent.append(f"a run that aims at {100 * target:g} %")
-    if not any(record.gpu and record.n for record in mine):
+    if not any(record.gpu and record.ours and record.n for record in mine):
         absent.append("a run on a GPU")
     if not any(bench.get("kernels_timed") for bench in found.benches):
         absent.append("a kernel on a GPU: `python -m bench --json FILE`, then `--kernels FILE`")
@@ -189,9 +179,9 @@ def _records(found: Findings, out: Path) -> str:
     mine, published = found.mine, records.published()
     says = "Our records and the published ones. A published time is its authors', under their own rules."
     shown = _plot(run_plots.accuracy_time, mine, published, out=out, name="accuracy-time", says=says)
-    rows = list(map(records.row, records.beside(mine)))
-    table = webpage.table(records.COLUMNS, rows, range(len(records.COLUMNS)))
-    return "\n".join([shown, table, webpage.paragraphs(records.unclaimed(mine))])
+    rows = list(map(cells.row, records.beside(mine)))
+    table = webpage.table(cells.COLUMNS, rows, range(len(cells.COLUMNS)))
+    return "\n".join([shown, table, webpage.paragraphs(cells.unclaimed(mine))])
 
 
 STATISTICS = ("mean", "std", "min", "max", "95 % interval")
@@ -204,8 +194,14 @@ def _statistics(group: Group) -> tuple[str, ...]:
         stats = summary(values)
         known = ("" if stats[name] is None else format(stats[name], digits) for name in STATISTICS[:4])
         lines.append((*known, " .. ".join(format(bound, digits) for bound in stats["ci95"] or ())))
-    about = group.system, group.hardware or records.UNKNOWN, str(group.dataset), records.runs(group.record)
-    return *about, "accuracy, %\ntime, s", *map("\n".join, zip(*lines))
+    about = _named(group), group.hardware or cells.UNKNOWN, str(group.dataset)
+    of = "accuracy, %\ntime, s" + (f"\n{group.untimed}" if group.untimed else "")
+    return *about, cells.runs(group.record), of, *map("\n".join, zip(*lines))
+
+
+def _named(group: Group) -> str:
+    """The system, and on a line of its own how it was executed."""
+    return "\n".join(filter(None, (group.system, group.execution)))
 
 
 def _runs(found: Findings, out: Path) -> str:
@@ -268,8 +264,8 @@ def _kernels(found: Findings, out: Path) -> str:
             ("speed-up", plots.speed_up, "Speed-up"),
         ):
             parts.append(_plot(draw, record, out=out, name=f"{name}-{i}", says=f"{what}: {of}."))
-        if record.get("command"):
-            parts.append(webpage.paragraphs(f"`{record['command']}`"))
+        said = (record.get("command") and f"`{record['command']}`", record.get("note"))
+        parts += [webpage.paragraphs(text) for text in filter(None, said)]
         wrong = [row for row in record["rows"] if row.get("fault")]
         parts.append(
             webpage.items([" ".join(row[f] for f in benches.FIELDS) + f": {row['fault']}" for row in wrong])
@@ -283,14 +279,14 @@ def commands(group: Group, shown: int = 5) -> list[str]:
     """The commands that the runs of a group were started by, each once, and not too many."""
     known = list(dict.fromkeys(f"`{run['command']}`" for run in group.runs if run.get("command")))
     more = [f"and {len(known) - shown} more"] if len(known) > shown else []
-    return [*known[:shown], *more] or [records.UNKNOWN]
+    return [*known[:shown], *more] or [cells.UNKNOWN]
 
 
 def versions(group: Group) -> list[str]:
     """What the runs of a group were obtained with, each different one once."""
     found = [run.get("versions") or {} for run in group.runs]
     shown = [", ".join(f"{name} {version}" for name, version in each.items() if version) for each in found]
-    return list(filter(None, dict.fromkeys(shown))) or [records.UNKNOWN]
+    return list(filter(None, dict.fromkeys(shown))) or [cells.UNKNOWN]
 
 
 def _made(groups: Sequence[Group]) -> str:
@@ -305,11 +301,11 @@ def _made(groups: Sequence[Group]) -> str:
         days = dict.fromkeys(run["time"][:10] for run in group.runs if run.get("time"))
         rows.append(
             (
-                group.system,
+                _named(group),
                 "\n".join(commands(group)),
-                "\n".join(commits) or records.UNKNOWN,
-                "\n".join(days) or records.UNKNOWN,
-                group.hardware or records.UNKNOWN,
+                "\n".join(commits) or cells.UNKNOWN,
+                "\n".join(days) or cells.UNKNOWN,
+                group.hardware or cells.UNKNOWN,
                 "\n".join(versions(group)),
                 "\n".join(f"`{source}`" for source in group.sources),
             )

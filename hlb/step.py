@@ -10,7 +10,6 @@ or a whole run captured as a CUDA graph: seeds, rates, averages and orders are r
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import averaging, schedule
+from .execution import compiled
 
 
 class Round(NamedTuple):
@@ -67,6 +67,20 @@ def plan(recipe, examples: int) -> list[Variant]:
     ]
 
 
+def work(recipe, examples: int) -> int:
+    """The pixels of all images that a run over `examples` is shown: its steps' time grows with them."""
+    return sum(variant.count * variant.size**2 for variant in plan(recipe, examples))
+
+
+def _alike(grad: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Both flat where both lie in the order of their indices: strides of extents of 1 may differ there, which
+    means nothing, but keeps torch from copying many tensors in one launch.
+    """
+    if grad.is_contiguous() and gradient.is_contiguous():
+        return grad.view(-1), gradient.view(-1)
+    return grad, gradient
+
+
 class Step:
     """Training steps of one network on one set: `shuffle(images)` where a round begins, then `step(variant)`.
 
@@ -91,12 +105,11 @@ class Step:
         hard = any(images < examples for _, images in rounds)
         self.losses = torch.zeros(examples, device=device) if hard else None
         self.untrained = network.running.clone()
-        trained = [p for arena in optimizer.arenas for p in arena.params]
-        frozen = {id(network.stem.bias)}
-        self.trained = {True: trained, False: [p for p in trained if id(p) not in frozen]}
+        trained = [arena.params for arena in optimizer.arenas]  # of a dtype each
+        unfrozen = [[p for p in params if p is not network.stem.bias] for params in trained]
+        self.trained = {True: trained, False: unfrozen}
         self.forward, self.update = self._forward, self._update
         if compile:
-            compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
             self.forward, self.update = compiled(self._forward), compiled(self._update)
 
     def reset(self, seed: int) -> None:
@@ -122,10 +135,12 @@ class Step:
 
     def __call__(self, variant: Variant) -> None:
         loss, correct, stats = self.forward(variant)
-        # Written over the flat gradients, not added to them parameter by parameter.
-        params = self.trained[variant.train_stem]
-        gradients = torch.autograd.grad(loss, params)
-        torch._foreach_copy_([p.grad for p in params], list(gradients))
+        # Written over the flat gradients, not added to them parameter by parameter: a launch for each dtype.
+        trained = self.trained[variant.train_stem]
+        gradients = iter(torch.autograd.grad(loss, [p for params in trained for p in params]))
+        for params in trained:
+            grads, found = zip(*(_alike(p.grad, gradient) for p, gradient in zip(params, gradients)))
+            torch._foreach_copy_(grads, found)
         self.update(loss.detach(), correct, stats, variant.average)
 
     def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:

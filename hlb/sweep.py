@@ -26,14 +26,16 @@ from .execution import Execution, apply, out_of_memory_explained
 from .experiment import check_counts, default
 from .files import check_writable
 from .findings import Findings, report
-from .grid import Configuration, Key, grid, key, plan, shares
+from .grid import READY, Configuration, Key, grid, key, plan, ready, shares
 from .recipes import Recipe
+from .step import work
 from .train import Trainer
 
-CACHED = 4  # trainers kept
+CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
 LARGEST = 1_000_000  # runs
 HELP = """\
 usage: hlb sweep [--recipe NAME] --set FIELD=VALUE,VALUE,... --runs N [options]
+       hlb sweep --grid record94    a ready grid of that recipe, 50 runs of each
 
 Trains every combination of the values, N runs each, and tells which differ.
 Interrupted or killed, the same command goes on where it was.
@@ -42,6 +44,7 @@ Interrupted or killed, the same command goes on where it was.
                       a list are parted by /: sizes=24,28,32/28,32
   --runs N  --seed N  seeds of every configuration: seed, seed + 1, ...
   --random K          K configurations of the grid, drawn by the seed
+  --grid NAME         a ready grid ({grids}); --set changes all of it
   --ledger FILE       where runs are kept (results/sweep-NAME.jsonl)
   --shard             this is one of torchrun's processes: take a share
   --data --device --dtype --compile --graph --kernels --threads --channels-last
@@ -50,7 +53,7 @@ Interrupted or killed, the same command goes on where it was.
   hlb sweep --set lr=0.2,0.24,0.3 --runs 20
   hlb sweep --set lr=0.2,0.24,0.3 bias_lr=40,53,60 --random 5 --runs 10
   torchrun --nproc-per-node 8 -m hlb sweep --set lr=0.2,0.24 --runs 40 --shard
-"""
+""".format(grids=", ".join(READY))
 
 
 def default_ledger(recipe: str) -> Path:
@@ -62,9 +65,10 @@ def sweep(
     recipe: str | Recipe | None = None,
     settings: list[str] = (),
     *,
-    runs: int = 1,
+    runs: int | None = None,
     seed: int = 0,
     draw: int | None = None,
+    named: str | None = None,
     data: str = "auto",
     execution: Execution = Execution(),
     eval_every: int = 0,
@@ -72,17 +76,28 @@ def sweep(
     sharded: bool = False,
     console: Console | None = None,
 ) -> Findings | None:
-    """Trains what `grid` makes of a recipe (as `train`) and the settings, each from seeds `seed` to
-    `seed + runs - 1`; prints what `findings.report` has to say, and returns it. None in all of torchrun's
-    processes but the first.
+    """Trains what `grid` makes of a recipe (as `train`) and the settings, or the ready grid that is `named`,
+    each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
+    `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
     interrupt ends with what had finished. Raises UserError, where it can before anything is downloaded.
     """
+    if named is not None and named not in READY:
+        raise UserError(f"--grid: got {named!r}, accepted are {', '.join(READY)}")
+    for option, value in (("--recipe", recipe), ("--random", draw)):
+        if named is not None and value is not None:
+            raise UserError(f"{option}: the configurations are those of --grid {named}; leave it out")
+    if runs is None:
+        runs = READY[named].runs if named is not None else 1
     check_counts(runs, eval_every, seed)
     execution = shard.local(execution, sharded)
-    configurations = grid(default(execution) if recipe is None else recipe, settings, execution, draw, seed)
+    if named is not None:
+        configurations = ready(named, settings, execution)
+    else:
+        base = default(execution) if recipe is None else recipe
+        configurations = grid(base, settings, execution, draw, seed)
     first = configurations[0]
     if runs * len(configurations) > LARGEST:
         raise UserError(
@@ -137,11 +152,9 @@ def sweep(
 
 
 def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
-    """The data set on the configuration's device, for all trainers to share. Sets the threads, too."""
+    """The data set on the configuration's device, for all trainers to share. Sets torch's switches, too."""
     device = configuration.execution.device
     apply(configuration.recipe, configuration.execution)
-    if device.startswith("cuda:"):
-        torch.cuda.set_device(device)
     return dataclasses.replace(dataset, tensors=tuple(tensor.to(device) for tensor in dataset.tensors))
 
 
@@ -167,15 +180,19 @@ def _records(
 ) -> Iterator[dict]:
     """Trains the runs (configuration, seed) one by one, and gives each one's ledger record."""
     trainers: dict[int, tuple[Trainer, dict]] = {}  # with their provenance; the one used last stands last
+    foretold = False
     begin = time.perf_counter()
     for done, (i, seed) in enumerate(runs, 1):
         configuration = configurations[i]
         with _named(configuration):
-            if i not in trainers and len(trainers) == CACHED:
+            while i not in trainers and _full(configuration.execution.device, len(trainers)):
                 del trainers[next(iter(trainers))]
                 gc.collect()  # a trainer is held by its own functions
             trainer, provenance = trainers.pop(i, None) or _built(configuration, dataset)
             trainers[i] = trainer, provenance
+            if not foretold:
+                foretold = True
+                line(console, _forecast(trainer, [configurations[i] for i, _ in runs], eval_every))
             apply(trainer.recipe, trainer.execution)  # torch's switches are those of the trainer built last
             environment.reset_peak_memory(trainer.execution.device)
             run = trainer.run(seed, eval_every)
@@ -189,6 +206,27 @@ def _records(
             f"{done:>{len(str(len(runs)))}} of {len(runs)}  {configuration.name}, seed {seed}: {outcome}"
             + (f"; about {duration(left)} left" if left else ""),
         )
+
+
+def _full(device: str, trainers: int) -> bool:
+    """Whether no trainer can be built beside so many that are kept."""
+    if not device.startswith("cuda"):
+        return trainers == CACHED
+    free, total = torch.cuda.mem_get_info(device)
+    return trainers > 0 and free < total / 2
+
+
+def _forecast(trainer: Trainer, runs: list[Configuration], eval_every: int) -> str:
+    """What the runs will take, by the first trainer: its build for each configuration, and its step for the
+    steps and image sizes of each run.
+    """
+    examples, builds = len(trainer.dataset.tensors[0]), len({one.name for one in runs})
+    first = trainer.estimate_seconds(eval_every)
+    training = sum(first * work(one.recipe, examples) / work(trainer.recipe, examples) for one in runs)
+    return (
+        f"about {duration(builds * trainer.build_seconds + training)} for all: {builds} to build in "
+        f"{duration(trainer.build_seconds)} each, a run in {duration(training / len(runs))}"
+    )
 
 
 def _built(configuration: Configuration, dataset: Dataset) -> tuple[Trainer, dict]:

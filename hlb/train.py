@@ -24,12 +24,12 @@ from . import graph, whitening
 from .audit import Audit
 from .averaging import Averaging
 from .data import Dataset
-from .evaluate import evaluate
-from .execution import Execution, apply, synchronize, torch_dtype
+from .evaluate import score
+from .execution import Execution, apply, compiled, synchronize, torch_dtype
 from .networks import Network
 from .optimizer import Optimizer
 from .recipes import AUGMENTATION, Recipe
-from .step import Step, Variant, plan, rounds
+from .step import Step, Variant, plan, rounds, work
 
 
 class Clock:
@@ -118,6 +118,7 @@ class Trainer:
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
         self.plan = plan(recipe, len(self.train_images))
         self.rounds = rounds(recipe, len(self.train_images))
+        self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)
 
@@ -129,11 +130,16 @@ class Trainer:
         colours = {"mean": dataset.mean, "std": dataset.std}
         changes = {name: getattr(recipe, name) for name in AUGMENTATION}
         augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
-        compiled = execution.compile == "on"
+        compile = execution.compile == "on"
         state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
-        self.step = Step(*state, self.examples, self.rounds, augment, compiled)
-        forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compiled else self.network
-        self.evaluate = functools.partial(evaluate, self.network, **colours, forward=forward)
+        self.step = Step(*state, self.examples, self.rounds, augment, compile)
+        forward = compiled(self.network) if compile else self.network
+        self.score = functools.partial(score, self.network, **colours, forward=forward)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.scores = torch.zeros(2, dtype=wide, device=self.device)
+        self.final = recipe.views, recipe.views_fraction
+        kinds = (self.final, (recipe.val_views, 1.0))
+        self.evaluations = {kind: functools.partial(self._evaluate, *kind) for kind in kinds}
         self.steppers = {variant: functools.partial(self.step, variant) for variant in sorted(set(self.plan))}
         self.compile_seconds = 0.0
         self._warm_up()
@@ -180,7 +186,7 @@ class Trainer:
         area, a forward pass a third of a step.
         """
         recipe, largest = self.recipe, max(self.plan)
-        steps = sum((v.size / largest.size) ** 2 * v.count / largest.count for v in self.plan)
+        steps = work(recipe, len(self.train_images)) / (largest.size**2 * largest.count)
         forward = self.step_seconds / 3 / largest.count * len(self.test_images) * (32 / largest.size) ** 2
         validations = self.epochs // eval_every if eval_every and self.execution.graph != "run" else 0
         views = 1 + (len(VIEWS[recipe.views]) - 1) * recipe.views_fraction
@@ -219,13 +225,19 @@ class Trainer:
         return row
 
     def _validate(self, views: str, fraction: float = 1.0) -> tuple[float, float]:
-        """Accuracy and mean loss over the test set."""
-        return self.evaluate(self.test_images, self.test_labels, views, fraction=fraction)
+        """Accuracy and mean loss over the test set, in one wait for the device."""
+        self.evaluations[views, fraction]()
+        correct, loss = self.scores.tolist()
+        return correct / len(self.test_labels), loss / len(self.test_labels)
+
+    def _evaluate(self, views: str, fraction: float) -> None:
+        """Number of right answers and summed loss over the test set, into `scores`."""
+        self.scores.copy_(self.score(self.test_images, self.test_labels, views, fraction=fraction))
 
     def _final(self, run: Run) -> None:
         """The evaluation that counts: the averaged weights where there are, under the recipe's views."""
         with Clock(self.device, self.audit) as clock, self.averaging.averaged():
-            accuracy, loss = self._validate(self.recipe.views, self.recipe.views_fraction)
+            accuracy, loss = self._validate(*self.final)
         run.eval_seconds = clock.seconds
         if math.isfinite(loss):
             run.accuracy = accuracy
@@ -247,36 +259,45 @@ class Trainer:
         """Training steps and an evaluation in each of their variants on made-up images, so that nothing is
         compiled or made for the first time under the clock.
         """
-        recipe, execution, variants = self.recipe, self.execution, sorted(set(self.plan))
+        execution, variants = self.execution, sorted(set(self.plan))
         real = self.step.images, self.step.labels
         self.step.images, self.step.labels = self._made_up(len(self.train_images))
         self._prepare(0, self.step.images[:100])
-        self.step.shuffle(self.examples)
+        for images in self.kinds:
+            self.step.shuffle(images)
         everything = execution.compile == "on" or self.device.type == "cuda"
         first = [self.timed_step(variant) for variant in (variants if everything else variants[-1:])]
         self.first_step_seconds, self.step_seconds = first[0], self.timed_step(variants[-1])
         if execution.compile == "on":
             self.compile_seconds = sum(first) - len(first) * self.step_seconds
         if everything:
-            made_up = self._made_up(len(self.test_images))
-            for views, fraction in {(recipe.views, recipe.views_fraction), (recipe.val_views, 1.0)}:
-                self.evaluate(*made_up, views, fraction=fraction)
+            tests = self.test_images, self.test_labels
+            self.test_images, self.test_labels = self._made_up(len(self.test_images))
+            for evaluation in self.evaluations.values():
+                evaluation()
+            self.test_images, self.test_labels = tests
         self.step.images, self.step.labels = real
         self.optimizer.reset()
 
     def _capture(self) -> None:
         """What a run replays: the beginning of each kind of round and the step of each variant, or all steps,
-        as `--graph` says. Replaying is the run's; nothing is computed here.
+        as `--graph` says; and its final evaluation. Replaying is the run's; nothing is computed here.
         """
-        capture = self.audit.capture if self.audit else graph.capture
-        kinds = sorted({images for _, images in self.rounds})
-        parts = [*(functools.partial(self.step.shuffle, images) for images in kinds), *self.steppers.values()]
+        capture, final = self.audit.capture if self.audit else graph.capture, self.evaluations[self.final]
+        kinds = len(self.kinds)
+        parts = [functools.partial(self.step.shuffle, images) for images in self.kinds]
+        parts += self.steppers.values()
         if self.execution.graph == "step":
-            parts = capture(*parts)
-        begin, self.steppers = dict(zip(kinds, parts)), dict(zip(self.steppers, parts[len(kinds) :]))
+            *parts, self.evaluations[self.final] = capture(*parts, final)
+        begin, self.steppers = dict(zip(self.kinds, parts)), dict(zip(self.steppers, parts[kinds:]))
         self.shuffles = {first: begin[images] for first, images in self.rounds}
         if self.execution.graph == "run":
-            (self.replay_run,) = capture(lambda: [self._step(number) for number in range(self.steps)])
+            self.replay_run, self.evaluations[self.final] = capture(self._steps, final)
+
+    def _steps(self) -> None:
+        """All of a run's."""
+        for number in range(self.steps):
+            self._step(number)
 
     def _step(self, number: int) -> None:
         """Step `number`, after the shuffle where a round begins with it."""

@@ -37,8 +37,12 @@ figcaption, .note { font-size: .87rem; opacity: .8; }
 
 
 def inline(text: str) -> str:
-    """Text as HTML, with what stands between backticks as code."""
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text).replace(" %", "&nbsp;%"))
+    """Text as HTML, with what stands between backticks as code, which may be broken after these signs."""
+
+    def code(match: re.Match) -> str:
+        return "<code>" + re.sub("([,/])", r"\1<wbr>", match[1]) + "</code>"
+
+    return re.sub(r"`([^`]*)`", code, escape(text).replace(" %", "&nbsp;%"))
 
 
 def paragraphs(*texts: str) -> str:

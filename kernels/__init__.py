@@ -67,6 +67,7 @@ BACKENDS["triton"] = BACKENDS["reference"] | {
     "sgd": sgd.op,
     "uniform": random.op,
     "normal": random.normal_op,
+    "permutation": random.permutation_op,
 }
 
 # Ops that choose by shape among reference, cuDNN and kernels.
@@ -95,6 +96,7 @@ CATALOGUE = {
         sgd.SPEC,
         random.SPEC,
         random.NORMAL_SPEC,
+        random.PERMUTATION_SPEC,
     )
 }
 

@@ -376,9 +376,9 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {"_augment": case.n * (3 * read + 3 * written * dtype.itemsize + 3 * 8)}
 
 
-def _case(label: str, n: int, pad: int, flip: str, images: int = 50000) -> Case:
+def _case(label: str, n: int, pad: int, flip: str, images: int = 50000, **changes) -> Case:
     plain = {"cutout": 0, "jitter": (0.0, 0.0), "size": 0}
-    return Case(label, n=n, images=images, map=(32, 32), pad=pad, flip=flip, **plain)
+    return Case(label, n=n, images=images, map=(32, 32), pad=pad, flip=flip, **plain | changes)
 
 
 SPEC = KernelSpec(
@@ -391,19 +391,12 @@ SPEC = KernelSpec(
     make=_make,
     cases=(
         _case("seed", 512, 3, "random"),
-        _case("record94", 2000, 2, "alternating"),
+        _case("record94", 1536, 2, "alternating"),
+        _case("record94 at 24", 1536, 2, "alternating", size=24),
+        _case("record94 at 28", 1536, 2, "alternating", size=28),
+        _case("airbench94", 2000, 2, "alternating"),
         _case("epoch", 50000, 2, "alternating"),
-        Case(
-            "options",
-            n=2000,
-            images=50000,
-            map=(32, 32),
-            pad=2,
-            flip="random",
-            cutout=8,
-            jitter=(0.1, 0.1),
-            size=24,
-        ),
+        _case("options", 2000, 2, "random", cutout=8, jitter=(0.1, 0.1), size=24),
     ),
     space={
         "n": (1, 3),

@@ -14,10 +14,11 @@ from .spec import Case, KernelSpec
 
 DIRECTIONS = ("forward", "backward", "both")
 
-# Options of torch.compile. A batch norm reads five tensors: above Inductor's threshold, 4, what it normalises
-# is written out in float32, and read again.
+# Options of torch.compile wherever it is called. Batch norm reads five tensors: beyond 4 Inductor writes its
+# result to memory, in float32, for each kernel of the backward pass to read, rather than to compute it there.
 INDUCTOR = {"realize_reads_threshold": 8}
-# Those for the fastest that PyTorch has.
+
+# The same for the fastest that PyTorch has.
 AUTOTUNED = INDUCTOR | {
     "max_autotune": True,
     "coordinate_descent_tuning": True,

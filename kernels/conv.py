@@ -204,9 +204,9 @@ def _network() -> tuple[Case, ...]:
     rows = (
         ("r1.conv2", 512, 128, 15),
         ("r3.conv2", 512, 512, 3),
-        ("record94 g1.conv2", 2000, 64, 15),
-        ("record94 g2.conv2", 2000, 256, 7),
-        ("record94 g3.conv2", 2000, 256, 3),
+        ("record94 g1.conv2", 1536, 64, 15),
+        ("record94 g2.conv2", 1536, 256, 7),
+        ("record94 g3.conv2", 1536, 256, 3),
     )
     return tuple(Case(label, n=n, c=c, o=c, map=(side, side), size=3) for label, n, c, side in rows)
 

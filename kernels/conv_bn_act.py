@@ -42,7 +42,7 @@ from .conv import configured, declared, expect_conv, make_filters, make_images, 
 from .launch import FLOATS, register
 from .launches import ALL
 from .norm_passes import float32_like, image_like
-from .spec import Case, KernelSpec
+from .spec import EVALUATED, Case, KernelSpec
 from .tiling import Config, Problem
 
 LARGE = 6  # maps above it are convolved without what the pool drops, on a CPU
@@ -377,9 +377,19 @@ def _case(
     return Case(label, n=n, c=c, o=o, map=(side, side), **flags, activation=activation, training=training)
 
 
+def _pairs(recipe: str, suffix: str, n: int, size: int, options: dict, widths=(64, 256, 256)) -> list[Case]:
+    """The blocks of a network of three pairs, for n images of this size."""
+    found, side, c = [], size - 1, 24
+    for group, o in enumerate(widths, 1):
+        found.append(_case(f"{recipe} g{group}.conv1{suffix}", n, c, o, side, "pool", **options))
+        side, c = side // 2, o
+        found.append(_case(f"{recipe} g{group}.conv2{suffix}", n, c, o, side, "", **options))
+    return found
+
+
 def _network(training: bool) -> tuple[Case, ...]:
     """Every block of the recipes."""
-    n, batch, small = (512, 2000, 500) if training else (1000, 2000, 1000)
+    n, small, end = (512, 500, "") if training else (1000, 1000, " eval")
     rows = (
         ("r1.conv1", n, 32, 128, 31, "pool spatial"),
         ("r1.conv2", n, 128, 128, 15, ""),
@@ -388,27 +398,17 @@ def _network(training: bool) -> tuple[Case, ...]:
         ("r3.conv1", n, 256, 512, 7, "pool spatial"),
         ("r3.conv2", n, 512, 512, 3, ""),
         ("r3.conv3", n, 512, 512, 3, "gate residual"),
-        ("record94 g1.conv1", batch, 24, 64, 31, "pool"),
-        ("record94 g1.conv2", batch, 64, 64, 15, ""),
-        ("record94 g2.conv1", batch, 64, 256, 15, "pool"),
-        ("record94 g2.conv2", batch, 256, 256, 7, ""),
-        ("record94 g3.conv1", batch, 256, 256, 7, "pool"),
-        ("record94 g3.conv2", batch, 256, 256, 3, ""),
-        ("smoke g1.conv1", small, 24, 16, 31, "pool"),
-        ("smoke g1.conv2", small, 16, 16, 15, ""),
-        ("smoke g2.conv1", small, 16, 64, 15, "pool"),
-        ("smoke g2.conv2", small, 64, 64, 7, ""),
-        ("smoke g3.conv1", small, 64, 64, 7, "pool"),
-        ("smoke g3.conv2", small, 64, 64, 3, ""),
     )
-    cases = [_case(label if training else f"{label} eval", *extents, training) for label, *extents in rows]
-    for size in (24, 28) if training else ():  # record94 begins with smaller images
-        side, maps = size - 1, []
-        for label, _, c, o, _, options in rows[7:13]:
-            maps.append(_case(f"{label} at {size}", 1536, c, o, side, options, training, "silu"))
-            side = side // 2 if "pool" in options else side
-        cases += maps
-    return tuple(cases)
+    cases = [_case(label + end, *extents, training) for label, *extents in rows]
+    gelu, silu = ({"training": training, "activation": name} for name in ("gelu", "silu"))
+    cases += _pairs("airbench94", end, 2000, 32, gelu)
+    if training:  # record94 begins with smaller images
+        for at, size in (("", 32), (" at 24", 24), (" at 28", 28)):
+            cases += _pairs("record94", at, 1536, size, silu)
+    else:
+        for at, images in zip(("", " at 7500", " at 10000"), EVALUATED):
+            cases += _pairs("record94", end + at, images, 32, silu)
+    return (*cases, *_pairs("smoke", end, small, 32, gelu, (16, 64, 64)))
 
 
 SPACE = {
@@ -470,6 +470,7 @@ SPEC = KernelSpec(
     valid=lambda case: _small(case) and _outputs_of(case) >= 24 and (case.n > 1 or not case.gate),
     differentiable=("x", "filters", "weight", "bias", "gate", "residual"),
     reduction=lambda case: max(9 * case.c, _outputs_of(case)),
+    squared=("output 1",),  # the variance
     narrow=NARROW,
     shared_reads=conv.SHARED_READS,
     given=_given,

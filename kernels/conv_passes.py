@@ -78,12 +78,12 @@ def pixels(
         o_all = ((image * H + y) * W + x) * C + channels
         b_x = tl.load(p_x + o_all, mask=m_all, other=0.0)
     else:
-        b_x = d_x.load([first, y, x, start]).reshape(ROWS, COLS)
+        b_x = d_x.load([first, (y * W + x) * C + start])
     if EXPAND:
         if d_x is None:
             b_argmax = tl.load(p_argmax + o_all, mask=m_all, other=0)
         else:
-            b_argmax = d_argmax.load([first, y, x, start]).reshape(ROWS, COLS)
+            b_argmax = d_argmax.load([first, (y * W + x) * C + start])
         b_x = tl.where(b_argmax == place, b_x, 0.0).to(b_x.dtype)
     return b_x
 
@@ -187,7 +187,7 @@ def _conv_fwd(
     p_argmax,  # int8, as out, with STATISTICS and POOL
     p_partial,  # float32 [tiles, 2, OUT]: mean, M2, with STATISTICS
     n,
-    d_x,  # descriptors of boxes [ROWS, 1, 1, DEPTH] and [COLS, DEPTH], or None
+    d_x,  # descriptors of boxes [ROWS, DEPTH] and [COLS, DEPTH], or None
     d_filters,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -291,8 +291,12 @@ def constants(problem: Problem, config: Config) -> dict:
 
 
 def images_box(x: Tensor | None, config: Config, rows: int, cols: int):
-    """A descriptor of boxes of one pixel of `rows` images and `cols` channels; None where there is none."""
-    return box(x.permute(0, 2, 3, 1), rows, 1, 1, cols) if config.descriptors and x is not None else None
+    """A descriptor of boxes of `cols` channels of one pixel of `rows` images, None where there is none. To it
+    images are a matrix [n, h * w * c]: a box [rows, 1, 1, cols] would have to be reshaped, for which its tile
+    goes through registers on its way to the tensor cores. What of a box lies beyond the pixel's channels is
+    the next pixel's, not 0, and belongs to rows or columns of a product that are not stored.
+    """
+    return box(x.permute(0, 2, 3, 1).flatten(1), rows, cols) if config.descriptors and x is not None else None
 
 
 def filters_box(filters: Tensor, config: Config, rows: int, cols: int):

@@ -181,7 +181,12 @@ SPEC = KernelSpec(
     op=op,
     ops=("hlb::cross_entropy",),
     make=_make,
-    cases=(_case("seed", 512, 0.2), _case("record94", 2000, 0.2)),
+    cases=(
+        _case("seed", 512, 0.2),
+        _case("record94", 1536, 0.2),
+        _case("airbench94", 2000, 0.2),
+        _case("evaluation", 10000, 0.2),
+    ),
     space={
         "n": (1, 3, 32, 65),
         "classes": (2, 10, 17),

@@ -34,12 +34,15 @@ ALIKE = 8  # what was measured at up to so many times the work, or that fraction
 
 @dataclass(frozen=True)
 class Entry:
-    """A measured pass: the fastest configuration, its seconds, and cuDNN's with what it needs then."""
+    """A measured pass: the fastest configuration, its seconds, and cuDNN's with what it needs then, which may
+    be `corrected`.
+    """
 
     problem: Problem
     config: Config
     seconds: float
     cudnn: float
+    corrected: bool
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ class Section:
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of a pass: the kernel's, and cuDNN's where it is known. `how`: "measured" so, "scaled" from
-    another number or size of images or another 16-bit dtype, or "modelled".
+    another number or size of images or another 16-bit dtype, or "modelled". `corrected`: cuDNN's measurement
+    was put right.
     """
 
     config: Config
     seconds: float
     cudnn: float | None
     how: str
+    corrected: bool = False
 
 
 def key(problem: Problem) -> str:
@@ -104,7 +109,13 @@ def table() -> dict[str, Section]:
                 int(entries["cc"]),
                 int(entries["multiprocessors"]),
                 {
-                    key: Entry(problem_of(key), parsed(e["config"]), float(e["seconds"]), float(e["cudnn"]))
+                    key: Entry(
+                        problem_of(key),
+                        parsed(e["config"]),
+                        float(e["seconds"]),
+                        float(e["cudnn"]),
+                        "measured" in e,
+                    )
                     for key, e in entries.get("launches", {}).items()
                 },
                 {key: float(e["seconds"]) for key, e in entries.get("unpool", {}).items()},
@@ -220,11 +231,11 @@ def _estimate(problem: Problem, chip: Chip, numbers: str) -> Estimate:
     for section in _nearest(chip):
         entry = section.launches.get(key(problem))
         if entry and fits(problem, entry.config, chip):
-            return Estimate(entry.config, entry.seconds, entry.cudnn, "measured")
+            return Estimate(entry.config, entry.seconds, entry.cudnn, "measured", entry.corrected)
         entry = _likeness(problem, section)
         if entry and fits(problem, entry.config, chip):
             there, here = (model(p, entry.config, chip) for p in (entry.problem, problem))
             cudnn = entry.cudnn * _computed(problem) / _computed(entry.problem)
-            return Estimate(entry.config, entry.seconds * here / there, cudnn, "scaled")
+            return Estimate(entry.config, entry.seconds * here / there, cudnn, "scaled", entry.corrected)
     config = best(problem, chip)
     return Estimate(config, model(problem, config, chip), None, "modelled")

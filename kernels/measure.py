@@ -106,7 +106,7 @@ def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
         "dgrad": problem.o * problem.size**2,
         "wgrad": problem.n * prod(problem.kept),
     }
-    spec = SimpleNamespace(reduction=length.get)
+    spec = SimpleNamespace(reduction=length.get, squared=())
     return compare.faults(spec, problem.kind, problem.dtype, got, wants)
 
 

@@ -46,7 +46,7 @@ from .norm_passes import (
     sums,
     tiles_of,
 )
-from .spec import Case, KernelSpec
+from .spec import EVALUATED, Case, KernelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact, by erf
@@ -431,14 +431,22 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def _case(label: str, n: int, c: int, map: tuple[int, int], options: str, training: bool = True) -> Case:
+def _case(
+    label: str,
+    n: int,
+    c: int,
+    map: tuple[int, int],
+    options: str,
+    training: bool = True,
+    activation: str = "gelu",
+) -> Case:
     flags = {name: name in options.split() for name in ("pool", "gate", "residual", "spatial")}
-    return Case(label, n=n, c=c, map=map, **flags, activation="gelu", offset=0.0, training=training)
+    return Case(label, n=n, c=c, map=map, **flags, activation=activation, offset=0.0, training=training)
 
 
 def _network(training: bool) -> tuple[Case, ...]:
     """Every norm of the recipes `seed` and `record94`."""
-    n, batch = (512, 2000) if training else (1000, 2000)
+    n, batch = (512, 1536) if training else (1000, EVALUATED[0])
     rows = (
         ("stem", n, 32, 31, ""),
         ("r1.conv1", n, 128, 31, "pool spatial"),
@@ -455,8 +463,12 @@ def _network(training: bool) -> tuple[Case, ...]:
         ("record94 g3.conv1", batch, 256, 7, "pool"),
         ("record94 g3.conv2", batch, 256, 3, ""),
     )
+    activations = {True: "silu", False: "gelu"}
     return tuple(
-        _case(label if training else f"{label} eval", images, c, (side, side), options, training)
+        _case(
+            label if training else f"{label} eval",
+            *(images, c, (side, side), options, training, activations[label.startswith("record94")]),
+        )
         for label, images, c, side, options in rows
     )
 

@@ -9,7 +9,6 @@ import torch
 from . import CATALOGUE, chips, conv, launches, tiling
 from .launch import short
 from .spec import Case, KernelSpec
-from .tiling import Config, Problem
 from .traffic import fused, unfused
 
 CHIP = chips.AIMED_AT
@@ -27,7 +26,8 @@ a test compares.
 | fused MB | of its kernels, and of what they leave to operators, such as sums of partial gradients |
 | floor µs | on {CHIP.name}: a launch takes its FLOPs at {RATE / 1e12:.0f} TFLOP/s, or its bytes at \
 {BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; all added up |
-| measured µs | on that chip, by `python -m kernels tune`; – where it was not |
+| µs, cuDNN | measured on that chip, cuDNN with the statistics and pool that it then needs (* corrected); \
+– where it was not |
 
 MB are 10^6 bytes, GFLOP 10^9 operations, a multiply-add is two. An op with a gradient is counted forward and
 backward. The dtype is float16 where an op has it.
@@ -42,21 +42,21 @@ launches.
 """
 PASSES = """\
 How each pass of the convolution is launched: in tiles of rows x columns x depth, where rows are images at one
-place, or places row by row. `issued / useful`: FLOPs of the launch over those of the outputs that are kept,
+place, or places row by row. `issued`: FLOPs of the launch over the useful ones, of the outputs that are kept,
 padding taps included.
 """
 
 
-COLUMNS = ("case", "GFLOP", "eager MB", "fused MB", "eager / fused", "floor µs", "measured µs")
+COLUMNS = ("case", "GFLOP", "eager MB", "fused MB", "eager / fused", "floor µs")
 PASS_COLUMNS = (
     "case",
     "pass",
     "configuration",
-    "chosen by",
     "GFLOP",
-    "issued / useful",
+    "issued",
     "floor µs",
-    "measured µs",
+    "µs",
+    "cuDNN",
 )
 CONVOLUTIONS = ("conv", "conv_bn_act", "conv_bn_act_eval")
 
@@ -80,12 +80,12 @@ def _section(spec: KernelSpec) -> Iterator[str]:
         unfused_bytes, moved = eager[case]["training"], fused(spec, case, dtype)
         done, floor = sum(spec.flops(case, dtype).values()), floor_seconds(spec, case, dtype, moved)
         numbers = done / 1e9, unfused_bytes / 1e6, moved / 1e6, unfused_bytes / moved, floor * 1e6
-        rows.append((case.name, *map(number, numbers), _microseconds(_block_seconds(spec, case, dtype))))
+        rows.append((case.name, *map(number, numbers)))
     yield table(COLUMNS, rows, words=1)
     if spec.name in CONVOLUTIONS:
         yield PASSES
         rows = [row for case in spec.cases for row in _passes(spec, case, dtype)]
-        yield table(PASS_COLUMNS, rows, words=4)
+        yield table(PASS_COLUMNS, rows, words=3)
 
 
 def _passes(spec: KernelSpec, case: Case, dtype: torch.dtype) -> Iterator[tuple[str, ...]]:
@@ -95,32 +95,12 @@ def _passes(spec: KernelSpec, case: Case, dtype: torch.dtype) -> Iterator[tuple[
             done = tiling.flops(problem, config)
             floor = max(done / RATE, bytes[kernel] / BANDWIDTH)
             numbers = done / 1e9, done / tiling.useful(problem), floor * 1e6
-            chosen_by, seconds = _choice(problem, config)
-            yield (
-                case.name,
-                problem.kind,
-                str(config),
-                chosen_by,
-                *map(number, numbers),
-                _microseconds(seconds),
-            )
-
-
-def _choice(problem: Problem, config: Config) -> tuple[str, float | None]:
-    """What chose a configuration, and its measured seconds."""
-    for name, section in sorted(launches.table().items(), key=lambda item: item[0] != CHIP.name):
-        if (known := section.launches.get(launches.key(problem))) and known[0] == config:
-            return ("measured", known[1]) if name == CHIP.name else ("another chip", None)
-    return "model", None
-
-
-def _block_seconds(spec: KernelSpec, case: Case, dtype: torch.dtype) -> float | None:
-    """Measured seconds of a whole block, forward and backward."""
-    section = launches.table().get(CHIP.name)
-    if section is None or spec.name != "conv_bn_act":
-        return None
-    problem, _ = conv.passes(case, dtype, ("forward",))[conv.NAMES["forward"]]
-    return section.blocks.get(launches.key(problem, "block"), {}).get("triton")
+            found = launches.estimate(problem, CHIP)
+            there = (found.seconds, found.cudnn) if found.how == "measured" else (None, None)
+            ours, theirs = map(_microseconds, there)
+            theirs += "*" * (found.corrected and found.how == "measured")
+            times = *map(number, numbers), ours, theirs
+            yield case.name, problem.kind, str(config), *times
 
 
 def _microseconds(seconds: float | None) -> str:

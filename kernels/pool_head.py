@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .spec import Case, KernelSpec
+from .spec import EVALUATED, Case, KernelSpec
 
 
 def reference(x: Tensor, weight: Tensor, scale: float) -> Tensor:
@@ -206,8 +206,8 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def _case(label: str, n: int, c: int, scale: float) -> Case:
-    return Case(label, n=n, c=c, h=3, w=3, classes=10, scale=scale, ties=False)
+def _case(label: str, n: int, c: int, scale: float, side: int = 3) -> Case:
+    return Case(label, n=n, c=c, h=side, w=side, classes=10, scale=scale, ties=False)
 
 
 SPEC = KernelSpec(
@@ -220,7 +220,10 @@ SPEC = KernelSpec(
     make=_make,
     cases=(
         _case("seed", 512, 512, 0.1),
-        _case("record94", 2000, 256, 1 / 256),
+        _case("seed eval", 1000, 512, 0.1),
+        _case("record94", 1536, 256, 1 / 256),
+        _case("record94 at 24", 1536, 256, 1 / 256, 2),
+        *(_case(f"record94 eval at {n}", n, 256, 1 / 256) for n in EVALUATED),
         _case("smoke", 500, 64, 1 / 64),
     ),
     space={

@@ -9,13 +9,15 @@ initialisation), one of the streams below, and a block number for whoever needs 
 
     uniform[4 b + i] = u_i = (r_i >> 8) / 2^24           with r the draws of counter (b, tensor, INIT, 0)
     normal[4 b + i]: (u_0, u_1) -> sqrt(-2 log(1 - u_0)) * (cos, sin)(2 pi u_1), and so (u_2, u_3)
+    permutation = stable argsort of r_0 of counters (id, epoch, ORDER, 0)
 
 In torch, unsigned 32-bit values are held in int64 tensors. The 32 x 32 -> 64 bit product wraps in int64,
 which leaves its bits right: the low half by a mask, the high half by a shift and a mask. Kernels compute in
 uint32, with the same bits.
 
-Bytes: 4 per value, written. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3"
-(SC 2011); Box, Muller, "A note on the generation of random normal deviates" (1958).
+Bytes: 4 per value, written; a permutation's sort is PyTorch's, and not counted.
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Box, Muller, "A
+note on the generation of random normal deviates" (1958).
 """
 
 from __future__ import annotations
@@ -178,6 +180,21 @@ def _normal(
     tl.store(p_out + o_all, out, mask=o_all < numel)
 
 
+@triton.jit
+def _permutation_keys(
+    p_seed,  # int64 scalar
+    p_epoch,  # int64 scalar
+    p_keys,  # int32 [n]
+    n,
+    STREAM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    draw, _, _, _ = _philox(tl.load(p_seed), ids, tl.load(p_epoch), STREAM, 0)
+    # With its first bit turned round, a draw is in the same order as a signed number.
+    tl.store(p_keys + ids, (draw ^ 0x80000000).to(tl.int32, bitcast=True), mask=ids < n)
+
+
 BLOCK = 256  # counters of a program
 
 
@@ -205,6 +222,34 @@ def _(seed, tensor_index, numel):
     return seed.new_empty(numel, dtype=torch.float32)
 
 
+@register("hlb::permutation_keys")
+def _keys(seed: Tensor, epoch: Tensor, n: int) -> Tensor:
+    """int32 [n], in the order of the draws of `permutation`."""
+    keys = seed.new_empty(n, dtype=torch.int32)
+    if n:
+        constants = {"STREAM": ORDER, "BLOCK": BLOCK}
+        launch(_permutation_keys, (cdiv(n, BLOCK),), seed, epoch, keys, n, **constants)
+    return keys
+
+
+@_keys.register_fake
+def _(seed, epoch, n):
+    return seed.new_empty(n, dtype=torch.int32)
+
+
+def permutation_op(seed: Tensor, epoch: Tensor | int, n: int) -> Tensor:
+    """As `permutation`, exactly: keys of 32 bits in one launch, and their sort. Raises ValueError for a wrong
+    shape, dtype or device, or a number out of range, naming the argument.
+    """
+    expect("seed", seed, dtypes=(torch.int64,))
+    if not isinstance(epoch, Tensor):
+        epoch = torch.full_like(seed, epoch)
+    expect("epoch", epoch, dtypes=(torch.int64,), device=seed.device)
+    if not 0 <= n < 2**31:
+        raise ValueError(f"n: got {n}, accepted is 0 to 2**31 - 1")
+    return _keys(seed, epoch, n).argsort(stable=True)
+
+
 def op(seed: Tensor, tensor_index: int, numel: int) -> Tensor:
     """As `reference`, bit for bit. Raises ValueError for a wrong shape, dtype or device, or a number out of
     range, naming the argument.
@@ -227,16 +272,26 @@ def _check(seed: Tensor, tensor_index: int, numel: int) -> None:
         raise ValueError(f"tensor_index: got {tensor_index}, accepted is 0 to 2**31 - 1")
 
 
+def _make_seed(device) -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+
+
 def _make(case: Case, dtype: torch.dtype, device) -> dict:
-    seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
-    return {"seed": seed, "tensor_index": case.tensor_index, "numel": case.numel}
+    return {"seed": _make_seed(device), "tensor_index": case.tensor_index, "numel": case.numel}
+
+
+def _make_order(case: Case, dtype: torch.dtype, device) -> dict:
+    epoch = torch.tensor(case.epoch, dtype=torch.int64, device=device)
+    return {"seed": _make_seed(device), "epoch": epoch, "n": case.n}
 
 
 _SHARED = {
     "make": _make,
     "cases": (
-        Case("record94.r2.conv2", tensor_index=5, numel=589_824),
-        Case("head", tensor_index=9, numel=2_560),
+        Case("record94", tensor_index=0, numel=1_970_176),
+        Case("record94.biases", tensor_index=1, numel=1_216),
+        Case("seed", tensor_index=0, numel=6_565_248),
+        Case("seed.biases", tensor_index=1, numel=3_008),
     ),
     "space": {"tensor_index": (0, 1, 77), "numel": (1, 2, 7, 1024, 2051)},
     "counted": (Case(tensor_index=3, numel=4096),),
@@ -261,4 +316,22 @@ NORMAL_SPEC = KernelSpec(
     ops=("hlb::normal",),
     bytes=lambda case, dtype: {"_normal": 4 * case.numel},
     **_SHARED,
+)
+PERMUTATION_SPEC = KernelSpec(
+    name="permutation",
+    formula="stable argsort of philox(seed, (id, epoch, ORDER, 0))[0]",
+    fuses="all Philox rounds; not the sort",
+    reference=permutation,
+    op=permutation_op,
+    ops=("hlb::permutation_keys",),
+    make=_make_order,
+    cases=(
+        Case("record94", n=50_000, epoch=0),
+        Case("record94 at 60 %", n=30_000, epoch=5),  # the hard images of its later rounds
+        Case("smoke", n=10_000, epoch=0),
+    ),
+    space={"n": (1, 2, 255, 257, 2051), "epoch": (0, 1, 77)},
+    counted=(Case(n=4096, epoch=3),),
+    bytes=lambda case, dtype: {"_permutation_keys": 4 * case.n},
+    dtypes=(torch.float32,),
 )

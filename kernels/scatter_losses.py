@@ -111,7 +111,7 @@ SPEC = KernelSpec(
     op=op,
     ops=("hlb::scatter_losses",),
     make=_make,
-    cases=(Case("cpu94", n=1536, classes=10, examples=50000),),
+    cases=(Case("record94", n=1536, classes=10, examples=50000),),
     space={"n": (1, 3, 32, 65), "classes": (2, 10, 17), "examples": (65, 200)},
     counted=(Case(n=320, classes=10, examples=500),),
     bytes=_bytes,

@@ -242,7 +242,12 @@ SPEC = KernelSpec(
     op=op,
     ops=("hlb::se_gate", "hlb::se_gate_backward"),
     make=_make,
-    cases=(Case("seed.1", n=512, c=128, r=8), Case("seed.3", n=512, c=512, r=32)),
+    cases=(
+        Case("seed.1", n=512, c=128, r=8),
+        Case("seed.3", n=512, c=512, r=32),
+        Case("seed.1 eval", n=1000, c=128, r=8),
+        Case("seed.3 eval", n=1000, c=512, r=32),
+    ),
     space={"n": (1, 3, 17, 48), "c": (3, 12, 24, 40, 64, 96), "r": (1, 3, 4, 17)},
     counted=(Case(n=48, c=128, r=8),),
     bytes=_bytes,

@@ -30,6 +30,11 @@ class Case(dict):
         return hash(self.name)
 
 
+# Images that the network takes at a time when record94 is evaluated: a split, the five other views of the
+# least sure 15 %, or all.
+EVALUATED = (2000, 7500, 10000)
+
+
 @dataclass(frozen=True, eq=False)
 class KernelSpec:
     """One op: its reference, its kernels, and what is expected of them.
@@ -66,6 +71,7 @@ class KernelSpec:
     differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
     reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
+    squared: tuple[str, ...] = ()  # results that square what a matrix product gives: see compare.limits
     narrow: dict[str, str] = field(
         default_factory=dict
     )  # kernel argument [precision]: why not 16 bytes a time

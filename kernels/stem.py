@@ -31,7 +31,7 @@ from .activations import activate, activation_slope
 from .launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
 from .norm_act import ACTIVATIONS
 from .patch_covariance import GATHERED, _patch_offsets, patch_bytes, patch_count
-from .spec import Case, KernelSpec
+from .spec import EVALUATED, Case, KernelSpec
 
 
 def reference(
@@ -325,8 +325,8 @@ def _projected(label: str, n: int, c: int = 32, side: int = 32) -> Case:
     return Case(label, n=n, h=side, w=side, k=12, c=c, project=True, bias=False, activation=None)
 
 
-def _biased(label: str, n: int) -> Case:
-    return Case(label, n=n, h=32, w=32, k=24, c=24, project=False, bias=True, activation="gelu")
+def _biased(label: str, n: int, side: int = 32) -> Case:
+    return Case(label, n=n, h=side, w=side, k=24, c=24, project=False, bias=True, activation="gelu")
 
 
 _SMALL = "a few hundred filter values, from the cache"
@@ -339,7 +339,15 @@ SPEC = KernelSpec(
     op=op,
     ops=("hlb::stem", "hlb::stem_backward"),
     make=_make,
-    cases=(_projected("seed", 512), _biased("record94", 2000), _biased("smoke", 500)),
+    cases=(
+        _projected("seed", 512),
+        _projected("seed eval", 1000),
+        _biased("record94", 1536),
+        _biased("record94 at 24", 1536, 24),
+        _biased("record94 at 28", 1536, 28),
+        *(_biased(f"record94 eval at {n}", n) for n in EVALUATED),
+        _biased("smoke", 500),
+    ),
     space={
         "n": (1, 3),
         "h": (2, 3, 8, 14),

@@ -31,6 +31,14 @@ def determinism_is_as_it_was():
 
 
 @pytest.fixture
+def tf32():
+    """torch may multiply float32 as tf32. No attribute that monkeypatch can set back."""
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture
 def launch_table(monkeypatch, tmp_path):
     """A function that writes launches.json, from data or as text; until then there is none."""
     from kernels import launches

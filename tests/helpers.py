@@ -30,9 +30,9 @@ def draw(tensor: Tensor, bound: float) -> None:
     tensor.copy_((2 * torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)) - 1) * bound)
 
 
-def normalised(images: Tensor) -> Tensor:
-    """(pixels / 255 - MEAN) / STD in float64, [..., 3]."""
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
+def normalised(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """(pixels / 255 - mean) / std in float64, [..., 3]."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
     return (images.double() / 255 - mean) / std
 
 

@@ -250,8 +250,9 @@ def test_time_is_divided_by_shares_of_what_is_left_and_none_starves():
 # A step as a process
 
 
-def test_a_step_at_its_limit_is_ended_with_all_that_it_started(tmp_path):
-    child = f"import time, pathlib; time.sleep(6); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
+def test_a_step_at_its_limit_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
     code = f"""
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -264,9 +265,9 @@ time.sleep(60)
     began = time.time()
     process = runner.Process(script(code), shown.append, dict(os.environ))
     assert process.wait(1.5) is None
-    assert time.time() - began < 1.5 + 2 * runner.GRACE
+    assert time.time() - began < 1.5 + 4 * runner.GRACE
     assert shown == ["begun"] and process.result == {"found": 1}
-    time.sleep(max(0.0, began + 7 - time.time()))
+    time.sleep(max(0.0, began + 4.5 - time.time()))
     assert not (tmp_path / "alive").exists()
 
 

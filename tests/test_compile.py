@@ -30,7 +30,7 @@ def graphs(monkeypatch) -> list:
     """Graphs that torch.compile made, run as they are: what is tested is how many there are."""
     made, compile = [], torch.compile
 
-    def backend(graph, inputs):
+    def backend(graph, inputs, options):
         made.append(graph)
         return graph.forward
 

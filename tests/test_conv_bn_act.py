@@ -38,6 +38,7 @@ CASES = (
     Case("pool", n=17, c=32, o=64, map=(3, 5), **BLOCK | {"pool": True, "gate": True}),
     Case("no pool", n=18, c=64, o=32, map=(2, 2), **BLOCK | {"residual": True}),
     Case("flat", n=3, c=24, o=16, map=(4, 4), **BLOCK | {"pool": True, "spatial": True}),
+    Case("outputs beyond a box", n=17, c=32, o=24, map=(3, 2), **BLOCK),
 )
 
 pytestmark = pytest.mark.skipif(
@@ -91,6 +92,7 @@ def test_every_form_of_launch_has_every_size_of_filter(size, form):
         assert not check(conv.SPEC, Case(n=17, c=32, o=32, map=(3, 2), size=size), torch.float32, DEVICE)
 
 
+@pytest.mark.skipif(not launch.INTERPRETED, reason="work is counted in the interpreter")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("c, map, pool", [(32, (5, 3), True), (64, (2, 3), False), (24, (3, 3), True)])
 def test_the_forms_do_the_work_that_tiling_says(c, map, pool, form):
@@ -294,6 +296,28 @@ def test_an_unknown_pass_is_named():
     inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
     with pytest.raises(ValueError, match="^by_kernel: got backward, accepted are forward, dgrad, wgrad"):
         conv_bn_act.op(**inputs | {"by_kernel": "forward backward"})
+
+
+def test_descriptors_are_of_matrices():
+    x, filters = tensors(17, 32, 32, 3, 2)
+    with launches.only(**TILE, **FORMS["descriptors"]), launch.recording() as launched:
+        conv.op(x, filters.requires_grad_()).sum().backward()
+    boxes = [a for one in launched for a in one.arguments if isinstance(a, launch.TensorDescriptor)]
+    assert [one.block_shape for one in boxes] == [[16, 32], [32, 32], [32, 16], [32, 32]]
+    assert {tuple(one.shape) for one in boxes} == {(17, 3 * 2 * 32), (32, 9 * 32)}
+
+
+@pytest.mark.parametrize("splits", [1, 15, 40])
+def test_splits_are_added_up_by_programs_enough_for_a_chip(splits):
+    x, filters = tensors(3, 24, 64, 5, 5, torch.float16)
+    partial = torch.randn(splits, filters.numel(), device=DEVICE)
+    total = torch.empty(filters.numel(), device=DEVICE)
+    with launches.only(splits=splits), launch.recording() as launched:
+        conv.op(x, filters.requires_grad_()).sum().backward()
+    (one,) = (one for one in launched if one.name == "_sum_splits")
+    assert one.grid[0] > 0.8 * AIMED_AT.multiprocessors
+    launch.launch(one.kernel, one.grid, partial, total, splits, num_warps=one.num_warps, **one.constants)
+    assert_near(total, partial.double().sum(0), 1e-6)
 
 
 def test_no_gradient_of_x_is_computed_where_none_is_wanted():

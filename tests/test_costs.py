@@ -22,7 +22,7 @@ from hlb.optimizer import Optimizer
 from hlb.recipes import AUGMENTATION
 from hlb.rehearsal import COLOURS, Rehearsal
 from hlb.step import Step, Variant, rounds
-from kernels import chips, conv, launch, launches, page
+from kernels import chips, conv, launch, launches, page, se_gate
 from kernels.compare import leaves
 from kernels.spec import Case
 from kernels.traffic import Traffic, around, fused, traffic, unfused
@@ -222,7 +222,7 @@ def test_recipes_json_has_what_a_step_launches(capsys):
     assert report["kernels"] == "triton,conv_bn_act=reference"
     chip = chips.here()
     assert report["launched"] == [
-        vars(p) | {"seconds": p.seconds(chip), "bound": p.bound(chip)}
+        p.row() | {"seconds": p.seconds(chip), "bound": p.bound(chip)}
         for p in passes.launched(hlb.recipe("smoke"), "triton,conv_bn_act=reference")
     ]
     forms = {p["form"] for p in report["launched"]}
@@ -239,16 +239,35 @@ def test_the_page_is_what_the_command_writes():
 
 
 def test_tuned_shows_what_it_takes_for_each_block_and_pass(monkeypatch):
-    monkeypatch.setattr(launches, "block_winner", lambda p, chip: "triton" if p.pool else "reference")
     monkeypatch.setattr(
-        launches, "choose_tuned", lambda p, chip: None if p.kind == "wgrad" else launches.choose(p, chip)
+        launches, "by_kernel", lambda p, chip, wants_dx: "forward wgrad" if p.pool else "forward dgrad wgrad"
     )
+    monkeypatch.setattr(se_gate, "faster", lambda channels: channels == 128)
     tuned = {(p.layer, p.name): p for p in passes.launched(hlb.recipe("seed"), "tuned")}
     plain, triton = (
         {(p.layer, p.name): p for p in passes.launched(hlb.recipe("seed"), choice)}
         for choice in ("reference", "triton")
     )
-    assert tuned["group2.conv1", "forward"] == triton["group2.conv1", "forward"]
-    assert tuned["group2.conv1", "wgrad"].form == "cuDNN"
-    assert tuned["group2.conv1", "wgrad"].flops == plain["group2.conv1", "wgrad"].flops
-    assert tuned["group1.conv2", "forward"] == plain["group1.conv2", "forward"]
+    for kind in ("forward", "wgrad"):
+        assert tuned["group2.conv1", kind].form == triton["group2.conv1", kind].form
+    theirs = tuned["group2.conv1", "dgrad"]
+    assert theirs.form == "cuDNN" and theirs.flops == plain["group2.conv1", "dgrad"].flops
+    whole, pooled = (each["group2.conv1", "_gradient"].bytes for each in (tuned, triton))
+    beyond = 2 * (15 * 15 - 7 * 7) + 7 * 7  # all of z's gradient, for cuDNN, by argmax
+    assert whole - pooled == 512 * 256 * beyond
+    assert tuned["group1.conv2", "forward"] == triton["group1.conv2", "forward"]
+    assert tuned["group1.se", "_se_gate_fwd"] == triton["group1.se", "_se_gate_fwd"]
+    assert tuned["group3.se", "se_gate"] == plain["group3.se", "se_gate"]
+    assert tuned["head", "pool_head"] == plain["head", "pool_head"]  # measured, and no faster
+
+
+def test_a_forward_pass_of_cudnn_is_followed_by_the_pass_that_pools_and_makes_statistics(monkeypatch):
+    monkeypatch.setattr(
+        launches, "by_kernel", lambda p, chip, wants_dx: "dgrad wgrad" if wants_dx else "wgrad"
+    )
+    tuned = {(p.layer, p.name): p for p in passes.launched(hlb.recipe("record94"), "tuned")}
+    z, u = 1536 * 31 * 31 * 64, 1536 * 15 * 15 * 64
+    assert tuned["group1.conv1", "_tile_statistics"].bytes == pytest.approx(2 * z + 3 * u, rel=0.05)
+    assert tuned["group1.conv1", "forward"].form == "cuDNN"
+    assert ("group1.conv1", "dgrad") not in tuned
+    assert tuned["group1.conv1", "_gradient"].bytes < 4 * z  # of the pooled values: a kernel reads them

@@ -198,21 +198,31 @@ def test_recipes_prints_the_phases_and_the_floor(capsys):
     chip = chips.here()
     told = floor.summary(floor.phases(hlb.recipe("smoke"), "triton"), chip)
     start = next(i for i, line in enumerate(lines) if line.startswith("phase"))
-    assert lines[start].split() == ["phase", "steps", "TFLOP", "GB", "launches", "seconds"]
+    assert lines[start].split() == [
+        "phase",
+        "steps",
+        "TFLOP",
+        "GB",
+        "launches",
+        "floor",
+        "s",
+        "expected",
+        "s",
+    ]
     for line, phase in zip(lines[start + 1 :], told["phases"]):
         assert line.startswith(phase["phase"])
-        assert line.split()[-5:] == [
+        assert line.split()[-6:-1] == [
             str(phase["steps"]),
             f"{phase['flops'] / 1e12:.2f}",
             f"{phase['bytes'] / 1e9:.2f}",
             str(phase["launches"]),
             f"{phase['seconds']:.4f}",
         ]
-    assert lines[-1] == (
+    assert lines[-2] == (
         f"modelled floor on {chip.name.removeprefix('NVIDIA ')}: {told['seconds']:.3f} s "
         f"(launches {told['launch_seconds']:.3f} s of it)"
     )
-    assert len(lines) == start + 2 + len(told["phases"])
+    assert len(lines) == start + 3 + len(told["phases"])
     assert "no measurement" in lines[start - 1]
 
 

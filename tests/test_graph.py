@@ -104,6 +104,37 @@ def test_timed_step_is_the_replay_where_steps_are_captured(data, mode, calls):
     assert len(seen) == calls and not torch.equal(ours.optimizer.arenas[0].value, before)
 
 
+@pytest.mark.parametrize("mode", ["step", "run"])
+def test_captured_evaluation_is_the_uncaptured_one_of_the_weights_at_that_time(data, mode):
+    ours = trainer(data, mode, views="flip+shift", views_fraction=0.3, epochs=1.0, sizes="20")
+    forward, plain, found = ours.network.forward, ours._evaluate, []
+    for seed in (3, 4):
+        ours.network.forward = None  # a replay calls nothing
+        run = ours.run(seed, eval_every=0)
+        found.append(ours.scores.tolist())
+        ours.network.forward = forward
+        plain(*ours.final)
+        assert ours.scores.tolist() == found[-1] and run.accuracy == found[-1][0] / 60
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("mode", ["off", "step"])
+def test_an_evaluation_waits_for_the_device_once(data, mode, monkeypatch):
+    ours, waits = trainer(data, mode, views="flip+shift", views_fraction=0.3), []
+    for name in ("tolist", "item"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, read=read: waits.append(read) or read(self))
+    ours._validate(*ours.final)
+    assert len(waits) == 1
+
+
+def test_validation_under_the_views_of_the_final_evaluation_is_its_replay(data):
+    ours = trainer(data, "step", "seed", averaging="none", epochs=2.0)
+    ours.score = None
+    run = ours.run(0, eval_every=1)
+    assert run.accuracy == run.epochs[-1]["val_acc"]
+
+
 def test_run_as_one_graph_knows_only_the_whole_runs_times_and_validates_nothing(data):
     run = trainer(data, "run").run(0, eval_every=1)
     assert run.status == "ok" and run.accuracy is not None

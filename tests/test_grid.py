@@ -1,9 +1,11 @@
 """The grid of a sweep: its configurations, the order of their runs, the shares of processes."""
 
 import collections
+import dataclasses
 
 import pytest
 
+import hlb
 from hlb import grid
 
 
@@ -76,3 +78,30 @@ def test_shares_are_equal_and_tie_no_configuration_to_a_process(configurations, 
 def test_what_a_dead_process_left_is_shared_by_all():
     left = grid.shares(list(grid.order(2, range(10))), 2)[1]
     assert [len(share) for share in grid.shares(left, 2)] == [5, 5]
+
+
+@pytest.mark.parametrize("name", sorted(grid.READY))
+def test_ready_grid_begins_with_its_recipe_and_changes_it_in_turn(name):
+    chosen, recipe = grid.READY[name], hlb.RECIPES[grid.READY[name].recipe]
+    found = grid.ready(name, [])
+    assert [one.name for one in found] == [one or recipe.name for one in chosen.settings]
+    auto = {"dtype", "master_weights"}
+    for one, changes in zip(found, chosen.settings):
+        fields = {setting.partition("=")[0] for setting in changes.split()}
+        assert fields == {
+            field for field in one.values if getattr(one.recipe, field) != getattr(recipe, field)
+        }
+        rest = dataclasses.asdict(recipe).keys() - auto - fields
+        assert all(getattr(one.recipe, field) == getattr(recipe, field) for field in rest)
+
+
+def test_settings_beside_a_ready_grid_change_all_of_it():
+    found = grid.ready("record94", ["base_depth=4", "groups=pair,pair,pair"])
+    assert {one.recipe.base_depth for one in found} == {4} and "base_depth" not in found[0].values
+    for settings, said in (
+        (["epochs=3"], "got epochs=3, of which --grid record94 has values"),
+        (["momentum=0.8,0.9"], "got momentum=0.8,0.9, of which one value is accepted"),
+        (["momentum=0.8", "momentum=0.9"], "got momentum=0.9"),
+    ):
+        with pytest.raises(hlb.UserError, match=f"--set: {said}"):
+            grid.ready("record94", settings)

@@ -10,6 +10,7 @@ import kernels
 from hlb import recipe, whitening
 from hlb.networks import Network
 from kernels import patch_covariance
+from kernels.compare import widened
 
 
 def correlated_images(n: int) -> Tensor:
@@ -20,9 +21,10 @@ def correlated_images(n: int) -> Tensor:
     return (image.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def unfolded(images: Tensor) -> Tensor:
+def unfolded(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
     """Every 2x2 patch of the normalised images as a column, float64 [12, patches], in order (c, dy, dx)."""
-    return F.unfold(normalised(images).permute(0, 3, 1, 2), 2).transpose(0, 1).flatten(1)
+    x = normalised(images, mean, std).permute(0, 3, 1, 2)
+    return F.unfold(x, 2).transpose(0, 1).flatten(1)
 
 
 def moment(patches: Tensor, centered: bool) -> Tensor:
@@ -42,6 +44,13 @@ def test_patch_covariance_is_that_of_the_unfolded_patches(centered, chunk):
     images = correlated_images(50)
     result = patch_covariance.reference(images, mean=MEAN, std=STD, centered=centered, chunk=chunk)
     assert_near(result, moment(unfolded(images), centered), 1e-5)
+
+
+def test_kernels_are_compared_with_sums_in_float64():
+    case = next(case for case in patch_covariance.SPEC.cases if case.name == "smoke")
+    told = {k: widened(v) for k, v in patch_covariance.SPEC.make(case, torch.float32, "cpu").items()}
+    exact = moment(unfolded(told["images"], told["mean"], told["std"]), case.centered)
+    assert_near(patch_covariance.reference(**told), exact, 1e-13)
 
 
 @pytest.mark.parametrize("centered", [True, False])

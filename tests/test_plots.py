@@ -169,43 +169,59 @@ def test_a_plot_is_written_as_its_suffix_says_and_has_the_same_bytes_twice(tmp_p
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
+def ours(system="`cpu94`, bfloat16", **fields) -> Record:
+    known = {"seconds": 500.0, "accuracy": 0.942, "accuracy_ci95": [0.94, 0.944], "gpu": False, "ours": True}
+    return Record(system, "x", **known | fields)
+
+
+THEIRS = [Record("theirs", "y", seconds=2.0, accuracy=0.94), Record("silent", "z", seconds=3.0)]
+
+
 def test_accuracy_against_time_draws_what_is_known_and_keeps_it_in_the_file(tmp_path):
-    mine = [
-        Record(
-            "`cpu94`, bfloat16", "x", seconds=500.0, accuracy=0.942, accuracy_ci95=[0.94, 0.944], gpu=False
-        )
-    ]
-    theirs = [Record("theirs", "y", seconds=2.0, accuracy=0.94), Record("silent", "z", seconds=3.0)]
-    run_plots.accuracy_time(mine, theirs, tmp_path / "x.png")
+    mine = [ours(), ours("peer", seconds=7.0, gpu=True, ours=False), ours(seconds=None)]
+    run_plots.accuracy_time(mine, THEIRS, tmp_path / "x.png")
     kept = json.loads(PIL.Image.open(tmp_path / "x.png").text["Description"])
-    assert kept == run_plots.points(mine, theirs)
-    assert [(p["system"], p["seconds"], p["accuracy"], p["measured_here"], p["gpu"]) for p in kept] == [
-        ("`cpu94`, bfloat16", 500.0, 0.942, True, False),
-        ("theirs", 2.0, 0.94, False, True),
+    assert kept == run_plots.points(mine, THEIRS)
+    assert [(p["system"], p["seconds"], p["accuracy"], p["whose"], p["gpu"]) for p in kept] == [
+        ("`cpu94`, bfloat16", 500.0, 0.942, "ours", False),
+        ("peer", 7.0, 0.942, "theirs", True),
+        ("theirs", 2.0, 0.94, "published", True),
     ]
 
 
 def test_records_and_their_intervals_stand_at_their_numbers_and_the_targets_are_lines(figures, tmp_path):
-    mine = [
-        Record(
-            "`cpu94`, bfloat16", "x", seconds=500.0, accuracy=0.942, accuracy_ci95=[0.94, 0.944], gpu=False
-        )
-    ]
-    theirs = [Record("theirs", "y", seconds=2.0, accuracy=0.94), Record("silent", "z", seconds=3.0)]
-    run_plots.accuracy_time(mine, theirs, tmp_path / "x.png")
-    axes, said = figures[0].axes[0], texts(figures[0])
+    run_plots.accuracy_time([ours()], THEIRS, tmp_path / "x.png")
+    (axes,), said = figures[0].axes, texts(figures[0])
     assert [*dots(axes, "o"), *dots(axes, "s")] == [(2.0, 94.0), (500.0, pytest.approx(94.2))]
     (interval,) = axes.collections[0].get_segments()
     assert interval.tolist() == [[500.0, pytest.approx(94.0)], [500.0, pytest.approx(94.4)]]
     levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
     assert levels == [94, 95, 96] and axes.get_xscale() == "log"
-    assert "without an accuracy: silent" in said and "published, GPU" in said and "measured here, CPU" in said
+    assert "without an accuracy: silent" in said and "published, GPU" in said and "ours, CPU" in said
     assert {"cpu94", "theirs"} <= set(said.split("\n")) and "published, CPU" not in said
+
+
+def test_what_was_measured_on_one_gpu_stands_larger_above_and_by_its_kernels(figures, tmp_path):
+    gpu = {"gpu": True, "hardware": "a GPU"}
+    near = [
+        ours("`record94`, float16", seconds=1.0, execution="`kernels=triton graph=run`; patched", **gpu),
+        ours("a peer", seconds=1.5, ours=False, execution="compiled", **gpu),
+    ]
+    far = [ours("`seed`, float16", seconds=3.0, **gpu), ours("`seed`", seconds=0.9, gpu=True, hardware="b")]
+    run_plots.accuracy_time([*near, *far], THEIRS, tmp_path / "x.png")
+    above, below = figures[0].axes
+    assert dots(above, "o") == [(1.0, pytest.approx(94.2)), (1.5, pytest.approx(94.2))]
+    assert [x for x, _ in dots(below, "o")] == [0.9, 1.0, 1.5, 2.0, 3.0]
+    assert "one a GPU" in above.get_title(loc="left") and above.get_xscale() == "linear"
+    assert sorted(text.get_text() for text in above.texts) == ["a peer", "record94, triton"]
+    assert "a peer" not in [text.get_text() for text in below.texts]
+    assert "theirs, measured by us, GPU" in texts(figures[0])
 
 
 def group(accuracies, seconds, **fields) -> Group:
     about = {"system": "`seed`, float16, `lr=2`", "hardware": "a GPU", "dataset": "cifar10", "target": 0.94}
     about |= {
+        "execution": "",
         "views": "flip",
         "views_fraction": 1.0,
         "contract": "",
@@ -233,6 +249,17 @@ def test_every_run_is_a_dot_beside_its_groups_mean_and_interval_for_one_run_and_
     bounds = [100 * bound for bound in summary(many[0])["ci95"]]
     assert any(np.allclose(c.get_segments()[0][:, 0], bounds) for c in left.collections)
     assert "20 s" in texts(figures[0]) and f"{np.mean(many[1]):.4g} s" in texts(figures[0])
+
+
+def test_runs_whose_times_are_not_quoted_have_their_accuracies_and_no_dot_of_time(figures, tmp_path):
+    about = {"untimed": "the card was shared", "execution": "`kernels=triton`; patched"}
+    groups = [group([0.94, 0.95], [1.0, 2.0], **about), group([0.93], [20.0])]
+    run_plots.distribution("Runs", groups, tmp_path / "x.png")
+    left, right = figures[0].axes
+    assert left.get_yticklabels()[0].get_text() == "seed lr=2\nkernels=triton\nn = 2, a GPU, patched"
+    assert [x for x, _ in dots(left, "o")] == pytest.approx([93.0, 94.0, 95.0])
+    assert [y for _, y in dots(right, "o")] == [pytest.approx(1, abs=0.5)]
+    assert "no time" in texts(figures[0]) and "2 s" not in texts(figures[0])
 
 
 def test_a_steps_series_follow_one_another_in_a_bar_and_are_summed_beside_it(figures, tmp_path):
@@ -271,9 +298,9 @@ def test_labels_cover_neither_each_other_nor_a_point_nor_a_line_and_stay_inside(
     "system, shown",
     [
         ("`cpu94`, bfloat16, `epochs=9.0`", "cpu94 epochs=9.0"),
-        ("`airbench94` (recorded as `record94`), float16, `kernels=tuned lr=2`", "airbench94 lr=2"),
+        ("`airbench94` (recorded as `record94`), float16, `lr=2`", "airbench94 lr=2"),
         ("airbench94_muon in bfloat16, its device lines changed", "airbench94_muon in bfloat16"),
-        ("`seed`, float16, `sizes=20,24,24,28,28,28,32 epochs=9.0`", "seed sizes=20,24,24,28,28,28,32 e…"),
+        ("`seed`, float16, `sizes=20,24,24,28,28,28,32 epochs=9.0`", "seed sizes=20,24,24,28,28,28,32 …"),
     ],
 )
 def test_a_systems_label_is_short(system, shown):

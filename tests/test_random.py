@@ -14,6 +14,8 @@ MASK = 2**32 - 1
 SEED = torch.tensor(1234567890123)
 WORD = st.integers(0, MASK)
 
+interpreted = pytest.mark.skipif(not launch.runnable("cpu"), reason="needs Triton's interpreter")
+
 
 def plain(seed: int, counter: tuple[int, int, int, int]) -> list[int]:
     """Philox4x32-10 in Python's integers."""
@@ -133,8 +135,11 @@ def test_permutation_sorts_the_examples_by_their_draws(epoch):
     assert random.permutation(SEED, epoch, 200).tolist() == sorted(range(200), key=draws.__getitem__)
 
 
-def test_permutation_keeps_tied_examples_in_order():
-    order = random.permutation(SEED, 0, 200_000)
+@pytest.mark.parametrize(
+    "permutation", [random.permutation, pytest.param(random.permutation_op, marks=interpreted)]
+)
+def test_permutation_keeps_tied_examples_in_order(permutation):
+    order = permutation(SEED, 0, 200_000)
     draws = random.philox(SEED, order, 0, random.ORDER)[0]
     tied = draws.diff() == 0
     assert tied.any()
@@ -153,3 +158,12 @@ def test_manual_seed_decides_nothing(draw):
     first = draw(SEED, 0, 100)
     torch.manual_seed(2)
     assert torch.equal(draw(SEED, 0, 100), first)
+
+
+@interpreted
+@pytest.mark.parametrize("epoch", [3, torch.tensor(3), torch.tensor(2**32 - 1)])
+def test_permutation_of_the_kernel_is_the_same_by_one_launch_and_a_sort(epoch):
+    assert torch.equal(random.permutation_op(SEED, epoch, 5000), random.permutation(SEED, epoch, 5000))
+    with launch.recording() as launched:
+        random.permutation_op(SEED, epoch, 5000)
+    assert [one.name for one in launched] == ["_permutation_keys"]

@@ -9,7 +9,7 @@ import pytest
 
 import hlb
 import kernels
-from hlb import readme, records, run_plots
+from hlb import cost, kernel_tables, peers, readme, records, run_plots
 from hlb.cli import main
 from hlb.statistics import summary
 
@@ -86,6 +86,7 @@ def test_one_run_has_its_accuracy_views_and_time_and_no_interval(root):
     write(root, [run(0.9385, seconds=(9.5, 1.25))])
     assert cells(root)[0] == {
         "system": "`seed`, float32",
+        "run": "",
         "hardware": "a processor",
         "accuracy": "93.85 %",
         "n": "1",
@@ -101,7 +102,7 @@ def test_several_runs_have_a_mean_an_interval_and_the_mean_time_with_its_deviati
     low, high = summary(accuracies)["ci95"]
     row = cells(root)[0]
     assert row["accuracy"] == f"94.10 % [{100 * low:.2f}, {100 * high:.2f}]"
-    assert (row["n"], row["time"]) == ("3", "12 (std 1): prepare + train + evaluation")
+    assert (row["n"], row["time"]) == ("3", "12.00 (std 1): prepare + train + evaluation")
 
 
 def test_failed_runs_are_counted_beside_n_and_in_no_mean(root):
@@ -109,7 +110,7 @@ def test_failed_runs_are_counted_beside_n_and_in_no_mean(root):
     write(root, [run(0.93), run(seconds=(100.0, 0.0), **failed), run(0.95)])
     row = cells(root)[0]
     assert (row["n"], row["accuracy"][:7]) == ("2, 1 failed", "94.00 %")
-    assert row["time"].startswith("10 (std 0): ")
+    assert row["time"].startswith("10.00 (std 0): ")
 
 
 def test_a_row_of_failed_runs_only_has_no_numbers(root):
@@ -136,6 +137,8 @@ def test_made_up_data_recipes_without_an_aim_and_lines_that_are_no_runs_are_left
         ({"name": "record94"}, {"name": "record94", "settings": {"views_fraction": 0.5}}),
         ({}, {"device_name": "another processor"}),
         ({}, {"execution": {"kernels": "triton"}}),
+        ({}, {"note": "patched"}),
+        ({}, {"untimed": "the card was shared"}),
     ],
 )
 def test_runs_that_differ_in_recipe_dtype_setting_views_or_device_are_different_rows(root, one, other):
@@ -154,7 +157,56 @@ def test_runs_of_a_group_are_gathered_from_several_ledgers_and_each_counts_once(
 
 def test_changed_settings_are_named(root):
     write(root, [run(settings={"epochs": 11.0, "sizes": (24, 32)}, execution={"compile": "on"})])
-    assert cells(root)[0]["system"] == "`seed`, float32, `sizes=24,32 epochs=11.0 compile=on`"
+    row = cells(root)[0]
+    assert (row["system"], row["run"]) == ("`seed`, float32, `sizes=24,32 epochs=11.0`", "`compile=on`")
+
+
+@pytest.mark.parametrize(
+    "device, chosen, says",
+    [
+        ("cpu", {"compile": "off", "graph": "off"}, ""),
+        (
+            "cuda",
+            {"compile": "off", "graph": "off", "threads": 16},
+            "`kernels=reference compile=off graph=off`",
+        ),
+        (
+            "cuda:1",
+            {"kernels": "triton,sgd=reference", "graph": "run", "deterministic": True},
+            "`kernels=triton,sgd=reference graph=run deterministic=True`",
+        ),
+    ],
+)
+def test_a_row_says_how_it_was_executed_where_that_is_not_plain_and_on_a_gpu_in_any_case(
+    root, device, chosen, says
+):
+    write(root, [run(device=device, execution=chosen)])
+    assert cells(root)[0]["run"] == says
+
+
+def test_what_is_noted_of_a_ledger_stands_in_its_row_and_in_no_other(root):
+    write(root, [run(execution={"kernels": "triton"}, note="as the program wrote it")], "gpu/a.jsonl")
+    write(root, [run(0.93)], "gpu/b.jsonl")
+    (root / records.RESULTS / "gpu" / "notes.json").write_text('{"a.jsonl": {"note": "patched"}}')
+    assert [row["run"] for row in cells(root)[:2]] == ["`kernels=triton`; patched", ""]
+
+
+def test_times_that_are_not_to_be_quoted_are_in_no_row_and_the_accuracy_is(root):
+    write(root, [run(0.94, seconds=(1.0, 0.5)), run(0.95, seconds=(8.0, 0.5))])
+    notes = {"some.jsonl": {"untimed": "accuracy only: the card was shared"}}
+    (root / records.RESULTS / "cpu" / "notes.json").write_text(json.dumps(notes))
+    row = cells(root)[0]
+    assert (row["accuracy"][:7], row["n"]) == ("94.50 %", "2")
+    assert row["time"] == "accuracy only: the card was shared"
+    assert not records.best(records.trained(root)) and not run_plots.points(readme.mine(root), [])
+
+
+@pytest.mark.parametrize("notes", ["[]", '{"some.jsonl": 3}', '{"some.jsonl": {"untimd": "x"}}', "no JSON"])
+def test_notes_that_cannot_be_used_are_a_line_that_names_them(root, notes):
+    write(root, [run()])
+    (root / records.RESULTS / "cpu" / "notes.json").write_text(notes)
+    with pytest.raises(hlb.UserError, match="notes.json: "):
+        records.trained(root)
 
 
 def test_a_recipe_recorded_under_an_older_name_goes_by_its_present_one(root):
@@ -172,6 +224,14 @@ def test_a_run_from_before_hard_images_was_of_all_of_them(root):
         del line["recipe_fields"][field]
     write(root, [line])
     assert cells(root)[0]["system"] == "`cpu94`, float32, `hard_fraction=1.0`"
+
+
+def test_where_all_images_were_trained_the_epoch_from_which_the_hardest_would_be_is_not_said(root):
+    write(root, [run(settings={"hard_from": 5}), run(settings={"hard_fraction": 0.5, "hard_from": 5})])
+    assert [row["system"] for row in cells(root)[:2]] == [
+        "`seed`, float32",
+        "`seed`, float32, `hard_fraction=0.5 hard_from=5`",
+    ]
 
 
 def test_a_recipe_keeps_its_name_where_another_trains_the_same(root, monkeypatch):
@@ -200,6 +260,7 @@ def test_another_system_that_we_ran_is_a_row_with_its_own_contract(root):
     (root / records.RESULTS / "pairs.json").write_text(json.dumps({"a": "x", "seconds": []}))
     assert cells(root)[0] == {
         "system": "airbench94_muon on a CPU",
+        "run": "",
         "hardware": "a processor",
         "accuracy": "94.00 %",
         "n": "1, 2 failed",
@@ -210,11 +271,62 @@ def test_another_system_that_we_ran_is_a_row_with_its_own_contract(root):
     assert len(cells(root)) == 2
 
 
+def write_peers(root: Path, *names: str, **measured) -> None:
+    lists = {"accuracy_list": [0.94, 0.942], "train_eval_seconds_list": [1.0, 1.5], "time_list": [0.5, 0.75]}
+    about = {"execution": "compiled", "views": "flip+shift", "own_contract": "training only"}
+    found = [
+        {"system": name, **about, "measured": {"device": "a GPU", **lists, **measured}} for name in names
+    ]
+    run = {"command": "a script", "date": "2026-11-26", "driver": "580"}
+    (root / records.RESULTS / "peers.json").write_text(json.dumps({"run": run, "peers": found}))
+
+
+def test_a_peer_has_its_time_by_our_rule_and_by_its_own_and_is_none_of_ours(root):
+    write_peers(root, "theirs here")
+    write(root, [run(0.9, device="cuda", device_name="a GPU", seconds=(2.0, 0.0))])
+    first, second = cells(root)[:2]
+    assert first == {
+        "system": "theirs here",
+        "run": "compiled",
+        "hardware": "a GPU",
+        "accuracy": "94.10 % [92.83, 95.37]",
+        "n": "2",
+        "test-time": "6 (flip+shift)",
+        "time": "1.250 (std 0.354): prepare + train + evaluation; "
+        "by its own rule 0.6250 (std 0.177): training only",
+        "source": "`bench/results/peers.json`",
+    }
+    assert second["system"] == "`seed`, float32"
+    (best,) = records.best([*records.trained(root), *peers.timed(root)]).values()
+    assert best.system == "`seed`, float32"
+
+
+def test_a_gpu_that_only_peers_ran_on_is_no_gpu_record_of_ours(root):
+    write_peers(root, "theirs here")
+    write(root, [run()])
+    assert "no GPU record yet" in readme.records_table(root)
+
+
+def test_the_first_table_is_our_best_on_a_gpu_and_the_peers_on_the_same_one(root):
+    assert readme.gpu_table(root) == "No GPU has been measured yet."
+    write_peers(root, "theirs here")
+    gpu = {"device": "cuda", "device_name": "a GPU"}
+    fast, slow = run(0.941, seconds=(0.5, 0.1), **gpu), run(0.95, settings={"epochs": 99.0}, **gpu)
+    write(root, [fast, slow, run(0.96, seconds=(0.1, 0.1))])
+    assert [line.split(" | ")[0] for line in readme.gpu_table(root).splitlines()[2:4]] == [
+        "| `seed`, float32",
+        "| theirs here",
+    ]
+    write_peers(root, "theirs here", device="another GPU")
+    assert "theirs" not in readme.gpu_table(root) and "0.6 " in readme.gpu_table(root)
+
+
 def test_what_a_published_record_does_not_state_is_not_made_up(root):
     bare = {"system": "bare", "source": "someone/bare", "seconds": 1.0}
     records.PUBLISHED.write_text(json.dumps([bare, PUBLISHED]))
     assert list(cells(root)[0].values()) == [
         "bare",
+        "",
         *["not stated"] * 4,
         "1: contents not stated",
         "someone/bare",
@@ -337,7 +449,7 @@ def kernel_rows(root: Path) -> dict[str, list[str]]:
 def few(monkeypatch):
     """A catalogue of two ops."""
     chosen = {name: kernels.CATALOGUE[name] for name in ("cross_entropy", "pool_head")}
-    monkeypatch.setattr(readme, "CATALOGUE", chosen)
+    monkeypatch.setattr(kernel_tables, "CATALOGUE", chosen)
 
 
 def test_kernels_have_their_speed_up_per_gpu_the_latest_record_counts_and_what_is_missing_is_said(root, few):
@@ -348,11 +460,52 @@ def test_kernels_have_their_speed_up_per_gpu_the_latest_record_counts_and_what_i
     rows = kernel_rows(root)
     assert [head.rpartition(" on ")[2] for head in rows["op"][-2:]] == ["another GPU", "a GPU"]
     assert rows["cross_entropy"][-2:] == ["8.00, not measured", "6.00, 3.00"]
-    assert rows["pool_head"][-2:] == ["not measured, not measured"] * 2
+    assert rows["pool_head"][-2:] == ["not measured"] * 2
 
 
 def test_kernels_without_a_gpu_record_are_not_measured(root, few):
     assert [row[-1] for row in list(kernel_rows(root).values())[1:]] == ["not measured"] * 2
+
+
+def test_where_compiled_pytorch_is_faster_the_kernels_table_says_so(root, few):
+    bench(root, "a.json", 4.0, 0.25)
+    assert "takes less, the ratio of its time to ours: `cross_entropy` forward (seed 0.25)." in (
+        readme.kernels_table(root)
+    )
+    bench(root, "a.json", 4.0, 1.25)
+    assert "takes less" not in readme.kernels_table(root)
+
+
+def test_passes_have_the_fastest_kernel_beside_cudnn_as_measured_and_as_corrected(root):
+    found = {
+        f"b at 32 {kind}": {"seconds": {"one": 9e-5, "another": 4e-5}, "cudnn": 3e-5 + i * 2e-5}
+        for i, kind in enumerate(kernel_tables.PASSES)
+    }
+    found |= {name.replace("32", "24"): one for name, one in found.items()}
+    content = {
+        "run": {"device": "a GPU", "date": "2026-11-26", "commit": "849e75a467", "note": "patched"},
+        "corrected": {
+            "what": "put right",
+            "seconds": {"b at 32": {"backward": {"triton": 8e-5, "cudnn": 2e-4, "of": ["wgrad"]}}},
+            "derived": {"seconds": {"b at 32": {"forward": {"cudnn": 6e-5}}}},
+        },
+        "found": found,
+    }
+    (root / records.RESULTS / "conv-passes.json").write_text(json.dumps(content))
+    lines = readme.passes_table(root).splitlines()
+    assert lines[2] == "| b at 32 | 40 / **30** | **40** / 50 | **40** / 70 | **40** / 60 | **80** / 200 |"
+    assert not lines[3] and "a GPU, 2026-11-26, commit 849e75a4," in lines[4] and "patched" in lines[5]
+
+
+def test_the_table_of_recipes_counts_what_hlb_recipes_does(monkeypatch, root):
+    monkeypatch.setattr(readme, "FLOORS", ("smoke", "smoke"))
+    rows = [line.split(" | ") for line in readme.recipes_table(root).splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"| `{name}`" for name in hlb.RECIPES]
+    counted = [cost.report(recipe) for recipe in hlb.RECIPES.values()]
+    assert [row[4] for row in rows] == [f"{one['steps']} of {one['batch_size']}" for one in counted]
+    recipe = dataclasses.replace(hlb.RECIPES["seed"], sizes=(20, 24), hard_fraction=0.25, hard_from=3)
+    said = "images that grow, 20 to 24 pixels; after 3 epochs only the 25 % of the images"
+    assert f"; {said} whose loss was largest" in readme.described(recipe)
 
 
 def test_bytes_of_a_kernel_are_those_of_its_page(root, few):
@@ -367,7 +520,7 @@ def test_bytes_of_a_kernel_are_those_of_its_page(root, few):
 
 def test_every_op_says_what_it_fuses_and_which_cases_its_row_adds_up():
     assert all(spec.fuses for spec in kernels.CATALOGUE.values())
-    of, cases = readme.calls_of(kernels.CATALOGUE["conv_bn_act"])
+    of, cases = kernel_tables.calls_of(kernels.CATALOGUE["conv_bn_act"])
     names = [f"record94 g{group}.conv{i}" for group in (1, 2, 3) for i in (1, 2)]
     assert (of, [case.name for case in cases]) == ("6 of `record94`", names)
 
@@ -376,10 +529,17 @@ def test_the_seeds_baselines_stand_beside_our_runs_of_seed_only(root):
     write(root, [run(0.93), run(status="failed", accuracy=None), run(name="airbench94")])
     write(root, [run(dataset="synthetic")], "cpu/made-up.jsonl")
     lines = readme.baselines_table(root).splitlines()
-    assert "| hlb-CIFAR10 v0.3.0 | A100 80 GB | float16 | 93.97 % | 3 | 9.702 (std 0.047) |" in lines
+    assert "| hlb-CIFAR10 v0.3.0 |  | A100 80 GB | float16 | 93.97 % | 3 | 9.702 (std 0.047) |" in lines
     assert [line for line in lines if line.startswith("| `")] == [
-        "| `seed` | a processor | float32 | 93.00 % | 1, 1 failed | 10 |"
+        "| `seed` |  | a processor | float32 | 93.00 % | 1, 1 failed | 10 |"
     ]
+
+
+def test_the_seed_system_that_we_ran_stands_among_its_baselines_with_both_times(root):
+    write_peers(root, "hlb-CIFAR10 v0.3.0, float16", "another")
+    (line,) = [line for line in readme.baselines_table(root).splitlines() if "a GPU" in line]
+    assert line.startswith("| hlb-CIFAR10 v0.3.0 | compiled | a GPU | float16 | 94.10 % [")
+    assert "1.250 (std 0.354): prepare" in line and "own rule 0.6250 (std 0.177): training only" in line
 
 
 # -- this repository -----------------------------------------------------------------------------------------
@@ -398,7 +558,7 @@ def test_the_plot_of_this_repository_is_of_its_records_and_readme_shows_it(repos
     found = run_plots.points(readme.mine(repository), records.published())
     assert drawn == json.loads(json.dumps(found)), "hlb report --markdown brings it up to date"
     assert f"]({readme.PLOT.as_posix()})" in (repository / "README.md").read_text(encoding="utf-8")
-    assert (repository / readme.PLOT).stat().st_size < 80_000
+    assert (repository / readme.PLOT).stat().st_size < 130_000
 
 
 def test_the_published_seed_and_its_baseline_are_the_same_numbers(repository):

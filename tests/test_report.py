@@ -91,6 +91,7 @@ def undrawn(monkeypatch):
 
 def text(html: str) -> str:
     """A page as it is read."""
+    html = html.replace("<wbr>", "")
     plain = re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL))
     plain = plain.replace("&nbsp;", " ").replace("&lt;", "<").replace("&gt;", ">").replace("&#x27;", "'")
     return re.sub(r"\s+", " ", plain)
@@ -130,8 +131,12 @@ def test_the_headline_is_the_fastest_that_reaches_the_target_with_its_command_an
     short = [run(0.9399, settings={"epochs": 4.0}, seconds=(2.0, 0.5))]
     assert main(["report", write(place / "a.jsonl", [*slow, *fast, *short])]) == 0
     said = section(page(place), "In short")
-    assert "94 % reached on a GPU: 94.05 % [94.05, 94.05] in 5 s (std 0)" in said
-    assert "seed , float16, epochs=8.0" in said and "hlb --epochs 8" in said and "torch 2.11.0" in said
+    assert "94 % reached on a GPU: 94.05 % [94.05, 94.05] in 5.000 s (std 0)" in said
+    assert (
+        "seed , float16, epochs=8.0 run with kernels=reference" in said
+        and "hlb --epochs 8" in said
+        and "torch 2.11.0" in said
+    )
     assert "2; no record claim: 2 of the 100 runs that one takes" in said and "2 (flip)" in said
     assert "driver" not in said
 
@@ -206,6 +211,32 @@ def test_without_a_ledger_it_is_of_the_default_one_and_of_the_checkouts_results(
     said = page(place)
     assert "91.50 %" in said and "93.50 %" in section(said, "Records") and "[roofline-1: " in said
     assert "bench/results/x.jsonl , results/ledger.jsonl , bench/results/y.json ." in said
+
+
+def test_times_that_are_noted_not_to_be_quoted_are_on_no_page(place, undrawn):
+    path = write(place / "a.jsonl", [run(0.95, seconds=(77.5, 0.0)), run(0.94, seconds=(78.5, 0.0))])
+    (place / "notes.json").write_text('{"a.jsonl": {"note": "patched", "untimed": "the card was shared"}}')
+    assert main(["report", f"{path}:recipe=seed"]) == 0
+    said = page(place)
+    assert "94.50 %" in said and "78 " not in said and "in 78" not in said
+    assert "the card was shared" in section(said, "Runs") and "patched" in section(said, "Records")
+    assert "reached" not in section(said, "In short")
+
+
+def test_another_system_on_our_gpu_is_never_the_headline(place, undrawn):
+    (place / records.RESULTS).mkdir(parents=True)
+    write(place / records.RESULTS / "x.jsonl", [run(0.92)])
+    fast = {"system": "another", "device": "cuda", "runs": [{"accuracy": 0.95, "seconds": 3.0}]}
+    (place / records.RESULTS / "y.json").write_text(json.dumps(fast))
+    assert main(["report"]) == 0
+    assert "94 % missed on a GPU: 92.00 %" in section(page(place), "In short")
+    assert "another" in section(page(place), "Records")
+
+
+def test_what_is_noted_of_a_record_of_kernels_is_said_beside_it(place, undrawn):
+    (place / "k.json").write_text(json.dumps(BENCH | {"note": "Percentages are of a memcpy."}))
+    assert main(["report", write(place / "a.jsonl", [run()]), "--kernels", "k.json"]) == 0
+    assert "Percentages are of a memcpy." in section(page(place), "Kernels")
 
 
 def test_selections_of_a_ledger_are_reported_and_nothing_else(place, undrawn):

@@ -43,6 +43,8 @@ TINY = (
     *SETTINGS,
 )
 RATES = ("lr=0.1,0.2,0.3",)
+ARMS = grid.READY["record94"].settings
+SMALL = [setting for setting in SETTINGS if not setting.startswith("epochs")]
 # The command line over a small synthetic set, for processes of their own.
 PROGRAM = """\
 import os, sys
@@ -82,6 +84,9 @@ class Instant:
         self.held = self.run  # as a real one is, by its own functions
         self.built.append(weakref.ref(self))
         self.alive.append(sum(one() is not None for one in self.built))
+
+    def estimate_seconds(self, eval_every: int) -> float:
+        return 100.0 * self.recipe.epochs
 
     def run(self, seed: int, eval_every: int = 1) -> Run:
         self.ran.append(self.dataset)
@@ -124,6 +129,8 @@ MANY = ",".join(map(str, range(1, 200)))
         (["--random", "0"], "--random: got 0, accepted is 1 to 3"),
         (["--random", "4"], "--random: got 4, accepted is 1 to 3"),
         (["--random", "few"], "--random"),
+        (["--grid", "nonsense"], "--grid: got 'nonsense', accepted are record94"),
+        (["--grid", "record94"], "--recipe: the configurations are those of --grid record94; leave it out"),
         (["--runs", "0"], "--runs"),
         (["--runs", "1000000"], "--runs: got 1,000,000 of 3, accepted are 1,000,000 runs in all"),
         (["--seed", "-1"], "--seed"),
@@ -257,6 +264,12 @@ def test_no_more_than_four_trainers_are_kept_and_the_ones_used_last(instant):
     assert len(instant.built) == 6 + 2 + 2  # back and forth, each turn finds four
 
 
+def test_trainers_on_a_gpu_are_kept_as_long_as_half_of_its_memory_is_free(monkeypatch):
+    for free, trainers, full in ((80, 40, False), (60, 2, True), (1, 0, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 141))
+        assert sweep._full("cuda:0", trainers) is full
+
+
 def test_trainers_share_one_copy_of_the_data(instant):
     assert start("--runs", "2", "--quiet") == 0
     assert len({id(dataset) for dataset in instant.ran}) == 1
@@ -271,6 +284,20 @@ def test_every_run_has_its_own_configurations_switches(instant, monkeypatch):
     )
     assert start("--runs", "2", "--quiet") == 0
     assert len(ran) == 6 and all(one == other for one, other in ran)
+
+
+def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, capsys):
+    toy = ["sweep", "--grid", "record94", "--data", "synthetic", "--device", "cpu", "--set", *SMALL]
+    assert main([*toy, "--runs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"configurations: {len(ARMS)}   runs of each: 1 " in out and f"to do: {len(ARMS)}" in out
+    # A run of 8.4 epochs is said to take 840 s, the others of the grid much the same; a build takes nothing.
+    (said,) = re.findall(r"^about (.*) for all: (\d+) to build in 0.0 s each, a run in 1\d min$", out, re.M)
+    assert said[1] == str(len(ARMS)) and said[0].startswith(("2 h", "3 h"))
+    ran = [(record["recipe"], record["seed"]) for record in ledger.load("results/sweep-record94.jsonl")]
+    assert ran == [("record94", 0)] * len(ARMS)
+    assert main([*toy, "--quiet"]) == 0
+    assert len(ledger.load("results/sweep-record94.jsonl")) == 50 * len(ARMS)
 
 
 # -- what is printed -----------------------------------------------------------------------------------------

@@ -133,8 +133,12 @@ def test_copy_rate_is_bytes_read_and_written_by_a_second(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_device_time_of_a_copy_grows_with_its_bytes_and_stays_below_the_memory_bandwidth():
-    small, large = (timing.copy(size, "cuda").median for size in (256 * MEGABYTE, 1024 * MEGABYTE))
-    assert 3 < large / small < 5
+    # Others on the card only slow a copy down, the longer one more: the least of samples taken in turn is
+    # nearest to the card's own time, and there is no bound from above.
+    sizes = 256 * MEGABYTE, 1024 * MEGABYTE
+    turns = [[min(timing.copy(size, "cuda", samples=1).samples) for size in sizes] for _ in range(5)]
+    small, large = map(min, zip(*turns))
+    assert large > 2 * small
     assert 1024 * MEGABYTE / large < 10e12  # bytes/s: no chip has that, the L2 cache would
 
 

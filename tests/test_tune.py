@@ -237,7 +237,7 @@ def test_jobs_are_the_recipes_passes_by_name():
     shared = tune.jobs(["r1.conv2", "dgrad", "float16"])
     assert [job.name for job in shared] == ["dgrad n=512 15x15 128->128 float16"]
     assert [case.name for case in shared[0].cases] == ["r1.conv2", "r1.conv3"]
-    kinds = [job.problem.kind for job in tune.jobs(["record94", "g1.conv1", "31x31", "bfloat16"])]
+    kinds = [job.problem.kind for job in tune.jobs(["record94", "g1.conv1", "31x31", "n=1536", "bfloat16"])]
     assert kinds == [*PASSES, "unpool"]
 
 
@@ -247,7 +247,7 @@ def test_jobs_are_the_recipes_passes_by_name():
 def test_a_dry_run_shows_candidates_with_modelled_times(capsys):
     assert __main__.main(["tune", "--dry-run", "g1.conv1", "record94", "float16"]) == 0
     out = capsys.readouterr().out
-    assert "wgrad n=2000 31x31 24->64 pool float16" in out and "NVIDIA H200" in out
+    assert "wgrad n=1536 31x31 24->64 pool float16" in out and "NVIDIA H200" in out
     assert __main__.main(["tune", "--dry-run", "r3.conv2", "forward", "bfloat16", "--json", "-"]) == 0
     (modelled,) = [v for k, v in json.loads(capsys.readouterr().out)["modelled"].items() if "n=512" in k]
     times = list(modelled.values())

@@ -108,3 +108,22 @@ def test_evaluation_leaves_the_network_in_its_mode(network, training):
     network.train(training)
     evaluate(network, pixels(4, 32, 32), torch.arange(4), "none", **NORMALISE)
     assert network.training == training
+
+
+@pytest.mark.parametrize("name", ["flip", "flip+shift"])
+def test_views_of_an_image_are_evaluated_together_in_batches_of_the_recipes_rows(network, name):
+    sizes = []
+
+    def forward(x: torch.Tensor):
+        sizes.append(len(x))
+        return network(x)
+
+    network.recipe = recipe("smoke", {"base_depth": 4, "eval_batch_size": 11})
+    images, labels = pixels(20, 32, 32), torch.arange(20) % 10
+    evaluate(network, images, labels, name, **NORMALISE, fraction=0.5, forward=forward)
+    others = {"flip": [10], "flip+shift": [10] * 5}[name]
+    assert sizes == [11, 9, *others]
+    network.recipe = recipe("smoke", {"base_depth": 4, "eval_batch_size": 3})
+    sizes.clear()
+    evaluate(network, images, labels, "flip+shift", **NORMALISE, fraction=0.1, forward=forward)
+    assert sizes == [3] * 6 + [2] + [5] * 2  # an image's views are never parted
