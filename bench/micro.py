@@ -81,7 +81,7 @@ def estimate(todo: dict[KernelSpec, list[Case]], chosen: Sequence[str]) -> str:
     """A line that says how much there is to do, and how long that takes, about."""
     count = sum(map(len, todo.values()))
     seconds = sum(len(cases) * sum(map(SECONDS.get, known(spec, chosen))) for spec, cases in todo.items())
-    return f"{count} cases: about {max(1, round(seconds / 60))} min"
+    return f"{count} case{'s' * (count != 1)}: {timing.about(seconds)}"
 
 
 def compile_ahead(

@@ -84,6 +84,11 @@ def sampler(calls: Sequence[Call], device: Device) -> Callable[[], float]:
     return _device_sampler(calls, device) if device.type == "cuda" else _wall_sampler(calls)
 
 
+def about(seconds: float) -> str:
+    """A rough duration in words."""
+    return "less than a minute" if seconds < 60 else f"about {seconds / 60:.0f} min"
+
+
 def repeats(seconds: float, calls: int, kind: str) -> int:
     """How often to go round `calls` calls that take `seconds` together, for one sample."""
     return max(1, min(math.ceil(SAMPLE_SECONDS[kind] / max(seconds, 1e-9)), CALLS // calls))

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import candidates, check, chips, conv_bn_act, launches, measure, tiling
+from . import candidates, check, chips, conv_bn_act, launches, measure, tiling, timing
 from .chips import Chip
 from .launch import triton
 from .spec import Case
@@ -174,8 +174,8 @@ def is_pass(job: Job) -> bool:
 def estimate(work: dict[Problem, list[Config]], processes: int) -> str:
     """A line that says how much there is to do, and how long that takes, about."""
     count = sum(map(len, work.values()))
-    minutes = (count * (COMPILE / processes + TIME) + len(work) * PASS) / 60
-    return f"{len(work)} passes, {count} candidates: about {max(1, round(minutes))} min on {processes} CPUs"
+    seconds = count * (COMPILE / processes + TIME) + len(work) * PASS
+    return f"{len(work)} passes, {count} candidates: {timing.about(seconds)} on {processes} CPUs"
 
 
 def _pass(
