@@ -83,12 +83,12 @@ def before(timed: bool) -> list[dict]:
     return [run for run in runs if ledger.is_run(run) and run["status"] == "ok"]
 
 
-def alike(runs: Iterable[dict], kernels: bool = True) -> dict[str, list[dict]]:
+def alike(runs: Iterable[dict], kernels: bool = True) -> dict[tuple, list[dict]]:
     """Runs of the same recipe, field by field, and with `kernels` of the same choice of kernels."""
     found = defaultdict(list)
     for run in runs:
-        execution = {"kernels": run["execution"].get("kernels")} if kernels else {}
-        found[records.system(run | {"execution": execution})].append(run)
+        key = records.system(run | {"execution": {}}), run["execution"].get("kernels") if kernels else None
+        found[key].append(run)
     return found
 
 
