@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from kernels import (
     __main__,
     candidates,
+    check,
     chips,
     conv_bn_act,
     launch,
@@ -223,6 +225,20 @@ def test_a_second_run_replaces_what_it_measures_and_says_where_all_is_from(clock
     assert found["runs"] == {
         date: {"command": name, "date": date} for date, name in (("2", "tune dgrad"), ("3", "tune forward"))
     }
+
+
+def test_an_interrupted_compilation_ends_without_compiling_what_waits(monkeypatch):
+    monkeypatch.setattr(check, "identity", str)
+    monkeypatch.setattr(check, "compile_launch", lambda launch, cc: time.sleep(0.3))
+    rows = [check.Row(None, number, torch.float16, (90,), [], 1) for number in range(40)]
+
+    def interrupted(done, of):
+        raise KeyboardInterrupt
+
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        check.compile_all(rows, 1, interrupted)
+    assert time.perf_counter() - began < 40 * 0.3 / 2
 
 
 def test_provenance_says_on_what_and_when():
