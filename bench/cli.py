@@ -29,13 +29,15 @@ HELP = """\
 usage: python -m bench [NAME ...] [--case TEXT] [--dtype NAME] [options]
        python -m bench [NAME ...] --asm STAGE [--chip CC] | --trace FILE
        python -m bench [NAME ...] --ncu [--kernel NAME] | --vs REF [--rounds N]
+       python -m bench card ...    everything, on a new GPU: `bench card --help`
        python -m bench gate ...    the speed gate: `python -m bench gate --help`
        pytest bench                the same times, for pytest-benchmark
 
-Times every op beside the PyTorch that it replaces, at the recipes' shapes:
-eager, compiled, max-autotune and cudnn against triton, its forms and tuned;
-forward, backward and both. What is wrong is not timed. Without a GPU the
-references alone, on the CPU, at a small batch.
+Times ops beside the PyTorch that they replace, at the shapes of record94, or
+all the recipes' where NAME or --case or --all says so: eager, compiled and
+cudnn against triton, its forms and tuned; forward, backward and both. What is
+wrong is not timed. Without a GPU the references alone, on the CPU, at a small
+batch.
 
   NAME             {names}
   --case TEXT      only cases whose name contains this: --case r1.conv1
@@ -43,6 +45,8 @@ references alone, on the CPU, at a small batch.
                    Without it, an op that does not have that takes its own
   --direction WAY  {directions}
   --samples N      times taken of each, {samples} if not given
+  --all            every case of every op
+  --max-autotune   references autotuned by Inductor too: 1 to 2 minutes a case
   --compile        compiled references on a CPU too
   --json FILE      all that was measured, where, and of which commit
   --csv FILE       a line for each row
@@ -62,7 +66,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 ROUNDS = 5
 # What is done -> options that say how; "" is the benchmark itself.
 MODES = {
-    "": ("direction", "samples", "compile", "json", "csv", "out"),
+    "": ("direction", "samples", "all", "max_autotune", "compile", "json", "csv", "out"),
     "asm": ("chip",),
     "trace": (),
     "ncu": ("direction", "kernel"),
@@ -107,7 +111,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--direction", choices=DIRECTIONS)
     parser.add_argument("--samples", type=int)
-    parser.add_argument("--compile", action="store_true", default=None)
+    for option in ("--all", "--max-autotune", "--compile"):
+        parser.add_argument(option, action="store_true", default=None)
     for option in ("--json", "--csv", "--out", "--trace"):
         parser.add_argument(option, type=Path)
     parser.add_argument("--asm", choices=STAGES)
@@ -139,7 +144,7 @@ def _mode(options: argparse.Namespace) -> str:
         if getattr(options, option) is not None and option not in MODES[mode]:
             others = " or ".join(f"--{other}" for other in MODES if other and option in MODES[other])
             needs = f"needs {others}" if others and not mode else f"does not go with --{mode}"
-            raise UserError(f"--{option}: {needs}")
+            raise UserError(f"--{option.replace('_', '-')}: {needs}")
     return mode
 
 
@@ -165,7 +170,10 @@ def _check_files(options: argparse.Namespace) -> None:
 def selected(options: argparse.Namespace, device: str) -> tuple[dict[KernelSpec, list[Case]], torch.dtype]:
     """The cases of each op that was asked for, and the dtype. UserError where there is none."""
     specs = [kernels.CATALOGUE[name] for name in options.names or kernels.CATALOGUE]
-    found = {spec: [case for case in spec.cases if options.case in case.name] for spec in specs}
+    if options.mode or options.names or options.case or options.all:
+        found = {spec: [case for case in spec.cases if options.case in case.name] for spec in specs}
+    else:
+        found = {spec: micro.few(spec) for spec in specs}
     if not any(found.values()):
         names = dict.fromkeys(case.name for spec in specs for case in spec.cases)
         raise UserError(f"--case: got {options.case!r}, cases are {', '.join(names)}")
@@ -212,6 +220,7 @@ def _benchmark(
         samples=options.samples or timing.SAMPLES,
         direction=options.direction,
         compile=bool(options.compile),
+        autotune=bool(options.max_autotune),
         command=command,
     )
     out = options.out

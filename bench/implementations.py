@@ -1,7 +1,7 @@
 """The ways to do an op that the benchmark times side by side.
 
     eager            the reference
-    compiled         torch.compile of the reference
+    compiled         torch.compile of the reference, with the options that training has (kernels/calls.py)
     max-autotune     the same, with everything measured that Inductor can measure
     cudnn            the reference's results from library calls alone, where it has a formula of its own: on a
                      GPU cuDNN's, elsewhere the processor's
@@ -26,8 +26,8 @@ from torch import Tensor
 from torch._functorch import config as functorch
 
 import kernels
-from kernels import candidates, compare, conv, launch
-from kernels.calls import AUTOTUNED, DIRECTIONS, roots
+from kernels import candidates, chips, compare, conv, conv_bn_act, launch, launches
+from kernels.calls import AUTOTUNED, DIRECTIONS, INDUCTOR, roots
 from kernels.compare import leaves
 from kernels.launch import Launch
 from kernels.norm_act import ACTIVATIONS
@@ -35,8 +35,9 @@ from kernels.spec import Case, KernelSpec
 
 
 def compiled(function: Callable, **options) -> Callable:
+    """`function` as torch.compile makes it, with options of Inductor's."""
     torch._dynamo.reset()  # each case is compiled for its own shapes, however many came before
-    return torch.compile(function, dynamic=False, options=options or None)
+    return torch.compile(function, dynamic=False, options=options)
 
 
 def batch_norm_act(
@@ -63,8 +64,10 @@ def batch_norm_act(
     return y, stats, y.mean((2, 3), dtype=running.dtype) if spatial_mean else None
 
 
-def conv_batch_norm_act(x: Tensor, filters: Tensor, *norm: Tensor, **options) -> tuple:
-    """`conv_bn_act.reference` in training, by F.conv2d and what `batch_norm_act` calls."""
+def conv_batch_norm_act(x: Tensor, filters: Tensor, *norm: Tensor, by_kernel: str = "", **options) -> tuple:
+    """`conv_bn_act.reference` in training, by F.conv2d and what `batch_norm_act` calls; no pass is a
+    kernel.
+    """
     return batch_norm_act(conv.reference(x, filters), *norm, **options)
 
 
@@ -85,7 +88,7 @@ FORMS = {"triton images": "images", "triton rows": "rows"}  # -> the order that 
 # How an op is done -> its function.
 IMPLEMENTATIONS: dict[str, Callable[[KernelSpec], Callable]] = {
     "eager": lambda spec: spec.reference,
-    "compiled": lambda spec: compiled(spec.reference),
+    "compiled": lambda spec: compiled(spec.reference, **INDUCTOR),
     "max-autotune": lambda spec: compiled(spec.reference, **AUTOTUNED),
     "cudnn": lambda spec: LIBRARY[spec.name],
     "triton": lambda spec: spec.op,
@@ -97,9 +100,20 @@ KERNELS = tuple(name for name in IMPLEMENTATIONS if name not in REFERENCES)
 
 
 def tuned(spec: KernelSpec) -> Callable:
-    """What `--kernels tuned` takes for an op."""
+    """What `--kernels tuned` takes for an op. Which passes of a block kernels do, it chooses itself."""
     name = next((name for name, op in kernels.BACKENDS["triton"].items() if op is spec.op), None)
-    return getattr(kernels.backend("tuned"), name) if name else spec.reference
+    function = getattr(kernels.backend("tuned"), name) if name else spec.reference
+    if function is not conv_bn_act.measured:
+        return function
+    return lambda by_kernel, **inputs: function(**inputs)
+
+
+def by_kernel(inputs: dict) -> dict:
+    """What `tuned` chooses so, of the inputs of a block; nothing of those of another op."""
+    if "by_kernel" not in inputs:
+        return {}
+    problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
+    return {"by_kernel": launches.by_kernel(problem, chips.current(inputs["x"].device))}
 
 
 @contextlib.contextmanager
@@ -148,13 +162,13 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
         except Exception:  # shown where the op is timed
             continue
         ways = dict(zip(DIRECTIONS, (forward, both[len(forward) :], both)))
-        ways = {direction: [_what(one) for one in launches] for direction, launches in ways.items()}
+        ways = {direction: [_what(one) for one in these] for direction, these in ways.items()}
         if name == "triton":
-            found[name] = {direction: len(launches) for direction, launches in ways.items()}
-        elif new := [direction for direction, launches in ways.items() if launches not in seen[direction]]:
+            found[name] = {direction: len(these) for direction, these in ways.items()}
+        elif new := [direction for direction, these in ways.items() if these not in seen[direction]]:
             found[name] = {direction: None if name == "tuned" else len(ways[direction]) for direction in new}
-        for direction, launches in ways.items():
-            seen[direction].append(launches)
+        for direction, these in ways.items():
+            seen[direction].append(these)
     return found
 
 
@@ -178,6 +192,7 @@ def faults(spec: KernelSpec, implementation: str, case: Case, dtype: torch.dtype
         return []
     if implementation == "tuned":
         given = spec.given
-        spec = dataclasses.replace(spec, op=tuned(spec), given=lambda inputs: given(inputs | {"tuned": True}))
+        told = dataclasses.replace(spec, given=lambda inputs: given(inputs | by_kernel(inputs)))
+        spec = dataclasses.replace(told, op=tuned(spec))
     with scope(implementation):
         return compare.check(spec, case, dtype, device)

@@ -11,8 +11,10 @@ Without a CUDA device no kernel is timed: the references run on the CPU, at a sm
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +26,17 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from hlb import environment
-from kernels import launch, timing
+from kernels import check, chips, launch, timing
 from kernels.calls import DIRECTIONS, calls, roots
 from kernels.compare import leaves
 from kernels.spec import Case, KernelSpec
 
-from .implementations import IMPLEMENTATIONS, KERNELS, distinct, faults, launched, scope
+from .implementations import FORMS, IMPLEMENTATIONS, KERNELS, distinct, faults, known, launched, scope
 from .rows import Row, show, speed_ups
 
 CPU_BATCH = 16  # n of a case on a CPU, at most
+# Rough seconds of a case, for the estimate: its compilation, and its times in all directions.
+SECONDS = dict.fromkeys(IMPLEMENTATIONS, 1.5) | {"compiled": 12.0, "max-autotune": 90.0}
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,51 @@ def timed_on() -> tuple[str, str | None]:
     return "cuda", "TRITON_INTERPRET=1 is set" if launch.INTERPRETED else None
 
 
-def implementations(device: str, untimed: str | None, compile: bool = False) -> list[str]:
-    """What is timed on a device; on a CPU what is compiled only if `compile`, and not autotuned."""
-    chosen = [name for name in IMPLEMENTATIONS if not (untimed and name in KERNELS)]
-    if device == "cpu":
-        left_out = ("max-autotune",) if compile else ("compiled", "max-autotune")
-        chosen = [name for name in chosen if name not in left_out]
-    return chosen
+def implementations(
+    device: str, untimed: str | None, compile: bool = False, autotune: bool = False
+) -> list[str]:
+    """What is timed on a device; what is autotuned only if `autotune`, and on a CPU what is compiled only if
+    `compile`.
+    """
+    left_out = {name for name in KERNELS if untimed}
+    if not autotune:
+        left_out.add("max-autotune")
+    if device == "cpu" and not compile:
+        left_out.add("compiled")
+    return [name for name in IMPLEMENTATIONS if name not in left_out]
+
+
+def few(spec: KernelSpec) -> list[Case]:
+    """The cases that are timed where none is asked for: record94's of its largest images, else the first."""
+    of_record = [case for case in spec.cases if case.name.startswith("record94") and " at " not in case.name]
+    return of_record or list(spec.cases[:1])
+
+
+def estimate(todo: dict[KernelSpec, list[Case]], chosen: Sequence[str]) -> str:
+    """A line that says how much there is to do, and how long that takes, about."""
+    count = sum(map(len, todo.values()))
+    seconds = sum(len(cases) * sum(map(SECONDS.get, known(spec, chosen))) for spec, cases in todo.items())
+    return f"{count} case{'s' * (count != 1)}: {timing.about(seconds)}"
+
+
+def compile_ahead(
+    todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, chosen: Sequence[str], processes: int
+) -> int:
+    """Compiles what the cases will launch here, in several processes, for Triton's cache; how many launches.
+    What cannot be recorded is shown where it is timed.
+    """
+    rows, chip = [], chips.here()
+    for spec, cases in todo.items():
+        own = spec.dtype(dtype)
+        for case in cases:
+            for name in (name for name in chosen if name == "triton" or name in FORMS):
+                with contextlib.suppress(Exception), scope(name):
+                    rows += (
+                        check.Row(spec, one, own, (chip.cc,), [case.name], 1)
+                        for one in check.record(spec, case, own)
+                    )
+    check.compile_all(rows, processes, lambda done, of: None)
+    return len(rows)
 
 
 def directions(spec: KernelSpec, case: Case, dtype: torch.dtype) -> tuple[str, ...]:
@@ -198,7 +240,8 @@ def rates(row: Row, declared: Work | None, dtype: torch.dtype, device: str) -> N
     if declared.bytes:
         row.bytes = declared.bytes
         row.bytes_per_second = declared.bytes / row.median
-        row.percent_of_copy = 100 * copy_seconds(declared.bytes, device) / row.median
+        row.copy_bytes_per_second = declared.bytes / copy_seconds(declared.bytes, device)
+        row.percent_of_copy = 100 * row.bytes_per_second / row.copy_bytes_per_second
     if declared.flops:
         row.flops = declared.flops
         row.flops_per_second = declared.flops / row.median
@@ -219,17 +262,24 @@ def run(
     direction: str | None,
     compile: bool,
     command: str,
+    autotune: bool = False,
 ) -> dict:
     """Measures the cases and shows a table for each op. Returns the record, all that --json holds."""
     device, untimed = timed_on()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest that cuDNN has, as in training
-    chosen = implementations(device, untimed, compile)
-    name, before = environment.device_name(device), environment.gpu_state(device)
-    console.print(f"{name}, {launch.short(dtype)}, {samples} samples", markup=False)
+    chosen = implementations(device, untimed, compile, autotune)
+    before = environment.gpu_state(device)
+    console.print(
+        f"{environment.device_name(device)}, {launch.short(dtype)}, {samples} samples", markup=False
+    )
     if untimed:
         batch = f"references alone, on the CPU, at n = {CPU_BATCH}" if device == "cpu" else "references alone"
         console.print(f"no kernel is timed, because {untimed}: {batch}")
+    console.print(estimate(todo, chosen))
+    if not untimed and device == "cuda":
+        processes = len(os.sched_getaffinity(0))
+        console.print(f"compiled {compile_ahead(todo, dtype, chosen, processes)} launches of Triton")
     rows = []
     for spec, cases in todo.items():
         found = []
@@ -237,12 +287,21 @@ def run(
             found += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
         show(console, spec, found)
         rows += found
+    return as_record(rows, dtype, device, untimed, before, command)
+
+
+def as_record(
+    rows: list[Row], dtype: torch.dtype, device: str, untimed: str | None, before: dict | None, command: str
+) -> dict:
+    """What --json holds: rows, and on what and by what they were measured; `before` is the GPU's state
+    then.
+    """
     commit, dirty = environment.commit()
     return {
         "command": command,
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "device": device,
-        "device_name": name,
+        "device_name": environment.device_name(device),
         "versions": environment.versions(),
         "commit": commit,
         "dirty": dirty,
@@ -251,5 +310,6 @@ def run(
         "kernels_timed": untimed is None,
         "matmul_flops_per_second": matmul_rate(dtype, device) if any(row.flops for row in rows) else None,
         "copy_bytes_per_second": copy_rate(device) if any(row.bytes for row in rows) else None,
+        "copied_by": timing.copier(device),
         "rows": [dataclasses.asdict(row) for row in rows],
     }

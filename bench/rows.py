@@ -34,6 +34,7 @@ class Row:
     bytes: int | None = None
     bytes_per_second: float | None = None
     percent_of_copy: float | None = None
+    copy_bytes_per_second: float | None = None  # of a copy of as many bytes
     flops: int | None = None
     flops_per_second: float | None = None
     percent_of_matmul: float | None = None

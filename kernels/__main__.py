@@ -18,18 +18,19 @@ from .spec import KernelSpec
 HELP = """\
 usage: python -m kernels [--json | --markdown]
        python -m kernels check [NAME ...] [--all] [--json FILE|-] [--jobs N]
-       python -m kernels tune [NAME ...] [--dry-run] [--json FILE|-] [--jobs N]
+       python -m kernels tune [NAME ...] [--all] [--dry-run] [--json FILE|-] [--jobs N]
        python -m kernels tune --from FILE
 
 Alone: the ops that have a kernel. check: compiles every launch of these ops, or of all, for compute
 capability 8.0, 8.9, 9.0 and 10.0, which needs no GPU, and fails on spills, too much shared memory, dots
 without tensor cores, loops without asynchronous copies and narrow memory accesses; `python -m bench gate
 --static` compares with how it was. tune: measures the launch configurations of the recipes' convolutions of
-every NAME (record94, r1.conv1, forward, block, 31x31, float16 ...) on the GPU that is here, beside cuDNN, and
-keeps the fastest for later runs.
+every NAME (record94, r1.conv1, forward, unpool, 31x31, bfloat16 ...; without one, those in float16) on the
+GPU that is here, beside cuDNN, and keeps the fastest for later runs.
 
   --markdown   what each op does and moves: kernels/README.md
-  --all        dtypes other than float16 too at every case for every chip, not one case for 9.0
+  --all        check: dtypes other than float16 too at every case for every chip, not one case for 9.0;
+               tune: every dtype, and every candidate, not the few of the best modelled time
   --dry-run    show configurations and modelled times, which needs no GPU
   --json FILE  everything that was found; - is standard output
   --jobs N     processes; as many as there are CPUs
@@ -77,6 +78,7 @@ def parser() -> Parser:
     check.set_defaults(run=_check)
     tune = commands.add_parser("tune", allow_abbrev=False)
     tune.add_argument("names", nargs="*", metavar="NAME")
+    tune.add_argument("--all", action="store_true")
     tune.add_argument("--dry-run", action="store_true")
     tune.add_argument("--from", dest="source", metavar="FILE")
     tune.add_argument("--json", metavar="FILE|-")
@@ -174,18 +176,19 @@ def _tune(options: argparse.Namespace) -> int:
             fail(str(error))
         print(f"{launches.FILE.name}: {count} passes measured on {chip}")
         return 0
-    jobs = tune.jobs(options.names)
+    jobs = tune.jobs(options.names or ([] if options.all else ["float16"]))
+    processes = options.jobs or len(os.sched_getaffinity(0))
     if not jobs:
         fail(f"no convolution of the recipes is named {' '.join(options.names)!r}; --dry-run shows all")
     try:
         if options.dry_run:
-            return tune.dry_run(jobs, options.json)
+            return tune.dry_run(jobs, options.json, processes, options.all)
         if not torch.cuda.is_available() or launch.INTERPRETED:
             fail("tune needs a CUDA device and no TRITON_INTERPRET; --dry-run shows what it would measure")
         if not os.access(launches.FILE.parent, os.W_OK):
             fail(f"tune writes {launches.FILE}, which cannot be written")
         command = ["python", "-m", "kernels", *sys.argv[1:]]
-        return tune.run(jobs, command, options.json, options.jobs or len(os.sched_getaffinity(0)))
+        return tune.run(jobs, command, options.json, processes, every=options.all)
     except ValueError as error:  # of the table that is there
         fail(str(error))
 

@@ -212,9 +212,13 @@ def compile_all(rows: list[Row], jobs: int, progress: Callable[[int, int], None]
     def run(indices: list[int], processes: int) -> None:
         with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
             futures = {pool.submit(_task, i): i for i in indices}
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                progress(len(results), len(_tasks))
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    progress(len(results), len(_tasks))
+            except BaseException:  # what waits would be compiled before an interruption is heard of
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     try:
         run(list(range(len(_tasks))), jobs)

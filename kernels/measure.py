@@ -1,10 +1,11 @@
-"""Right, and how fast: a pass of a convolution in each candidate configuration and by cuDNN, a block with its
-kernels and without. For `python -m kernels tune`.
+"""Right, and how fast: a pass of a convolution in each candidate configuration and by cuDNN; what a pooled
+gradient costs more where cuDNN reads it. For `python -m kernels tune`.
 
-Values are compared with PyTorch's in float64; what is wrong or spills is not timed. cuDNN's time of a pooled
-forward pass is that of the convolution and the pool; of a pooled gradient that of the convolution's alone, as
-the pass before writes all of it where cuDNN is to read it. The kernels of a block are timed as they are used:
-with cuDNN for the passes in which it was faster.
+Values are compared with PyTorch's in float64; what is wrong or spills is not timed. Either side is timed
+doing all that the next pass needs. The kernel of a forward pass gives u, argmax and the statistics of its
+tiles; in its place stand cuDNN's convolution and `norm_passes.statistics`, which pools on its way. cuDNN's
+gradients of a pooled block read the gradient of all outputs: its extra write is a time of its own,
+`unpool`, since one write serves both gradients.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import check, compare, conv, conv_bn_act, conv_gradients, conv_passes, tiling, timing
-from .calls import AUTOTUNED, calls
-from .candidates import candidates
+from . import check, compare, conv, conv_gradients, conv_passes, norm_passes, tiling, timing
+from .candidates import candidates, model
 from .chips import Chip
 from .conv import make_filters, make_images
 from .launch import INTERPRETED, recording
-from .spec import Case
 from .tiling import Config, Problem
 
 SAMPLES = 10
+ACTIVATION = "silu"  # of the gradient pass; another changes both sides alike
+WORTH, MOST = 2.0, 4  # candidates within so many times the least modelled time, at most so many of a kind
 
 
 def tensors(problem: Problem, device) -> SimpleNamespace:
@@ -63,15 +65,16 @@ def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[],
 
 
 def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
-    """A call of PyTorch's for the same."""
+    """A call of cuDNN's for the same, with what its result still needs."""
     if problem.kind == "forward":
-        return partial(_torch_forward, problem, t.x, t.filters)
+        return partial(_torch_forward, problem, t)
     return partial(conv.torch_gradient, problem, t.full, t.x, t.filters)
 
 
-def _torch_forward(problem: Problem, x: Tensor, filters: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    y = F.conv2d(x, filters, padding=problem.pad)
-    return F.max_pool2d(y, 2, return_indices=True) if problem.pool else y
+def _torch_forward(problem: Problem, t: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    """What is convolved, and its partial statistics; with a pool u and argmax go into `t`."""
+    z = F.conv2d(t.x, t.filters, padding=problem.pad)
+    return z, norm_passes.statistics(z, None, t.u, t.argmax, pool=problem.pool)[0]
 
 
 def _places(full: Tensor, oh: int, ow: int) -> list[Tensor]:
@@ -107,23 +110,41 @@ def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
     return compare.faults(spec, problem.kind, problem.dtype, got, wants)
 
 
-def spilling(
-    problem: Problem, configs: list[Config], t: SimpleNamespace, chip: Chip, processes: int
-) -> dict[Config, str]:
-    """The configurations that spill or do not compile. What is compiled here need not be at the launch."""
+def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
+    """The candidates that are timed, best modelled first: all if `every`, else those of at most WORTH times
+    the least modelled time, MOST without and MOST with descriptors.
+    """
+    times = {config: model(problem, config, chip) for config in candidates(problem, chip)}
+    found = sorted(times, key=times.get)
+    if every:
+        return found
+    kinds = ([c for c in found if c.descriptors == boxed][:MOST] for boxed in (False, True))
+    bound = WORTH * times[found[0]]
+    return sorted((c for kind in kinds for c in kind if times[c] <= bound), key=times.get)
+
+
+def compiled(
+    work: dict[Problem, list[Config]], chip: Chip, processes: int, progress: Callable[[int, int], None]
+) -> dict[Problem, dict[Config, str]]:
+    """Compiles all candidates of all passes in several processes; of each pass, those that spill or do not
+    compile. What is compiled here need not be at the launch. Calls progress(done, of all).
+    """
+    found: dict[Problem, dict[Config, str]] = {problem: {} for problem in work}
     if INTERPRETED:
-        return {}
-    rows = []
-    for config in configs:
-        with recording() as recorded:
-            kernel(problem, config, t)()
-        rows.append(check.Row(None, recorded[0], problem.dtype, (chip.cc,), [], 1))
-    check.compile_all(rows, processes, lambda done, of: None)
-    found = {}
-    for config, row in zip(configs, rows):
+        return found
+    rows = {}
+    with FakeTensorMode():
+        for problem, configs in work.items():
+            t = tensors(problem, "cpu")
+            for config in configs:
+                with recording() as recorded:
+                    kernel(problem, config, t)()
+                rows[problem, config] = check.Row(None, recorded[0], problem.dtype, (chip.cc,), [], 1)
+    check.compile_all(list(rows.values()), processes, progress)
+    for (problem, config), row in rows.items():
         result = row.results[chip.cc]
         if result.error or result.stack:
-            found[config] = result.error or f"spills: {result.stack} bytes of stack"
+            found[problem][config] = result.error or f"spills: {result.stack} bytes of stack"
     return found
 
 
@@ -140,11 +161,9 @@ class Found:
         return min(self.seconds, key=self.seconds.get, default=None)
 
 
-def one_pass(problem: Problem, chip: Chip, device: str, processes: int) -> Found:
-    """Compiles, tests and times the candidates of a pass."""
-    configs = candidates(problem, chip)
-    first = tensors(problem, device)
-    dropped = spilling(problem, configs, first, chip, processes)
+def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str], device: str) -> Found:
+    """Tests and times the configurations of a pass, but for those that are `dropped` already."""
+    first, dropped = tensors(problem, device), dict(dropped)
     want = expected(problem, first)
     for config in (config for config in configs if config not in dropped):
         for name in ("u", "dx", "d_filters"):
@@ -168,20 +187,33 @@ def one_pass(problem: Problem, chip: Chip, device: str, processes: int) -> Found
     return Found(timed, dropped, seconds(partial(torch_call, problem)))
 
 
-def block(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, float], list[str]]:
-    """Seconds of each implementation of a block, forward and backward; what is wrong with the kernels'."""
-    spec = conv_bn_act.SPEC
-    if faults := compare.check(spec, case, dtype, device):
-        return {}, faults
-    inputs = spec.make(case, dtype, device)
-    torch._dynamo.reset()
-    implementations = {
-        "reference": spec.reference,
-        "compiled": torch.compile(spec.reference, dynamic=False, options=AUTOTUNED),
-        "triton": partial(spec.op, tuned=True),
-    }
-    found = {}
-    for name, function in implementations.items():
-        prepared = calls(spec, case, dtype, function, inputs, "both", device)
-        found[name] = timing.measure(prepared, device, SAMPLES).median
-    return found, []
+def unpool(problem: Problem, device: str) -> float:
+    """Seconds that batch norm's gradient pass takes longer where it writes the gradient of all outputs, not
+    that of the pooled ones; `problem` is the forward pass of a pooled block.
+    """
+    p = problem
+
+    def inputs() -> SimpleNamespace:
+        u, dy = (make_images(p.n, p.o, *p.output, p.dtype, device) for _ in range(2))
+        argmax = torch.randint_like(u, 4, dtype=torch.int8)
+        stats, sums = torch.ones(2, p.o, device=device), torch.zeros(2, p.o, device=device)
+        return SimpleNamespace(u=u, dy=dy, argmax=argmax, stats=stats, sums=sums)
+
+    def call(t: SimpleNamespace, whole: bool) -> Callable[[], object]:
+        """Writes the gradient of all outputs, or of the pooled ones."""
+        mean, one = t.stats
+        argmax, extent = (t.argmax, (p.h, p.w)) if whole else (None, p.output)
+        dx = make_images(p.n, p.o, *extent, p.dtype, device)
+        nothing = t.sums.new_empty(0)
+        norm = t.stats, one, one, mean, t.sums
+        return partial(
+            norm_passes.gradient, t.u, None, t.dy, None, argmax, *norm, dx, nothing, activation=ACTIVATION
+        )
+
+    first = inputs()
+    size = sum(tensor.nbytes for tensor in vars(first).values()) + p.n * p.o * p.h * p.w * p.dtype.itemsize
+    copies = [first, *(inputs() for _ in range(timing.sets(size, device) - 1))]
+    whole, pooled = (
+        timing.measure([call(t, whole) for t in copies], device, SAMPLES).median for whole in (True, False)
+    )
+    return whole - pooled

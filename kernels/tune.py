@@ -1,7 +1,8 @@
 """`python -m kernels tune`: the fastest launch configurations of convolutions on the GPU that is here.
 
-Each pass of the recipes' convolutions is measured with every candidate and with cuDNN, and each block as a
-whole (kernels/measure.py), in the dtypes that are trained in. The winners go into launches.json one by one: a
+Each pass of the recipes' convolutions is measured with the candidates that are modelled to be worth it and
+with cuDNN, and of a pooled block what cuDNN's gradients cost beside (kernels/measure.py). Everything is
+compiled first, in as many processes as there are CPUs. What was found goes into launches.json one by one: a
 run that is stopped keeps what it has measured, and a run over some names leaves the others.
 """
 
@@ -12,7 +13,6 @@ import json
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,18 +22,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import candidates, check, chips, conv_bn_act, launches, measure, tiling
+from . import candidates, check, chips, conv_bn_act, launches, measure, tiling, timing
 from .chips import Chip
 from .launch import triton
 from .spec import Case
-from .tiling import Problem
+from .tiling import Config, Problem
 
 DTYPES = (torch.float16, torch.bfloat16)
+UNPOOL = "unpool"  # the kind of a job that is no pass
+# Rough seconds, for the estimate: to compile a candidate, on one CPU; to test and time one; besides, a pass.
+COMPILE, TIME, PASS = 4.0, 0.25, 1.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """A pass to tune, or with kind "block" a whole block, that these cases of the recipes share."""
+    """A pass to tune, or with kind UNPOOL what cuDNN's gradients cost beside, that these cases of the recipes
+    share.
+    """
 
     problem: Problem
     cases: tuple[Case, ...]
@@ -44,12 +49,12 @@ class Job:
 
 
 def jobs(names: list[str]) -> list[Job]:
-    """Passes and blocks of the recipes in whose keys and cases each of these names begins a word."""
+    """Those of the recipes in whose keys and cases each of these names begins a word."""
     found: dict[Problem, list[Case]] = {}
     for dtype in DTYPES:
         for case in conv_bn_act.SPEC.cases + conv_bn_act.EVAL_SPEC.cases:
             forward = Problem("forward", case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
-            for kind in (*tiling.PASSES, "block") if case.training else ("forward",):
+            for kind in (*tiling.PASSES, *[UNPOOL] * case.pool) if case.training else ("forward",):
                 found.setdefault(replace(forward, kind=kind), []).append(case)
 
     def named(job: Job) -> bool:
@@ -94,7 +99,7 @@ def record(chip: Chip, run: dict, group: str, name: str, entry: dict) -> None:
     section = data.setdefault(chip.name, {})
     section |= {"cc": chip.cc, "multiprocessors": chip.multiprocessors}
     section.setdefault(group, {})[name] = entry | {"run": run["date"]}
-    entries = [e for kind in ("launches", "blocks") for e in section.get(kind, {}).values()]
+    entries = [e for kind in ("launches", UNPOOL) for e in section.get(kind, {}).values()]
     runs = section.get("runs", {}) | {run["date"]: run}
     section["runs"] = {date: runs[date] for date in sorted({e["run"] for e in entries})}
     check.write(file, text(data))
@@ -116,29 +121,68 @@ def text(data: dict) -> str:
 # The command
 
 
-def run(jobs: list[Job], command: list[str], file: str | None, processes: int, device: str = "cuda") -> int:
-    """Tunes; writes all that was measured to `file` as JSON, if named. Returns 1 if a candidate was wrong."""
+def run(
+    jobs: list[Job],
+    command: list[str],
+    file: str | None,
+    processes: int,
+    device: str = "cuda",
+    every: bool = False,
+    found: dict | None = None,
+) -> int:
+    """Tunes; writes all that was measured to `file` as JSON, if named, as it is found. Returns 1 if a
+    candidate was wrong. `every`: as `measure.worth`; `found`: the content that `file` has, which is kept.
+    """
     launches.table()  # a fault in it comes first
     torch.backends.cudnn.benchmark = True
     chip, here = chips.current(device), provenance(command, device)
     say = partial(print, file=sys.stderr if file == "-" else sys.stdout, flush=True)
-    found, wrong = {}, 0
+    work = {job.problem: measure.worth(job.problem, chip, every) for job in jobs if is_pass(job)}
+    say(estimate(work, processes))
+
+    def progress(done: int, of: int) -> None:
+        if done == of or not done % 50:
+            say(f"compiled {done} of {of}")
+
+    dropped = measure.compiled(work, chip, processes, progress)
+    found = found or {"found": {}, UNPOOL: {}}
+    found, wrong = {"run": here, "chip": chip.name, "found": found["found"], UNPOOL: found[UNPOOL]}, 0
     for job in jobs:
-        tuned = _block if job.problem.kind == "block" else _pass
-        line, found[job.name] = tuned(job, chip, here, device, processes)
+        if is_pass(job):
+            line, this = _pass(job, chip, here, device, work[job.problem], dropped[job.problem])
+            found["found"][job.name] = this
+            for what, why in this["dropped"].items():
+                line += f"\n    dropped {what}: {why}"
+                wrong += not why.startswith("spills")
+        else:
+            line, name, seconds = _unpool(job, chip, here, device)
+            found[UNPOOL][name] = seconds
         say(f"{job.name}: {line}")
-        for what, why in found[job.name]["dropped"].items():
-            say(f"    dropped {what}: {why}")
-            wrong += not why.startswith("spills")
-    if file:
-        _write(file, {"run": here, "found": found})
-    say(f"{len(found)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
+        if file and file != "-":
+            _write(file, found | {"table": json.loads(launches.FILE.read_text())})
+    if file == "-":
+        _write(file, found)
+    say(f"{len(jobs)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
     return int(bool(wrong))
 
 
-def _pass(job: Job, chip: Chip, here: dict, device: str, processes: int) -> tuple[str, dict]:
+def is_pass(job: Job) -> bool:
+    """Whether a job is a pass of a convolution, which has candidates."""
+    return job.problem.kind != UNPOOL
+
+
+def estimate(work: dict[Problem, list[Config]], processes: int) -> str:
+    """A line that says how much there is to do, and how long that takes, about."""
+    count = sum(map(len, work.values()))
+    seconds = count * (COMPILE / processes + TIME) + len(work) * PASS
+    return f"{len(work)} passes, {count} candidates: {timing.about(seconds)} on {processes} CPUs"
+
+
+def _pass(
+    job: Job, chip: Chip, here: dict, device: str, configs: list[Config], dropped: dict[Config, str]
+) -> tuple[str, dict]:
     """Measures and records a pass: (a line to show, all that was found)."""
-    found = measure.one_pass(job.problem, chip, device, processes)
+    found = measure.one_pass(job.problem, configs, dropped, device)
     line = f"cuDNN {1e6 * found.cudnn:.1f} us"
     if winner := found.winner:
         best = found.seconds[winner]
@@ -152,20 +196,16 @@ def _pass(job: Job, chip: Chip, here: dict, device: str, processes: int) -> tupl
     }
 
 
-def _block(job: Job, chip: Chip, here: dict, device: str, processes: int) -> tuple[str, dict]:
-    """As `_pass`, of the sum over the job's cases. A block that is wrong is not recorded."""
-    total, dropped = Counter(), {}
-    for case in job.cases:
-        seconds, faults = measure.block(case, job.problem.dtype, device)
-        total.update(seconds)
-        dropped |= {f"kernels of {case.name}": fault for fault in faults[:1]}
-    if not dropped:
-        record(chip, here, "blocks", job.name, dict(total))
-    line = ", ".join(f"{name} {1e6 * seconds:.1f} us" for name, seconds in total.items())
-    return line or "not timed", {"seconds": dict(total), "dropped": dropped}
+def _unpool(job: Job, chip: Chip, here: dict, device: str) -> tuple[str, str, float]:
+    """Measures and records the extra write of a pooled block's gradient: a line, its forward pass, seconds.
+    """
+    forward = replace(job.problem, kind="forward")
+    seconds, name = measure.unpool(forward, device), launches.key(forward)
+    record(chip, here, UNPOOL, name, {"seconds": seconds})
+    return f"{1e6 * seconds:.1f} us more to write the gradient of all outputs", name, seconds
 
 
-def dry_run(jobs: list[Job], file: str | None, shown: int = 3) -> int:
+def dry_run(jobs: list[Job], file: str | None, processes: int, every: bool = False, shown: int = 3) -> int:
     """Shows passes and their candidates with modelled times, the best `shown` of each; JSON has all."""
     chip = chips.here()
     console = Console()
@@ -175,11 +215,10 @@ def dry_run(jobs: list[Job], file: str | None, shown: int = 3) -> int:
     for heading in ("pass", "candidates", "configuration", "us", "work", "TFLOP/s"):
         table.add_column(heading, justify="left" if heading in ("pass", "configuration") else "right")
     modelled = {}
-    for job in jobs:
-        if job.problem.kind == "block":
-            continue
-        times = {c: candidates.model(job.problem, c, chip) for c in candidates.candidates(job.problem, chip)}
-        ranked = sorted(times, key=times.get)
+    work = {job.problem: measure.worth(job.problem, chip, every) for job in jobs if is_pass(job)}
+    for job in filter(is_pass, jobs):
+        ranked = work[job.problem]
+        times = {config: candidates.model(job.problem, config, chip) for config in ranked}
         modelled[job.name] = {str(config): times[config] for config in ranked}
         useful = tiling.useful(job.problem)
         for i, config in enumerate(ranked[:shown]):
@@ -194,6 +233,7 @@ def dry_run(jobs: list[Job], file: str | None, shown: int = 3) -> int:
         _write(file, {"chip": chip.name, "modelled": modelled})
     if file != "-":
         console.print(table)
+        print(estimate(work, processes))
         print(f"modelled for {chip.name}; work in multiples of the useful, TFLOP/s of useful work")
     return 0
 

@@ -20,10 +20,11 @@ import kernels
 from bench import cli, micro, rows
 from bench import conftest as hooks
 from bench.cli import main
+from bench.implementations import IMPLEMENTATIONS
 from bench.micro import Work
 from bench.rows import Row
 from hlb import environment, ledger
-from kernels import calls, timing
+from kernels import calls, check, chips, timing
 from kernels.launch import INSTALLED, launch, triton
 from kernels.spec import Case, KernelSpec
 
@@ -120,6 +121,8 @@ def measured(path) -> list[dict]:
         (["--trace", "t.json", "--kernel", "_first"], "--kernel: does not go with --trace"),
         (["--asm", "ptx", "--json", "a.json"], "--json: does not go with --asm"),
         (["--vs", "HEAD", "--out", "out"], "--out: does not go with --vs"),
+        (["--asm", "ptx", "--all"], "--all: does not go with --asm"),
+        (["--trace", "t.json", "--max-autotune"], "--max-autotune: does not go with --trace"),
     ],
 )
 def test_mistake_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch, arguments, named):
@@ -131,7 +134,7 @@ def test_mistake_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch, ar
 
 
 def test_without_a_gpu_references_alone_are_timed_at_a_small_batch_and_a_line_says_so(tmp_path, capsys):
-    assert main(["--samples", "2", "--json", str(tmp_path / "out.json")]) == 0
+    assert main(["--all", "--samples", "2", "--json", str(tmp_path / "out.json")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "no kernel is timed" in line]
     assert "no CUDA device" in line and f"n = {micro.CPU_BATCH}" in line
     found = measured(tmp_path / "out.json")
@@ -142,6 +145,36 @@ def test_without_a_gpu_references_alone_are_timed_at_a_small_batch_and_a_line_sa
         ("eager", 16, None)
     }
     assert all(len(row["samples"]) == 2 and row["median"] > 0 and row["speed_up"] is None for row in found)
+
+
+def test_cases_of_record94_alone_unless_more_are_asked_for():
+    cases = tuple(Case(name, n=4) for name in ("r1", "record94 a", "record94 a at 24", "record94.b"))
+    spec = dataclasses.replace(made(), cases=cases)
+    assert [case.name for case in micro.few(spec)] == ["record94 a", "record94.b"]
+    assert [case.name for case in micro.few(dataclasses.replace(spec, cases=cases[:1]))] == ["r1"]
+
+
+def test_how_long_it_takes_is_said_first_and_autotuning_takes_being_asked_for(capsys):
+    assert micro.implementations("cuda", None, autotune=True) == list(IMPLEMENTATIONS)
+    assert set(IMPLEMENTATIONS) - set(micro.implementations("cuda", None)) == {"max-autotune"}
+    todo = {made(): [Case(str(i), n=4) for i in range(40)]}
+    assert micro.estimate(todo, ["compiled"]) == "40 cases: about 8 min"
+    assert micro.estimate(todo, ["compiled", "max-autotune", "cudnn"]) == "40 cases: about 68 min"
+    assert main(["--samples", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 case: less than a minute" in out and out.index("minute") < out.index("seed")
+
+
+@needs_triton
+def test_what_the_cases_launch_is_compiled_first_each_launch_for_the_chip_that_is_here(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(check, "compile_all", lambda rows, jobs, progress: compiled.extend(rows))
+    spec = kernels.norm_act.SPEC
+    assert micro.compile_ahead({spec: [spec.cases[-1]]}, torch.float16, ["eager", "triton"], 2) == len(
+        compiled
+    )
+    assert {row.launch.name for row in compiled} == set(spec.bytes(spec.cases[-1], torch.float16))
+    assert {row.ccs for row in compiled} == {(chips.here().cc,)}
 
 
 def test_record_names_command_device_versions_and_commit(tmp_path):
@@ -176,7 +209,7 @@ def test_op_without_a_gradient_has_forward_rows_alone(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
 def test_one_direction_can_be_chosen(tmp_path, direction):
     path = tmp_path / "out.json"
-    assert main(["--direction", direction, "--samples", "1", "--json", str(path)]) == 0
+    assert main(["doubled", "--direction", direction, "--samples", "1", "--json", str(path)]) == 0
     assert [row["direction"] for row in measured(path)] == [direction] * 2
 
 
@@ -476,7 +509,7 @@ def test_help_names_every_option_and_fits_80_columns(capsys):
     text = capsys.readouterr().out
     assert all(len(line) <= 80 for line in text.splitlines())
     options = {option for options in cli.MODES.values() for option in options} | {*cli.MODES} - {""}
-    assert all(f"--{option} " in text for option in options | {"case", "dtype"})
+    assert all(f"--{option.replace('_', '-')} " in text for option in options | {"case", "dtype"})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import bench.card.cli
 import bench.cli
 import bench.gate
 import hlb
@@ -116,6 +117,7 @@ PROGRAMS = {  # the first that a command begins with says how it is understood
     "python -m kernels": of_the_catalogue,
     "python -m bench.pairs": helped("bench.pairs"),
     "python -m bench gate": bench.gate.parsed,
+    "python -m bench card": bench.card.cli.parsed,
     "python -m bench": bench.cli.parsed,
     "python tests/mutants.py": helped("mutants"),
     "python -m pytest": of_files,

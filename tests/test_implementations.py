@@ -131,19 +131,16 @@ def test_forms_are_as_right_as_the_op():
     assert faults(twice, "triton rows", case, torch.float32, "cpu")
 
 
-def table(block: str) -> dict:
-    """A table of launches in which kernels beat cuDNN backward, and `block` is the faster of the whole."""
+def table(faster: str) -> dict:
+    """A table of launches in which kernels beat cuDNN in these passes."""
     chip = chips.here()
     extents = {"n": BLOCK.n, "h": BLOCK.map[0], "w": BLOCK.map[1], "c": BLOCK.c, "o": BLOCK.o, "pool": True}
     entries = {}
     for kind in tiling.PASSES:
         problem = Problem(kind, **extents, dtype=torch.float32)
-        seconds = {"seconds": 1.0, "cudnn": 0.5 if kind == "forward" else 2.0}
+        seconds = {"seconds": 1.0, "cudnn": 2.0 if kind in faster else 0.5}
         entries[launches.key(problem)] = {"config": str(launches.best(problem, chip)), **seconds}
-    seconds = {"reference": 2.0, "compiled": 2.0, "triton": 1.0 if block == "triton" else 3.0}
-    blocks = {launches.key(problem, "block"): seconds}
-    section = {"cc": chip.cc, "multiprocessors": chip.multiprocessors, "launches": entries, "blocks": blocks}
-    return {chip.name: section}
+    return {chip.name: {"cc": chip.cc, "multiprocessors": chip.multiprocessors, "launches": entries}}
 
 
 @needs_triton
@@ -151,27 +148,33 @@ def test_tuned_has_a_row_where_it_takes_something_of_its_own_and_is_checked_as_i
     launch_table, monkeypatch
 ):
     spec = conv_bn_act.SPEC
-    launch_table(table("reference"))
-    assert "tuned" not in ways("conv_bn_act", BLOCK)
-    launch_table(table("triton"))
+    launch_table(table("forward dgrad wgrad"))
+    assert "tuned" not in ways("conv_bn_act", BLOCK)  # it launches what `triton` does
+    launch_table(table("dgrad wgrad"))
     assert ways("conv_bn_act", BLOCK)["tuned"] == {"forward": None, "both": None}  # backward as `triton`
     told = []
-    spied = replace(spec, given=lambda inputs: told.append(inputs["tuned"]) or spec.given(inputs))
-    assert faults(spied, "tuned", BLOCK, torch.float32, "cpu") == [] and told == [True]
-    monkeypatch.setattr(conv_bn_act, "_train", lambda **inputs: told.append(inputs["tuned"]) or [None] * 5)
-    spec.given(spec.make(BLOCK, torch.float32, "cpu") | {"tuned": True})
-    assert told == [True, True]
+    spied = replace(spec, given=lambda inputs: told.append(inputs["by_kernel"]) or spec.given(inputs))
+    assert faults(spied, "tuned", BLOCK, torch.float32, "cpu") == [] and told == ["dgrad wgrad"]
 
 
 def test_tuned_of_an_op_that_was_never_measured_is_the_reference():
     spec = kernels.CATALOGUE["cross_entropy"]
     assert implementations.tuned(spec) is spec.reference
-    assert implementations.tuned(kernels.CATALOGUE["conv_bn_act_eval"]) is conv_bn_act.measured
+    assert implementations.tuned(kernels.CATALOGUE["sgd"]) is kernels.CATALOGUE["sgd"].op
 
 
 def test_every_op_of_the_catalogue_is_an_op_of_the_backends():
     for spec in kernels.CATALOGUE.values():
         assert spec.op in kernels.BACKENDS["triton"].values(), spec.name
+
+
+def test_what_is_compiled_reads_as_many_tensors_at_once_as_a_batch_norm_has(monkeypatch):
+    options = {}
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: options)
+    for name in ("compiled", "max-autotune"):
+        options[name] = implementations.IMPLEMENTATIONS[name](conv_bn_act.SPEC)
+        assert options[name]["realize_reads_threshold"] >= 5
+    assert options["max-autotune"]["max_autotune"] and "max_autotune" not in options["compiled"]
 
 
 def test_buffers_are_donated_but_for_the_backward_alone():

@@ -1,5 +1,8 @@
 """The timer: its arithmetic anywhere, the wall clock on a CPU, graphs and events where there is a GPU."""
 
+import os
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -9,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import timing
+from kernels.chips import TARGETS
+from kernels.launch import INTERPRETED
 from kernels.timing import Timing
 
 MEGABYTE = 1 << 20
@@ -73,15 +78,44 @@ def test_copy_moves_half_of_the_bytes_each_way(monkeypatch):
     copied = []
 
     def note(calls, device, samples):
-        before = [call.args[0].clone() for call in calls]
         for call in calls:
-            assert torch.equal(call(), call.args[0])
-        copied.extend(source.nbytes for source in before)
+            target, source = call.args
+            assert not torch.equal(target, source)
+            call()
+            assert torch.equal(target, source)
+            copied.append(source.nbytes)
         return Timing((1.0,))
 
     monkeypatch.setattr(timing, "measure", note)
-    timing.copy(4096, "cpu")
-    assert copied == [2048]
+    for size in (4096, 4097, 0):
+        timing.copy(size, "cpu")
+    assert copied == [2048, 2176, 128]  # in whole words, of which a kernel copies two at a time
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs a kernel through the interpreter")
+def test_a_kernel_copies_every_word_and_none_beside_them():
+    n = timing.BLOCK + timing.WORDS
+    source, target = torch.arange(n), torch.full((2 * n,), -1)
+    timing.copy_by_kernel(target[:n], source)
+    assert torch.equal(target[:n], source) and (target[n:] == -1).all()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="records a kernel")
+def test_the_copying_kernel_has_16_byte_accesses_on_every_chip(tmp_path):
+    code = (
+        "import torch\nfrom kernels import aot, launch, timing\nfrom kernels.chips import TARGETS\n"
+        "with launch.recording() as found:\n"
+        "    timing.copy_by_kernel(*torch.zeros(2, 1 << 20, dtype=torch.int64))\n"
+        "print([set(aot.compile_launch(found[0], cc).widths.values()) for cc in TARGETS])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert found.stdout.strip() == str([{(16, 16)}] * len(TARGETS)), found.stderr
+
+
+def test_a_copy_is_pytorchs_where_no_kernel_runs_at_speed():
+    assert timing.copier("cpu") == "copy_"
 
 
 def test_matmul_rate_counts_a_multiplication_and_an_addition_a_term(monkeypatch):

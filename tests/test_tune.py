@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kernels import __main__, chips, conv_bn_act, launch, launches, measure, timing, tune
+from kernels import (
+    __main__,
+    candidates,
+    check,
+    chips,
+    conv_bn_act,
+    launch,
+    launches,
+    measure,
+    norm_passes,
+    timing,
+    tune,
+)
 from kernels.spec import Case
 from kernels.tiling import PASSES, Config, Problem
 
@@ -26,13 +39,13 @@ def config_of(call) -> Config | None:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A call of a kernel takes 1 s for each stage of its configuration, any other 2.5 s."""
+    """A call of a kernel takes 1 s for each stage of its configuration, any other 3.5 s."""
 
     def measured(calls, device, samples):
         for call in calls[:1]:
             call()
         config = config_of(calls[0])
-        return timing.Timing((float(config.stages) if config else 2.5,))
+        return timing.Timing((float(config.stages) if config else 3.5,))
 
     monkeypatch.setattr(timing, "measure", measured)
 
@@ -51,7 +64,7 @@ def recipes(monkeypatch, launch_table):
 
 def few(problem: Problem, chip) -> list[Config]:
     """Three configurations that differ in stages."""
-    return [Config("rows", 16, 16, 16, 1, stages) for stages in (3, 1, 2)]
+    return [Config("rows", 16, 16, 16, 1, stages) for stages in (4, 2, 3)]
 
 
 def problem(kind: str) -> Problem:
@@ -59,7 +72,7 @@ def problem(kind: str) -> Problem:
 
 
 def run(names: list[str], file: str | None = None) -> int:
-    return tune.run(tune.jobs(names), ["tune", *names], file, 1, "cpu")
+    return tune.run(tune.jobs(names), ["tune", *names], file, 1, "cpu", every=True)
 
 
 def test_the_fastest_that_is_right_is_written_and_then_chosen(clock, recipes, monkeypatch, capsys):
@@ -67,20 +80,20 @@ def test_the_fastest_that_is_right_is_written_and_then_chosen(clock, recipes, mo
     right = measure.kernel
 
     def lying(problem, config, t):
-        """With one stage the gradients stay unwritten."""
-        return right(problem, config, t) if config.stages > 1 or problem.kind == "forward" else lambda: None
+        """With two stages the gradients stay unwritten."""
+        return right(problem, config, t) if config.stages > 2 or problem.kind == "forward" else lambda: None
 
     monkeypatch.setattr(measure, "kernel", lying)
     assert run(["tiny", "forward", "5x4"]) == 0
     assert run(["dgrad"]) == 1
     out = capsys.readouterr().out
-    assert "dropped rows 16x16x16, 1 warps, 1 stages: dgrad: 640 values are not finite" in out
+    assert "dropped rows 16x16x16, 1 warps, 2 stages: dgrad: 640 values are not finite" in out
     launches.forget()
     with launches.only():  # as without a restriction
-        assert launches.choose(problem("forward"), H200).stages == 1
-        assert launches.choose_tuned(problem("forward"), H200).stages == 1
-        assert launches.choose_tuned(problem("dgrad"), H200).stages == 2
-        assert launches.choose_tuned(problem("wgrad"), H200) is None
+        assert launches.choose(problem("forward"), H200).stages == 2
+        assert launches.choose(problem("dgrad"), H200).stages == 3
+        known = {kind: launches.estimate(problem(kind), H200).how for kind in PASSES}
+    assert known == {"forward": "measured", "dgrad": "measured", "wgrad": "modelled"}
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -107,28 +120,93 @@ def test_a_wrong_value_is_noticed(kind, pool):
 
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("kind", PASSES)
-def test_pytorch_is_timed_doing_the_same(kind, pool):
+def test_cudnn_is_timed_with_all_that_the_kernel_gives(kind, pool):
     this = replace(problem(kind), pool=pool, dtype=torch.float32)
     t = measure.tensors(this, "cpu")
     want = measure.expected(this, t)
     found = measure.torch_call(this, t)()
-    if kind == "forward" and pool:
-        found, want = found[0], torch.nn.functional.max_pool2d(want, 2)
+    if kind == "forward":
+        found, partials = found
+        rows = (t.u if pool else found).permute(1, 0, 2, 3).flatten(1)
+        m = rows.shape[1]
+        stats, _ = norm_passes.merge(partials, norm_passes.spans(m, 16)["SPAN"], m, 0.0)
+        assert torch.allclose(stats, torch.stack((rows.mean(1), rows.var(1))), atol=1e-5)
+        if pool:
+            u, places = torch.nn.functional.max_pool2d(want, 2, return_indices=True)
+            assert torch.allclose(t.u.double(), u, atol=1e-4)
+            assert torch.equal(t.argmax, (places // 4 % 2 * 2 + places % 4 % 2).to(torch.int8))
     assert torch.allclose(found.double(), want, atol=1e-4)
 
 
-def test_a_block_is_timed_whole_and_the_winner_written(clock, recipes, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    assert run(["block"]) == 0
-    data = json.loads(launches.FILE.read_text())
-    assert data[H200.name]["blocks"].keys() == {"block n=2 5x4 16->16 pool float16"}
-    assert launches.block_winner(problem("forward"), H200) == "reference"  # all take as long
+def test_what_cudnns_gradients_cost_beside_is_the_larger_write_less_the_smaller(monkeypatch):
+    written = []
+
+    def measured(calls, device, samples):
+        for call in calls:
+            dx = call.args[10]
+            dx.fill_(float("nan"))
+            call()
+            assert dx.isfinite().all()
+        written.append(tuple(dx.shape))
+        return timing.Timing((float(dx[0, 0].numel()),))
+
+    monkeypatch.setattr(timing, "measure", measured)
+    assert measure.unpool(problem("forward"), "cpu") == 20 - 4
+    assert written == [(2, 16, 5, 4), (2, 16, 2, 2)]
 
 
-def test_a_wrong_block_is_not_written(clock, recipes, monkeypatch):
-    monkeypatch.setattr(measure.compare, "check", lambda *_: ["output 0: no"])
-    assert run(["block"]) == 1
-    assert not launches.FILE.exists()
+def test_the_extra_write_of_a_pooled_block_is_kept_under_the_name_of_its_forward_pass(clock, recipes):
+    assert run(["unpool"]) == 0
+    section = json.loads(launches.FILE.read_text())[H200.name]
+    (run_date,) = section["runs"]
+    key = "forward n=2 5x4 16->16 pool float16"
+    assert section["unpool"] == {key: {"seconds": 0.0, "run": run_date}}  # both took 3.5 s
+    assert launches.table()[H200.name].unpool == {key: 0.0}
+
+
+def test_few_candidates_are_timed_unless_all_are_asked_for():
+    this = Problem("dgrad", 1536, 7, 7, 256, 256)
+    every, some = (measure.worth(this, H200, every) for every in (True, False))
+    times = [candidates.model(this, config, H200) for config in every]
+    assert times == sorted(times) and times[-1] > measure.WORTH * times[0]
+    assert set(some) < set(every) and every[0] in some
+    assert max(candidates.model(this, config, H200) for config in some) <= measure.WORTH * times[0]
+    assert {sum(config.descriptors == boxed for config in some) for boxed in (False, True)} == {measure.MOST}
+
+
+def test_what_was_found_is_in_the_file_after_each_pass(clock, recipes, monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "candidates", few)
+    monkeypatch.setattr(
+        measure, "one_pass", lambda _, configs, *__: measure.Found({configs[0]: 1.0}, {}, 2.0)
+    )
+    seen, file = [], tmp_path / "found.json"
+
+    def stopped(*_):
+        seen.append(json.loads(file.read_text()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "unpool", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(["tiny"], str(file))
+    assert [name.split()[0] for name in seen[0]["found"]] == list(PASSES)
+    assert seen[0]["table"][H200.name]["launches"].keys() == seen[0]["found"].keys()
+
+
+def test_everything_is_compiled_before_anything_is_timed(recipes, monkeypatch, capsys):
+    done = []
+
+    def compiled(work, *_):
+        done.extend(problem.kind for problem in work)
+        return dict.fromkeys(work, {})
+
+    monkeypatch.setattr(measure, "candidates", few)
+    monkeypatch.setattr(measure, "compiled", compiled)
+    monkeypatch.setattr(measure, "one_pass", lambda *_: done.append("timed") or measure.Found({}, {}, 1.0))
+    monkeypatch.setattr(measure, "unpool", lambda *_: done.append("timed") or 1.0)
+    monkeypatch.setattr(tune, "record", lambda *_: None)
+    assert run(["tiny"]) == 0
+    assert done == [*PASSES, *["timed"] * 4]
+    assert capsys.readouterr().out.startswith("3 passes, 9 candidates: less than a minute on 1 CPUs")
 
 
 def test_a_second_run_replaces_what_it_measures_and_says_where_all_is_from(clock, recipes, monkeypatch):
@@ -149,20 +227,34 @@ def test_a_second_run_replaces_what_it_measures_and_says_where_all_is_from(clock
     }
 
 
+def test_an_interrupted_compilation_ends_without_compiling_what_waits(monkeypatch):
+    monkeypatch.setattr(check, "identity", str)
+    monkeypatch.setattr(check, "compile_launch", lambda launch, cc: time.sleep(0.3))
+    rows = [check.Row(None, number, torch.float16, (90,), [], 1) for number in range(40)]
+
+    def interrupted(done, of):
+        raise KeyboardInterrupt
+
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        check.compile_all(rows, 1, interrupted)
+    assert time.perf_counter() - began < 40 * 0.3 / 2
+
+
 def test_provenance_says_on_what_and_when():
     found = tune.provenance(["python", "-m", "kernels", "tune"], "cpu")
     assert found.keys() >= {"command", "date", "device", "driver", "torch", "triton", "commit"}
     assert found["command"] == "python -m kernels tune" and found["torch"] == torch.__version__
 
 
-def test_jobs_are_the_recipes_passes_and_blocks_by_name():
+def test_jobs_are_the_recipes_passes_by_name():
     every = tune.jobs([])
     assert len({job.name for job in every}) == len(every)
-    shared = tune.jobs(["r1.conv2", "block", "float16"])
-    assert [job.name for job in shared] == ["block n=512 15x15 128->128 float16"]
+    shared = tune.jobs(["r1.conv2", "dgrad", "float16"])
+    assert [job.name for job in shared] == ["dgrad n=512 15x15 128->128 float16"]
     assert [case.name for case in shared[0].cases] == ["r1.conv2", "r1.conv3"]
     kinds = [job.problem.kind for job in tune.jobs(["record94", "g1.conv1", "31x31", "n=1536", "bfloat16"])]
-    assert kinds == [*PASSES, "block"]
+    assert kinds == [*PASSES, "unpool"]
 
 
 # The command
@@ -176,6 +268,14 @@ def test_a_dry_run_shows_candidates_with_modelled_times(capsys):
     (modelled,) = [v for k, v in json.loads(capsys.readouterr().out)["modelled"].items() if "n=512" in k]
     times = list(modelled.values())
     assert times == sorted(times) and all(1e-6 < each < 1e-2 for each in times)
+    assert (
+        __main__.main(["tune", "--dry-run", "r3.conv2", "forward", "bfloat16", "--json", "-", "--all"]) == 0
+    )
+    (every,) = [v for k, v in json.loads(capsys.readouterr().out)["modelled"].items() if "n=512" in k]
+    assert modelled.items() < every.items()
+    assert __main__.main(["tune", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "float16" in out and "bfloat16" not in out and "candidates: about" in out and "min on" in out
 
 
 @pytest.mark.parametrize(

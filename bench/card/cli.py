@@ -1,0 +1,189 @@
+"""`python -m bench card`: options, the order of things, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import math
+import shlex
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from hlb import UserError, environment, ledger
+from hlb.display import line
+from hlb.errors import exit_status
+from hlb.files import check_writable
+
+from ..cli import Parser
+from . import machine, promises, runner, steps, table
+from .folder import Folder, opened
+from .steps import NAMES, STEPS, Context, Step
+
+MINUTES = 8.0
+RESERVED = 5.0  # seconds, for the last step to end and for the table
+WIDTH = 80  # of what is no terminal
+HELP = """\
+usage: python -m bench card [--minutes M] [--data DIR] [--out DIR]
+                            [--peer NAME=COMMAND ...] [--steps NAME,...] [--toy]
+
+Everything that a fresh GPU must show, in order of worth, inside its time. Each
+step has a limit of its own, and what it finds is on disk as it comes. At the
+end a table of what README promises, beside what was measured.
+
+{steps}
+
+  --minutes M    for all of it, {minutes:g} if not given
+  --data DIR     CIFAR-10; without it, and where none is found, made-up images
+  --out DIR      where its files go; one that a card was stopped in is gone on
+                 with: what had ended is not run again
+  --peer NAME=COMMAND
+                 a foreign script, run in its turn with the machine to itself;
+                 the last line that is a JSON object is kept beside ours
+  --steps NAME,...
+                 these alone
+  --toy          toy sizes on the CPU, through Triton's interpreter; without a
+                 GPU there is nothing else
+
+Exit status: 0; 1 where a value is wrong; 2 a mistake; 130 interrupted.
+"""
+
+
+class _Parser(Parser):
+    """A parser with this help."""
+
+    def format_help(self) -> str:
+        names = "\n".join(f"  {step.name:14} {step.what}" for step in STEPS)
+        return HELP.format(steps=names, minutes=MINUTES)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options, checked. UserError for what is none."""
+    parser = _Parser(allow_abbrev=False)
+    parser.add_argument("--minutes", default=str(MINUTES))
+    parser.add_argument("--data")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--peer", action="append", default=[])
+    parser.add_argument("--steps")
+    parser.add_argument("--toy", action="store_true")
+    options = parser.parse_args(arguments)
+    options.minutes = _minutes(options.minutes)
+    options.peers = _peers(options.peer)
+    options.steps = _steps(options.steps, bool(options.peers))
+    options.data = machine.found_data(options.data)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    options.out = options.out or Path("results") / f"card-{stamp}"
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out: {options.out} is no folder; give one")
+    return options
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--minutes: got {text!r}, accepted is a number above 0")
+    return minutes
+
+
+def _peers(asked: list[str]) -> tuple[tuple[str, str], ...]:
+    found = {}
+    for text in asked:
+        name, equals, command = (part.strip() for part in text.partition("="))
+        if not (name and equals and command):
+            raise UserError(f"--peer: got {text!r}, accepted is NAME=COMMAND")
+        if name in found:
+            raise UserError(f"--peer: got {name!r} twice; give two names")
+        found[name] = command
+    return tuple(found.items())
+
+
+def _steps(text: str | None, peers: bool) -> list[Step]:
+    """Those that were asked for, in their order; without peers no step for them."""
+    asked = NAMES if text is None else [name.strip() for name in text.split(",")]
+    for name in asked:
+        if name not in NAMES:
+            raise UserError(f"--steps: got {name!r}, accepted are {', '.join(NAMES)}")
+    if text is not None and "peers" in asked and not peers:
+        raise UserError("--steps: peers needs --peer NAME=COMMAND")
+    return [step for step in STEPS if step.name in asked and (peers or step.name != "peers")]
+
+
+def main(arguments: list[str], began: float | None = None) -> int:
+    """Returns the exit status: 0, 1 (a value is wrong), 2 (a mistake), 130 (interrupted). Its minutes are
+    counted from `began` on, else from now.
+    """
+    return exit_status("bench", partial(_main, arguments, began or time.time()))
+
+
+def _main(arguments: list[str], began: float) -> int:
+    options = parsed(arguments)
+    check_writable(options.out / "card.json", "--out")
+    folder = Folder(options.out.resolve())
+    why = machine.toy()
+    toy = options.toy or why is not None
+    commit, dirty = environment.commit()
+    fresh = {
+        "command": shlex.join(["python", "-m", "bench", "card", *arguments]),
+        "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device_name": environment.device_name("cpu" if toy else "cuda"),
+        "commit": commit,
+        "dirty": dirty,
+        "toy": toy,
+        "data": options.data,
+        "minutes": options.minutes,
+        "steps": {},
+    }
+    card = opened(folder, fresh)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    say = partial(line, console)
+    if toy:
+        say(f"{why or '--toy'}: toy sizes on the CPU through the interpreter")
+    context = Context(str(folder.path), 0.0, toy, options.data, options.peers)
+    try:
+        _run(card, folder, options.steps, context, began + 60 * options.minutes - RESERVED, say)
+    finally:
+        found = _promised(card, folder)
+        table.show(console, card, found, folder)
+    return int(any(promise.wrong for promise in found))
+
+
+def _run(card: dict, folder: Folder, asked: list[Step], context: Context, until: float, say) -> None:
+    """Runs the steps that have not ended yet; the card is on disk before and after each."""
+    left = []
+    for step in asked:
+        if context.toy and not step.toy:
+            say(f"{step.name}: nothing to do at toy size")
+        elif card["steps"].get(step.name, {}).get("state") == "ended":
+            say(f"{step.name}: had ended")
+        else:
+            left.append(step)
+    for step in left:
+        seconds = steps.limit(step, left, until - time.time())
+        if seconds <= 0:
+            say(f"{step.name}: no time left")
+            continue
+        say(f"{step.name}: {step.what}; up to {seconds:.0f} s")
+        mine = dataclasses.replace(context, until=time.time() + seconds)
+        card["steps"][step.name] = {"state": "running", "seconds": 0.0, "limit": seconds}
+        ledger.write(folder.card, card)
+        try:
+            card["steps"][step.name] = runner.step(step.name, mine, lambda text: say(f"    {text}"))
+        except BaseException:
+            card["steps"][step.name]["state"] = "interrupted"
+            raise
+        finally:
+            ledger.write(folder.card, card)
+
+
+def _promised(card: dict, folder: Folder) -> list[promises.Promise]:
+    """The table's rows, which the card keeps as well."""
+    found = promises.made(card, folder)
+    ledger.write(folder.card, card | {"promises": [dataclasses.asdict(promise) for promise in found]})
+    return found

@@ -1,0 +1,26 @@
+"""What runs of the record's recipe are expected to take on the chip that is here: the sum of the measured
+times of what they launch. `python -m bench.card.expecting` says so in JSON, a line as each is known; it
+needs a CPU alone.
+"""
+
+from __future__ import annotations
+
+import hlb
+from hlb import expected
+from kernels import chips
+
+from .steps import result
+from .trains import CONFIGURATIONS
+
+
+def main() -> None:
+    found = {}
+    for one in CONFIGURATIONS:
+        if one.recipe == CONFIGURATIONS[0].recipe:
+            this = expected.of(hlb.recipe(one.recipe), one.kernels, chips.here())
+            found[one.name] = {"seconds": this.seconds, "measured_share": this.measured_share}
+            result({"expected": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Step 1: on what this is run. And what must be known of that before any step: the device, and the data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from hlb import UserError, environment
+from hlb.data import FOLDER, cache_dir
+from kernels import chips, launch
+
+from .steps import Context, result, say
+
+
+def found_data(asked: str | None) -> str | None:
+    """The folder with CIFAR-10 that --data names, or that lies where `--data auto` looks; None where there is
+    none. Nothing is downloaded. UserError for a folder that holds none.
+    """
+    if asked is not None:
+        root = Path(os.path.expanduser(asked))
+        root = root.parent if root.name == FOLDER else root
+        if not (root / FOLDER).is_dir():
+            raise UserError(
+                f"--data: no {FOLDER}/ in {asked!r}; give a folder that holds it, or leave it out"
+            )
+        return str(root.resolve())
+    places = (place for place in (cache_dir(), Path("data"), Path()) if (place / FOLDER).is_dir())
+    found = next(places, None)
+    return str(found.resolve()) if found else None
+
+
+def toy() -> str | None:
+    """Why only toy sizes can be run here, if so."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None if launch.INSTALLED and not launch.INTERPRETED else "no Triton that compiles"
+
+
+def sanitizer() -> str | None:
+    """Where compute-sanitizer is, if anywhere."""
+    homes = (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
+    places = [str(Path(home) / "bin") for home in homes if home]
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(places)
+    )
+
+
+def run(context: Context) -> None:
+    device = context.device
+    commit, dirty = environment.commit()
+    found = {
+        "device_name": environment.device_name(device),
+        "versions": environment.versions(),
+        "commit": commit,
+        "dirty": dirty,
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpu": environment.gpu_state(device),
+        "sanitizer": sanitizer(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["memory"], found["l2"] = properties.total_memory, properties.L2_cache_size
+        found["chip"] = chips.current(device).name
+    versions = found["versions"]
+    known = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "triton", "numpy"))
+    say(f"{found['device_name']}, {found['cpus']} CPUs, {known}")
+    result(found)

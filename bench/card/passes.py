@@ -1,0 +1,55 @@
+"""Step 5: the passes of convolutions beside cuDNN, those first that take longest, as `python -m kernels
+tune` does.
+
+The winners go into launches.json, whose content stands in passes.json as well. At toy size one small block
+goes through the interpreter, and launches.json stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kernels import candidates, launches, tune
+from kernels.tiling import Problem, useful
+from kernels.tune import Job
+
+from .steps import Context
+
+TINY = Problem("forward", 1, 2, 2, 16, 16, 3, True, torch.float16)
+TOGETHER = 8  # passes whose candidates are compiled before any of them is timed
+COMMAND = ["python", "-m", "bench", "card"]
+
+
+def jobs(found: dict) -> list[Job]:
+    """The tuner's, in float16, without those whose times were found: record94's first, then by how much
+    there is to do.
+    """
+
+    def worth(job: Job) -> tuple[bool, float]:
+        return not any(case.name.startswith("record94") for case in job.cases), -useful(job.problem)
+
+    known = {
+        *found.get("found", ()),
+        *(name.replace("forward", tune.UNPOOL) for name in found.get("unpool", ())),
+    }
+    return sorted((job for job in tune.jobs(["float16"]) if job.name not in known), key=worth)
+
+
+def run(context: Context) -> None:
+    file = context.folder.passes
+    if not context.toy:
+        left, processes = jobs(context.folder.read(file)), len(os.sched_getaffinity(0))
+        while left and context.left() > 0:
+            tune.run(left[:TOGETHER], COMMAND, str(file), processes, found=context.folder.read(file))
+            left = left[TOGETHER:]
+        return
+    with tempfile.TemporaryDirectory() as folder, candidates.only(rows=16, cols=16, depth=16):
+        launches.FILE = Path(folder) / "launches.json"
+        launches.forget()
+        tiny = [Job(TINY, ()), Job(replace(TINY, kind=tune.UNPOOL), ())]
+        tune.run(tiny, COMMAND, str(file), 1, "cpu")

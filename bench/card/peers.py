@@ -1,0 +1,42 @@
+"""Foreign scripts in their turn: each alone on the machine, behind the lock. The last line of a script that
+is a JSON object is kept as it said it, a line of runs.jsonl beside ours.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from hlb import ledger
+
+from . import lock
+from .runner import as_object
+from .steps import Context, result, say
+
+
+def run(context: Context) -> int:
+    found = {}
+    for i, (name, command) in enumerate(context.peers):
+        allowed = context.left() / (len(context.peers) - i)
+        line = {"peer": name, "command": command, **ran(command, allowed)}
+        ledger.append(context.folder.runs, line)
+        found[name] = {key: line[key] for key in ("status", "seconds", "said")}
+        say(f"{name}: {'ended with status ' + str(line['status']) if line['status'] else line['said']}")
+        result(found)
+    return int(any(one["status"] for one in found.values()))
+
+
+def ran(command: str, allowed: float) -> dict:
+    """What a command said, its exit status or "stopped", and its seconds."""
+    with lock.alone():
+        began = time.time()
+        try:
+            done = subprocess.run(
+                command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=allowed
+            )
+            status, out = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as error:
+            status, out = "stopped", (error.stdout or b"").decode(errors="replace")
+        seconds = time.time() - began
+    said = [found for line in out.splitlines() if (found := as_object(line.strip())) is not None]
+    return {"status": status, "seconds": seconds, "said": said[-1] if said else None}

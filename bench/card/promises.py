@@ -1,0 +1,238 @@
+"""What README promises, from the records that it is made of, beside what the card's files say.
+
+Every function of PROMISES reads files alone, so the table can be made after a kill. A promise is `wrong`
+where a value is: a kernel's, or an accuracy that is too low to be chance. A time is never wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hlb import RECIPES, ledger, records
+from hlb.statistics import summary
+
+from .folder import Folder
+from .runner import ROOT
+from .testing import WRONG
+from .trains import CONFIGURATIONS
+
+MEASURED = ROOT / "bench" / "results" / "h200"
+ERRORS = 3.0  # standard errors of the difference of two means that chance does not bridge
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A row of the table; what is not known is ""."""
+
+    what: str
+    promised: str
+    measured: str
+    wrong: bool = False
+
+
+def content(path: Path) -> object:
+    """Of a JSON file; None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Of a record of `python -m bench`, or of a list of its rows."""
+    found = content(path)
+    rows = found.get("rows") if isinstance(found, dict) else found
+    return [row for row in rows or () if isinstance(row, dict)]
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return math.exp(statistics.fmean(map(math.log, values))) if values else None
+
+
+# Kernel tests
+
+
+def tests(card: dict, folder: Folder) -> list[Promise]:
+    found = content(folder.tests) or {}
+    outcomes = [one["outcome"] for one in found.get("tests", {}).values()]
+    bad = sum(outcome in WRONG for outcome in outcomes)
+    ran = len(outcomes) - outcomes.count("skipped")
+    measured = f"{ran - bad} of {ran} right; {found.get('collected', 0) - len(outcomes)} not run"
+    return [Promise("kernel tests", "all right", measured if found else "not run", bad > 0)]
+
+
+# Whole runs
+
+
+def before(timed: bool) -> list[dict]:
+    """The runs that were measured on a GPU and are part of the project; `timed`: those whose times are worth
+    quoting, which notes.json says.
+    """
+    notes = content(MEASURED / "notes.json") or {}
+    paths = sorted(MEASURED.glob("*.jsonl"))
+    ledgers = (path for path in paths if not (timed and "untimed" in notes.get(path.name, {})))
+    runs = [run for path in ledgers for run in ledger.load(path)]
+    return [run for run in runs if ledger.is_run(run) and run["status"] == "ok"]
+
+
+def alike(runs: Iterable[dict], kernels: bool = True) -> dict[tuple, list[dict]]:
+    """Runs of the same recipe, field by field, and with `kernels` of the same choice of kernels."""
+    found = defaultdict(list)
+    for run in runs:
+        key = records.system(run | {"execution": {}}), run["execution"].get("kernels") if kernels else None
+        found[key].append(run)
+    return found
+
+
+def intended(recipe: str, kernels: str) -> dict:
+    """What a ledger would say of the recipe as it is now, on a GPU."""
+    fields = dataclasses.asdict(dataclasses.replace(RECIPES[recipe], dtype="float16", master_weights="off"))
+    return {
+        "recipe": recipe,
+        "recipe_fields": json.loads(json.dumps(fields)),
+        "execution": {"kernels": kernels},
+    }
+
+
+def own(folder: Folder) -> dict[tuple[str, str], list[dict]]:
+    """The card's runs that ended well, by recipe and choice of kernels."""
+    found = defaultdict(list)
+    for run in folder.lines():
+        if ledger.is_run(run) and run["status"] == "ok":
+            found[run["recipe"], run["execution"]["kernels"]].append(run)
+    return found
+
+
+def runs(card: dict, folder: Folder) -> list[Promise]:
+    """Seconds of each configuration, and accuracy where it was trained on CIFAR-10."""
+    mine, expected = own(folder), step(card, "compile").get("expected", {})
+    known, same_recipe = alike(before(timed=True)), alike(before(timed=False), kernels=False)
+    made = []
+    names = dict.fromkeys([*((one.recipe, one.kernels) for one in CONFIGURATIONS), *mine])
+    for name in names:
+        label, these = " ".join(name), mine.get(name, [])
+        (system,), (recipe,) = (alike([intended(*name)], kernels) for kernels in (True, False))
+        promised = [f"{expected[label]['seconds']:.3f} expected"] if label in expected else []
+        if system in known:
+            promised.append(f"{mean_of(known[system], seconds)} measured")
+        if promised or these:
+            measured = mean_of(these, seconds) if these else "not run"
+            made.append(Promise(f"{label}, s", ", ".join(promised), measured))
+        real = [run for run in these if run["dataset"] == "cifar10"]
+        if real:
+            made.append(accuracy(label, real, same_recipe.get(recipe, [])))
+    return made
+
+
+def accuracy(label: str, now: list[dict], then: list[dict]) -> Promise:
+    """Wrong where the mean is ERRORS standard errors below that of the runs before."""
+    ours, theirs = ([percent(run) for run in group] for group in (now, then))
+    low = False
+    if len(theirs) > 1:
+        found = summary(theirs)
+        error = found["std"] * math.sqrt(1 / len(ours) + 1 / len(theirs))
+        low = statistics.fmean(ours) < found["mean"] - ERRORS * error
+    promised = mean_of(then, percent) if then else ""
+    return Promise(f"{label}, accuracy in %", promised, mean_of(now, percent), low)
+
+
+def percent(run: dict) -> float:
+    return 100 * run["accuracy"]
+
+
+def seconds(run: dict) -> float:
+    return run["train_seconds"] + run["eval_seconds"]
+
+
+def mean_of(runs: list[dict], value: Callable[[dict], float]) -> str:
+    """0.846 (std 0.001, n 50)"""
+    found = [value(run) for run in runs]
+    spread = f"std {statistics.stdev(found):.3f}, " if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.3f} ({spread}n {len(found)})"
+
+
+# Ops, passes and the rest
+
+
+def ops(card: dict, folder: Folder) -> list[Promise]:
+    """How much faster than compiled each op is, forward and backward, over its cases."""
+    made = []
+    promised, measured = by_op(rows_of(MEASURED / "ops.json")), by_op(rows_of(folder.ops))
+    for op in dict.fromkeys([*promised, *measured]):
+        faults = [row["fault"] for row in measured.get(op, []) if row.get("fault")]
+        now = f"wrong: {faults[0]}" if faults else speed_up(measured.get(op, [])) or "not run"
+        made.append(Promise(f"{op}, times compiled", speed_up(promised.get(op, [])), now, bool(faults)))
+    return made
+
+
+def by_op(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of an op's own kernels that span both directions, or of one that has forward alone."""
+    found = defaultdict(list)
+    both = {(row["op"], row["case"]) for row in rows if row["direction"] == "both"}
+    for row in rows:
+        whole = row["direction"] == ("both" if (row["op"], row["case"]) in both else "forward")
+        if row["implementation"] == "triton" and (whole or row.get("fault")):
+            found[row["op"]].append(row)
+    return found
+
+
+def speed_up(rows: list[dict]) -> str:
+    found = geometric_mean(row["speed_up_compiled"] for row in rows if row.get("speed_up_compiled"))
+    return f"{found:.2f}" if found else "right; not compiled" if rows else ""
+
+
+def passes(card: dict, folder: Folder) -> list[Promise]:
+    """The fastest candidates beside cuDNN, and beside their times before."""
+    found = (content(folder.passes) or {}).get("found", {})
+    wrong = sum(
+        not why.startswith("spills") for one in found.values() for why in one.get("dropped", {}).values()
+    )
+    now = {name: one for name, one in found.items() if "cudnn" in one and one["seconds"]}
+    then = (content(MEASURED / "conv-passes.json") or {}).get("found", {})
+    then = {one["key"]: one for one in then.values() if one.get("seconds")}
+    if not found:
+        return [Promise("passes of convolutions", beside_cudnn(then), "not run")] if then else []
+    measured = f"{beside_cudnn(now)}; {wrong or 'none'} wrong"
+    return [Promise("passes of convolutions", beside_cudnn(then), measured, wrong > 0)]
+
+
+def beside_cudnn(found: dict[str, dict]) -> str:
+    """7 of 51 faster than cuDNN"""
+    faster = sum(min(one["seconds"].values()) < one["cudnn"] for one in found.values())
+    return f"{faster} of {len(found)} faster than cuDNN" if found else ""
+
+
+def sanitizers(card: dict, folder: Folder) -> list[Promise]:
+    found = step(card, "sanitizers")
+    if not found:
+        return []
+    errors = found.get("errors")
+    measured = found["said"] if errors is None else f"{errors} errors in {len(found['ops'])} ops"
+    return [Promise("compute-sanitizer", "0 errors", measured, bool(errors))]
+
+
+def peers(card: dict, folder: Folder) -> list[Promise]:
+    """What foreign scripts said last, as they said it."""
+    found = [line for line in folder.lines() if "peer" in line]
+    return [Promise(f"peer {one['peer']}", "", json.dumps(one["said"])) for one in found]
+
+
+def step(card: dict, name: str) -> dict:
+    """The result of a step."""
+    return card.get("steps", {}).get(name, {}).get("result") or {}
+
+
+PROMISES = (tests, runs, ops, passes, sanitizers, peers)
+
+
+def made(card: dict, folder: Folder) -> list[Promise]:
+    """All rows of the table."""
+    return [promise for find in PROMISES for promise in find(card, folder)]

@@ -1,0 +1,50 @@
+"""What a card prints at its end, made of what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from hlb.display import line, print_table
+
+from .folder import Folder
+from .promises import Promise
+from .steps import NAMES
+from .testing import WRONG
+
+SHOWN = 10  # tests that failed, at most; tests.json has all
+
+
+def show(console: Console, card: dict, promises: Sequence[Promise], folder: Folder) -> None:
+    """The steps, the promises, what is wrong, and where all of it is."""
+    console.print()
+    ran = [_step(name, card["steps"][name]) for name in NAMES if name in card["steps"]]
+    print_table(console, ("step", "", "s", "of", "said"), ran, words=(0, 1, 4))
+    console.print()
+    cells = [(p.what, p.promised, p.measured, "WRONG" if p.wrong else "") for p in promises]
+    print_table(console, ("", "promised", "measured", ""), cells, words=(0, 1, 2))
+    bad = [
+        f"{one['outcome'].upper()} {name}: {one.get('why', '')}"
+        for name, one in folder.read(folder.tests).get("tests", {}).items()
+        if one["outcome"] in WRONG
+    ]
+    for text in bad[:SHOWN]:
+        line(console, text)
+    if bad[SHOWN:]:
+        line(console, f"and {len(bad) - SHOWN} more in {folder.tests}")
+    console.print()
+    line(console, f"{card['device_name']}; {_notes(card)}")
+    line(console, f"everything is in {folder.path}")
+
+
+def _step(name: str, found: dict) -> tuple[str, ...]:
+    said = found["lines"][-1] if found.get("lines") else ""
+    return name, found["state"], f"{found['seconds']:.0f}", f"{found['limit']:.0f}", said[:100]
+
+
+def _notes(card: dict) -> str:
+    """What must be known to read the numbers."""
+    images = "CIFAR-10" if card["data"] else "made-up images, so accuracies mean nothing"
+    size = "toy size on a CPU, so times mean nothing; " if card["toy"] else ""
+    return f"{size}{images}; promises were measured on an NVIDIA H200"
