@@ -14,7 +14,7 @@ from test_docs import FACTS, PAGES, rows, runs_of
 
 from hlb import ledger
 from hlb.statistics import summary
-from kernels import chips
+from kernels import candidates, chips, launches
 
 ROOT = Path(__file__).parents[1]
 H200 = ROOT / "bench" / "results" / "h200"
@@ -131,6 +131,22 @@ def modelled() -> str:
     return f"{off('')} times the modelled (geometric mean), {kinds}"
 
 
+def refitted() -> str:
+    def off(kind: str) -> str:
+        ratios = []
+        for one in passes(kind).values():
+            problem = launches.problem_of(one["key"])
+            ratios += [
+                seconds / candidates.model(problem, launches.parsed(config), chips.AIMED_AT)
+                for config, seconds in one["seconds"].items()
+            ]
+        return f"{geometric_mean(ratios):.2f}"
+
+    kinds = ", ".join(f"{kind} {off(kind)}" for kind in ("forward", "dgrad", "wgrad"))
+    rate = chips.AIMED_AT.l2_bandwidth / 1e12
+    return f"{rate:.1f} TB/s; {off('')} times the modelled, {kinds}"
+
+
 def launched(profile: str, *words: str) -> list[dict]:
     """The rows of a profile in whose name all words are."""
     found = read("profiles.json")[profile]["rows"]
@@ -201,6 +217,7 @@ NUMBERS = {  # words of a fact -> its numbers
     "tensor descriptors": descriptors,
     "wgrad is the weakest": weakest,
     "the model's time": modelled,
+    "the same, fitted": refitted,
     "max-pool's backward": pool_backward,
     "convolutions, of": convolutions,
     "`_sums` takes": lambda: took("tri", "_sums", "_gradient"),

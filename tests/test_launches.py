@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -255,12 +254,8 @@ def measured_passes() -> list[tuple[Problem, dict[Config, float]]]:
     """Passes that were measured on an H200, and the seconds of their configurations."""
     found = []
     for entry in json.loads(MEASURED.read_text())["found"].values():
-        kind, *extents, pool = re.fullmatch(
-            r"(\w+) n=(\d+) (\d+)x(\d+) (\d+)->(\d+)( pool)? float16", entry["key"]
-        ).groups()
-        problem = Problem(kind, *map(int, extents), pool=bool(pool))
-        assert launches.key(problem) == entry["key"]
-        found.append((problem, {launches.parsed(text): s for text, s in entry["seconds"].items()}))
+        times = {launches.parsed(text): seconds for text, seconds in entry["seconds"].items()}
+        found.append((launches.problem_of(entry["key"]), times))
     return found
 
 
