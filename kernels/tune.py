@@ -197,7 +197,7 @@ def _pass(
 
 
 def _unpool(job: Job, chip: Chip, here: dict, device: str) -> tuple[str, str, float]:
-    """Measures and records the extra write of a pooled block's gradient: a line, its forward pass, seconds."""
+    """Measures and records the extra write of a pooled block's gradient: line, its forward pass, seconds."""
     forward = replace(job.problem, kind="forward")
     seconds, name = measure.unpool(forward, device), launches.key(forward)
     record(chip, here, UNPOOL, name, {"seconds": seconds})
