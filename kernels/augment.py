@@ -276,6 +276,8 @@ def _forward(
     scale, shift = scale_and_shift(mean, std)
     taps = 1 if (out_h, out_w) == (h, w) else 2
     blocks = blocks_of(out_h, out_w, BLOCK // taps**2)
+    # 64 values a thread, 32 of float32 and 8 where it resizes: more, or fewer with a cutout, spill.
+    warps = dtype.itemsize * (1 if cutout else taps)
     launch(
         _augment,
         (len(ids), cdiv(out_h, blocks["BLOCK_H"])),
@@ -298,7 +300,7 @@ def _forward(
         STREAM=AUGMENT,
         TAPS=taps,
         **blocks,
-        num_warps=dtype.itemsize,  # 64 values a thread, 32 of float32: more spill
+        num_warps=warps,
     )
     return out
 

@@ -429,9 +429,10 @@ _FEW = "filters of 16 channels fill less than 16 bytes for each thread"
 NARROW = {
     name: norm_act.NARROW[name] for name in ("p_rstd", "p_stats", "p_partial", "p_spatial", "p_dgate")
 } | {
-    "p_filters": f"{_FEW}; in tf32 as of conv",
+    "p_filters": _FEW,
+    "p_dz": "of 16 channels, across the depth of a wide tile: as p_filters",
     "p_argmax": "one byte beside each value of u",
-    "p_x tf32": conv.SPEC.narrow["p_x tf32"],
+    **conv.SUMS,
 }
 
 

@@ -5,10 +5,10 @@
      "unpool": {KEY OF A POOLED FORWARD PASS: s},
      "corrected": {"seconds": {LABEL: {"forward": {"cudnn": s}, "backward": {"cudnn": s}}}, "derived": {...}}}
 
-Of each pass the fastest configuration and cuDNN's time are taken; where `key` is missing, NAME is it.
-`corrected` puts right what was measured of cuDNN, by the label that NAME begins with: its forward pass with
-what it needs then, its gradients (those `of` which it is) together with the write of the un-pooled one. An
-entry that was corrected keeps what was measured beside it, as `measured`.
+Of each pass the fastest configuration that `fits`, and cuDNN's time, are taken; where `key` is missing, NAME
+is it. `corrected` puts right what was measured of cuDNN, by the label that NAME begins with: its forward pass
+with what it needs then, its gradients (those `of` which it is) together with the write of the un-pooled one.
+An entry that was corrected keeps what was measured beside it, as `measured`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 
 from . import check, launches
+from .candidates import fits
 from .chips import CHIPS
 from .launches import key, parsed, problem_of
 
@@ -35,8 +36,9 @@ def converted(content: dict) -> tuple[str, dict]:
             if not e["seconds"]:
                 continue
             seconds = {str(parsed(text)): float(value) for text, value in e["seconds"].items()}
-            best, cudnn = min(seconds, key=seconds.get), float(e["cudnn"])
             this, label = problem_of(e.get("key", title)), title.rsplit(" ", 1)[0]
+            kept = [text for text in seconds if fits(this, parsed(text), chip)] or seconds
+            best, cudnn = min(kept, key=seconds.get), float(e["cudnn"])
             entry = {"config": best, "seconds": seconds[best], "cudnn": cudnn}
             if this.kind == "forward" and label in right:
                 entry |= {"cudnn": float(right[label]["forward"]["cudnn"]), "measured": cudnn}

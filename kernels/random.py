@@ -228,7 +228,8 @@ def _keys(seed: Tensor, epoch: Tensor, n: int) -> Tensor:
     keys = seed.new_empty(n, dtype=torch.int32)
     if n:
         constants = {"STREAM": ORDER, "BLOCK": BLOCK}
-        launch(_permutation_keys, (cdiv(n, BLOCK),), seed, epoch, keys, n, **constants)
+        grid = (cdiv(n, BLOCK),)
+        launch(_permutation_keys, grid, seed, epoch, keys, n, **constants, num_warps=2)  # 16 bytes a thread
     return keys
 
 
