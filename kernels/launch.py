@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ if INTERPRETED:  # integers wrap as on a GPU; checking that none does takes thre
 if not INSTALLED:  # enough for kernel modules to be imported
     triton = SimpleNamespace(jit=lambda function: function)
     tl = SimpleNamespace(constexpr=lambda value: value)
-    TensorDescriptor = None
+    TensorDescriptor = namedtuple("TensorDescriptor", "base shape strides block_shape")  # to be recorded
 
 
 @dataclass(frozen=True)

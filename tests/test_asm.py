@@ -86,7 +86,7 @@ def test_each_stage_is_printed_whole_under_comments_of_its_own_syntax(printed):
         first, second, third, *code = text.splitlines()
         comment = asm.STAGES[stage]
         assert first == f"{comment} cross_entropy, record94, float16, chip 8.0, launch 1 of 1"
-        assert second.startswith(f"{comment} _cross_entropy: grid 63, 4 warps, 2 stages; ")
+        assert second.startswith(f"{comment} _cross_entropy: grid 48, 4 warps, 2 stages; ")
         assert second.endswith(" registers, 0 B of stack, 16 B of shared memory")
         assert third.startswith(f"{comment} CLASSES=10 ")
         assert any(signs[stage] in line for line in code)

@@ -329,6 +329,6 @@ def test_registers_are_those_of_the_baseline_of_compiled_code():
     found = rows(FACTS, "on 9.0")
     assert len(found) == 6
     for kernel, case, tile, *told in found:
-        key = f"conv/{kernel.strip('`')}/{case}/float16/8 warps 3 stages {tile} images"
+        key = f"conv/{kernel.strip('`')}/{case}/float16/8 warps 3 stages {tile}"
         by_chip = {chip: row for chips, row in launches["entries"][key].items() for chip in chips.split()}
         assert told == [str(by_chip[chip][registers]) for chip in ("9.0", "10.0")], key

@@ -169,7 +169,8 @@ def test_every_kind_of_shuffle_has_run_before_it_is_captured(data, monkeypatch):
         ({"kernels": "triton", "graph": "off"}, "on"),
         ({"kernels": "triton", "compile": "on"}, "on"),
         ({"kernels": "triton,sgd=reference"}, "on"),
-        ({"kernels": "triton,sgd=tuned"}, "on"),
+        ({"kernels": "triton,sgd=tuned"}, "off"),  # which is the kernel
+        ({"kernels": "triton,cross_entropy=tuned"}, "on"),  # which is not
         ({"kernels": "triton", "dtype": "float64"}, "on"),  # of which there are no kernels
         ({"kernels": "triton", "device": "cpu"}, "off"),
         ({"kernels": "reference", "device": "cpu"}, "off"),
