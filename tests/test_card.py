@@ -91,13 +91,13 @@ def test_a_killed_card_leaves_what_had_ended_and_a_second_goes_on_to_the_end(out
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert json.loads(out.card.read_text())["steps"]["tests"]["state"] == "running"
-    before = json.loads(out.tests.read_text())["tests"]
-    assert before and {one["outcome"] for one in before.values()} == {"passed"}
     until = time.time() + 20
     while alive(str(out.path)) and time.time() < until:
         time.sleep(0.1)
     assert alive(str(out.path)) == []
+    assert json.loads(out.card.read_text())["steps"]["tests"]["state"] == "running"
+    before = json.loads(out.tests.read_text())["tests"]
+    assert before and {one["outcome"] for one in before.values()} == {"passed"}
 
     second = card(out.path, "--peer", """them=echo no JSON; echo '{"accuracy": 0.94}'; echo bye""")
     said, _ = second.communicate()

@@ -69,23 +69,21 @@ def test_gradients_that_lie_otherwise_than_their_arena_are_copied_all_the_same(d
 
 
 def test_backward_of_a_compiled_batch_norm_keeps_at_most_one_wide_copy_of_its_map():
-    """On a CPU the derivative of SiLU, and nothing else, is written in float32; on a GPU nothing is."""
+    """On a CPU the derivative of SiLU, and nothing else, is written in float32; on a GPU nothing is. As
+    torch.compile is by itself there would be two.
+    """
     x = torch.randn(16, 32, 12, 12).half().contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.ones(32), torch.zeros(32, requires_grad=True)
     running = torch.stack((torch.zeros(32), torch.ones(32)))
 
-    def wide_copies(compile) -> int:
-        def norm(x, bias):
-            options = {"eps": 1e-12, "activation": "silu", "training": True}
-            return norm_act.reference(x, weight, bias, running, **options)[0]
+    def norm(x, bias):
+        options = {"eps": 1e-12, "activation": "silu", "training": True}
+        return norm_act.reference(x, weight, bias, running, **options)[0]
 
-        eagerly = functorch.patch(force_non_lazy_backward_lowering=True)
-        with eagerly, inductor.patch(force_disable_caches=True):
-            _, _, backward, _ = get_code(compile(norm), x, bias)
-        return len(re.findall(r"= empty_strided_cpu\(\(16, 32, 12, 12\), .*float32\)", backward))
-
-    assert wide_copies(compiled) == 1
-    assert wide_copies(lambda work: torch.compile(work, fullgraph=True, dynamic=False)) == 2
+    eagerly = functorch.patch(force_non_lazy_backward_lowering=True)
+    with eagerly, inductor.patch(force_disable_caches=True):
+        _, _, backward, _ = get_code(compiled(norm), x, bias)
+    assert len(re.findall(r"= empty_strided_cpu\(\(16, 32, 12, 12\), .*float32\)", backward)) == 1
 
 
 def test_compiled_code_of_batch_norm_is_kept_between_processes():

@@ -28,12 +28,10 @@ def runs(name: str) -> list[dict]:
 
 
 @cache
-def expectation(name: str, kernels: str = "") -> expected.Expectation:
-    """Of the recipe of a ledger, with its choice of kernels or another."""
+def expectation(name: str) -> expected.Expectation:
+    """Of the recipe and the choice of kernels of a ledger."""
     run = runs(name)[0]
-    return expected.of(
-        settings.from_fields(run["recipe_fields"]), kernels or run["execution"]["kernels"], H200
-    )
+    return expected.of(settings.from_fields(run["recipe_fields"]), run["execution"]["kernels"], H200)
 
 
 # Runs of reference, mix and triton of record94 as it was, of record94 as it is, and of seed.
@@ -46,8 +44,7 @@ def test_the_measured_runs_are_as_expected_within_7_percent(ledger):
 def test_record94_is_expected_below_0_70_s_with_the_tuned_kernels():
     found = expected.of(hlb.recipe("record94"), "tuned", H200)
     assert found.seconds <= 0.70
-    assert found.seconds < 0.85 * expectation("hard", "reference").seconds
-    assert found.seconds < 0.85 * expectation("hard", "triton").seconds
+    assert found.seconds < 0.85 * expectation("hard").seconds
     assert found.measured_share > 0.6 and found.shares["modelled"] < 0.02
     assert sum(found.shares.values()) == pytest.approx(1)
 
