@@ -142,22 +142,22 @@ def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
     if choice == "auto":
         choice = "tuned" if device.startswith("cuda") else "reference"
     try:
-        chosen = kernels.choose(choice)
+        kernels.choose(choice)
     except ValueError as error:
         raise UserError(f"--{error}") from None
     if dtype == "float64":
         return "reference"
-    if not runnable:
-        choice = re.sub(r"\btuned\b", "reference", choice)
-        chosen = kernels.choose(choice)
-    if "triton" in chosen.values() and not runnable:
+    if runnable:
+        return choice
+    untuned = re.sub(r"\btuned\b", "reference", choice)
+    if "triton" in kernels.choose(untuned).values():
         if not launch.INSTALLED:
             raise UserError(f"--kernels {choice}: triton is not installed; take --kernels reference")
         raise UserError(
             f"--kernels {choice}: kernels need a CUDA device, this is {device}; take --kernels reference, "
             "or set TRITON_INTERPRET=1 to run them on a CPU, slowly"
         )
-    return choice
+    return untuned
 
 
 def torch_dtype(name: str) -> torch.dtype:
