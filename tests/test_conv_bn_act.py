@@ -292,6 +292,23 @@ def test_tuned_compiles_to_one_graph(table):
     assert torch.equal(compiled(**inputs)[0], conv_bn_act.op(**inputs, by_kernel="forward")[0])
 
 
+@pytest.mark.parametrize("wants_dx", [False, True])
+def test_what_is_traced_plans_for_the_gradients_that_are_wanted(table, monkeypatch, wants_dx):
+    told = []
+    monkeypatch.setattr(launches, "by_kernel", lambda problem, chip, wanted: told.append(wanted) or "")
+    inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
+    x, scale = inputs.pop("x"), torch.ones((), device=DEVICE, requires_grad=wants_dx)
+    del inputs["by_kernel"]
+    inputs["filters"].requires_grad_()
+    torch._dynamo.reset()
+    block = torch.compile(
+        lambda scale: conv_bn_act.measured(x * scale, **inputs)[0], fullgraph=True, backend="aot_eager"
+    )
+    block(scale).sum().backward()
+    assert set(told) == {wants_dx}
+    assert (scale.grad is not None) == wants_dx
+
+
 def test_an_unknown_pass_is_named():
     inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
     with pytest.raises(ValueError, match="^by_kernel: got backward, accepted are forward, dgrad, wgrad"):
