@@ -9,7 +9,7 @@ Each pass (hlb/passes.py) takes what is known of it on this chip, else what arit
                 were added up over a run that launched it at these shapes (times.json, by bench/times.py)
     corrected   a pass of cuDNN's whose measurement was put right, as launches.json says
     scaled      the same at other shapes, by work or bytes
-    modelled    arithmetic alone
+    modelled    arithmetic alone, or the time of a kernel as it was before it was rewritten, put in proportion
 
 Kernels follow one another without a gap, as in the captured runs that were profiled; `prepare`, where the
 device waits for the host, takes what it took there. It is an expectation, and no measurement of this run.
@@ -77,11 +77,14 @@ class Expectation:
 SHAPES = ("batch_size", "base_depth", "stem_width", "group_widths", "groups", "activation")
 
 
-def of(recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None) -> Expectation:
+def of(
+    recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None, *, as_measured: bool = False
+) -> Expectation:
     """What a run in float16 with a choice of kernels is expected to take; `parts` are those of
-    `floor.phases`, if they are there. Errors as `kernels.choose`.
+    `floor.phases`, if they are there. `as_measured`: with the kernels as they were then. Errors as
+    `kernels.choose`.
     """
-    rates = _Rates(recipe, choice, chip)
+    rates = _Rates(recipe, choice, chip, as_measured)
     phases = []
     for phase in floor.phases(recipe, choice) if parts is None else parts:
         by: Counter = Counter()
@@ -117,7 +120,7 @@ class _Rates:
     the same activation, else of any.
     """
 
-    def __init__(self, recipe, choice: str, chip: Chip):
+    def __init__(self, recipe, choice: str, chip: Chip, as_measured: bool = False):
         there = _times().get(chip.name, {"recipes": {}, "prepare": {}})
 
         def likeness(run: dict) -> tuple:
@@ -126,6 +129,7 @@ class _Rates:
             return all(same) and sizes, run["shapes"]["activation"] == recipe.activation
 
         run = max(there["recipes"].values(), key=likeness, default={"passes": {}})
+        self.as_measured = as_measured
         self.found, self.exact = run["passes"], bool(run["passes"]) and likeness(run)[0]
         chosen = {op: KINDS[name == "reference"] for op, name in kernels.choose(choice).items()}
         self.kind = chosen["conv_bn_act"]
@@ -137,7 +141,10 @@ class _Rates:
         if rate is None:
             return None
         per = "launches" if one.form == "PyTorch" or not rate["bytes"] else "bytes"
-        return rate["seconds"] * getattr(one, per) / rate[per], "measured" if self.exact else "scaled"
+        seconds = rate["seconds"] * getattr(one, per) / rate[per]
+        if "factor" in rate and not self.as_measured:
+            return seconds * rate["factor"], "modelled"
+        return seconds, "measured" if self.exact else "scaled"
 
     def statistics(self, forward: Problem) -> float:
         """Seconds of the pass over z that makes the statistics and, where it is pooled, u and argmax."""
