@@ -37,7 +37,7 @@ _counters: dict[torch.device, Tensor] = {}
 
 def counters(like: Tensor) -> Tensor:
     """int32 [COUNTERS] zeros on the device of `like`, in which the programs of a launch count themselves."""
-    if isinstance(like, FakeTensor) or torch.cuda.is_current_stream_capturing():
+    if isinstance(like, FakeTensor) or like.is_cuda and torch.cuda.is_current_stream_capturing():
         return like.new_zeros(COUNTERS, dtype=torch.int32)  # of one recording, or of one graph
     if like.device not in _counters:
         _counters[like.device] = like.new_zeros(COUNTERS, dtype=torch.int32)
