@@ -1,44 +1,50 @@
-"""The last program of a launch to arrive, which alone may read what all of them have written: a sum over
-programs then needs no launch of its own.
+"""The last of a launch's programs, which finishes what the others began: no second launch for a few sums.
 
-    kernel      every program writes its part, then asks `last(p_arrived, programs)`; the one that hears yes
-                reads all parts, past the first-level cache (`cache_modifier=".cg"`), in a fixed order
-    launcher    passes `counters(like)`, zeros that each launch leaves as it found them
+    if last(p_arrived, programs):  # everything that all programs stored before is there to be loaded
+        ...
 
-Which program is the last differs from run to run, what it computes does not: results repeat bit for bit.
+Each program leaves its partial results in memory, then adds 1 to a counter. The one that finds the others
+counted is the last; it loads the partial results in an order that does not depend on who came when, so the
+same input gives the same bits. It also sets the counter back to 0 for the next launch.
 
-All launches on a device share the counters, so no two that count may run at the same time: they belong to one
-stream, as everything of a training step does, or to streams that wait for each other.
+A device has one set of counters for all launches, so launches that use them must not overlap: they belong on
+one stream, or into graphs that are replayed one after another. Launches of other kernels may overlap them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .launch import tl, triton
 
-
-@triton.jit
-def last(p_arrived, programs):
-    """Whether this is the last of so many programs to come here. It sees what the others wrote before."""
-    tl.debug_barrier()  # all threads of a program have written before it is counted
-    is_last = tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") == programs - 1
-    if is_last:
-        tl.store(p_arrived, 0)  # for the next launch
-    return is_last
-
-
-COUNTERS = 1024  # of a launch at most, one for each group of programs with a last of its own
+COUNTERS = 65535  # as many as a grid's second extent may have, so that each of its rows has one of its own
 
 _counters: dict[torch.device, Tensor] = {}
 
 
+@triton.jit
+def last(p_arrived, programs):
+    """Whether so many programs have come here with this one. Then what each stored before can be loaded, with
+    cache_modifier=".cg", past the cache that multiprocessors do not share.
+    """
+    tl.debug_barrier()  # every thread has stored before the program counts itself
+    is_last = tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if is_last:
+        tl.store(p_arrived, 0)
+    return is_last
+
+
 def counters(like: Tensor) -> Tensor:
-    """int32 [COUNTERS] zeros on the device of `like`, in which the programs of a launch count themselves."""
-    if isinstance(like, FakeTensor) or like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return like.new_zeros(COUNTERS, dtype=torch.int32)  # of one recording, or of one graph
+    """int32 [COUNTERS], the `p_arrived` of launches on the device of `like`; 0 between launches.
+
+    The first call on a device makes them. RuntimeError if a graph is being captured then: it would zero them
+    at each replay only, and free them with its other memory.
+    """
     if like.device not in _counters:
-        _counters[like.device] = like.new_zeros(COUNTERS, dtype=torch.int32)
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("counters: made during the capture of a graph, run the op once before it")
+        with _disable_current_modes():  # real ones even where tensors are fake, and no mode sees them made
+            _counters[like.device] = torch.zeros(COUNTERS, dtype=torch.int32, device=like.device)
     return _counters[like.device]
