@@ -25,6 +25,7 @@ from . import chips, conv_gradients, conv_passes, launches, tiling
 from .launch import FLOATS, expect, register
 from .norm_passes import image_like
 from .spec import Case, KernelSpec
+from .sums import SUMS
 from .tiling import Config, Problem
 
 SIZES = (1, 2, 3)
@@ -212,7 +213,6 @@ def _network() -> tuple[Case, ...]:
 
 
 SHARED_READS = ("_conv_fwd", "_conv_dgrad", "_conv_wgrad")
-SUMS = {"p_sum": "a program has as many sums as threads: so many programs read the splits"}
 
 SPEC = KernelSpec(
     name="conv",

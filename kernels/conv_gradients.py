@@ -6,7 +6,7 @@
 Layouts, precision and tiles are those of kernels/conv_passes.py. dz is read as it is, or from one value for
 each pooling window and its place (`argmax`), expanding it as it is loaded; what floor pooling drops is never
 read. dgrad is a convolution of dz with the filters turned round. The depth of wgrad, which goes over all
-outputs, is split among programs, whose float32 sums a second kernel adds up in a fixed order.
+outputs, is split among programs, whose float32 sums kernels/sums.py adds up in a fixed order.
 Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
 """
 
@@ -18,6 +18,7 @@ from . import tiling
 from .conv_passes import constants, filters_box, images_box, pixels, place_of, product
 from .launch import cdiv, launch, tl, triton
 from .norm_passes import float32_like
+from .sums import sum_splits
 from .tiling import Config, Problem
 
 
@@ -147,29 +148,6 @@ def _conv_wgrad(
     tl.store(p_partial + o_partial, b_sum, mask=(outs < OUT)[:, None] & (columns < K)[None, :])
 
 
-@triton.jit
-def _sum_splits(
-    p_partial,  # float32 [splits, SIZE]
-    p_sum,  # [SIZE]
-    splits,
-    SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)  # [COLS]
-    b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for first in range(0, splits, ROWS):
-        rows = first + tl.arange(0, ROWS)[:, None]
-        m_all = (rows < splits) & (cols < SIZE)[None, :]  # [ROWS, COLS]
-        b_sum += tl.load(p_partial + rows.to(tl.int64) * SIZE + cols[None, :], mask=m_all, other=0.0)
-    tl.store(p_sum + cols, tl.sum(b_sum, axis=0).to(p_sum.dtype.element_ty), mask=cols < SIZE)
-
-
-# A program adds up so many splits at a time, for so many filter values: the fewest values that the passes of
-# the recipes have, 24 * 64 * 9, then keep 108 programs busy.
-SUM_ROWS, SUM_COLS = 16, 128
-
-
 def _extents(problem: Problem, dz: Tensor, argmax: Tensor | None) -> dict:
     """What both kernels are told of dz."""
     (dh, dw), (vh, vw) = dz.shape[2:], problem.kept
@@ -217,6 +195,4 @@ def wgrad(
         **_extents(problem, dz, argmax),
         **constants(problem, config),
     )
-    count = d_filters.numel()
-    blocks, extents = (cdiv(count, SUM_COLS),), {"ROWS": SUM_ROWS, "COLS": SUM_COLS}
-    launch(_sum_splits, blocks, partial, d_filters, config.splits, SIZE=count, **extents)
+    sum_splits(partial, d_filters)

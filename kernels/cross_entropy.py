@@ -6,8 +6,8 @@
 
 logits [n, classes] -> loss scalar in float32 (float64 for float64), correct int64 scalar, both on the
 device: nothing waits for the host. Sums are taken in float32, so no loss scale is needed to keep a 16-bit
-sum from overflowing; partial sums, one per program, are added in a second step, so the result repeats bit
-for bit.
+sum from overflowing. Each program writes a partial sum; the last to arrive adds up all in their order, so
+the result repeats bit for bit. Launches share a counter and must not overlap: see kernels/arrival.py.
 
 Bytes: logits read and their gradient written, 8 of target per row. Source: Szegedy et al., arXiv 1512.00567.
 """
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arrival import counters, last
 from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .spec import Case, KernelSpec
 
@@ -47,7 +48,10 @@ def _cross_entropy(
     p_logits,  # [n, CLASSES]
     p_targets,  # int64 [n]
     p_grad,  # [n, CLASSES]
-    p_partial,  # [2, programs]: loss, correct
+    p_partial,  # float32 [2, programs]: loss, correct
+    p_loss,  # float32 scalar
+    p_correct,  # int64 scalar
+    p_arrived,  # int32 scalar, 0
     n,
     CLASSES: tl.constexpr,
     SMOOTHING: tl.constexpr,
@@ -55,6 +59,7 @@ def _cross_entropy(
     WEIGHT: tl.constexpr,  # of one row in the loss
     BLOCK: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
+    BLOCK_PROGRAMS: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     classes = tl.arange(0, BLOCK_CLASSES)[None, :]
@@ -78,6 +83,13 @@ def _cross_entropy(
     program, programs = tl.program_id(0), tl.num_programs(0)
     tl.store(p_partial + program, tl.sum(tl.where(m_rows, loss, 0.0), axis=0) * WEIGHT)
     tl.store(p_partial + programs + program, tl.sum((m_rows & correct).to(tl.float32), axis=0))
+    if last(p_arrived, programs):
+        o_partial = tl.arange(0, BLOCK_PROGRAMS)  # [BLOCK_PROGRAMS]
+        m_partial = o_partial < programs
+        b_loss = tl.load(p_partial + o_partial, mask=m_partial, other=0.0, cache_modifier=".cg")
+        b_correct = tl.load(p_partial + programs + o_partial, mask=m_partial, other=0.0, cache_modifier=".cg")
+        tl.store(p_loss, tl.sum(b_loss, axis=0))
+        tl.store(p_correct, tl.sum(b_correct.to(tl.int64), axis=0))
 
 
 BLOCK = 32  # rows of a program
@@ -92,6 +104,7 @@ def _forward(
     programs = cdiv(n, BLOCK)
     grad = torch.empty_like(logits)
     partial = torch.empty((2, programs), dtype=torch.float32, device=logits.device)
+    loss, correct = partial.new_empty(()), targets.new_empty(())
     launch(
         _cross_entropy,
         (programs,),
@@ -99,6 +112,9 @@ def _forward(
         targets,
         grad,
         partial,
+        loss,
+        correct,
+        counters(logits),
         n,
         CLASSES=classes,
         SMOOTHING=label_smoothing,
@@ -106,9 +122,9 @@ def _forward(
         WEIGHT=1 / n if mean else 1.0,
         BLOCK=BLOCK,
         BLOCK_CLASSES=power_of_2(classes),
+        BLOCK_PROGRAMS=power_of_2(programs),
     )
-    loss, correct = partial.sum(1).unbind()
-    return loss.clone(), correct.to(torch.int64), grad
+    return loss, correct, grad
 
 
 @_forward.register_fake
@@ -120,6 +136,7 @@ def _(logits, targets, label_smoothing, scale, mean):
 def _setup(ctx, inputs, output):
     ctx.save_for_backward(output[2])
     ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # no zeros are made for these
 
 
 def _backward(ctx, d_loss, d_correct, d_grad):
@@ -138,7 +155,7 @@ def op(
     scale: float = 1.0,
     reduction: str = "sum",
 ) -> tuple[Tensor, Tensor]:
-    """As `reference`, in one launch and one reduction of partial sums; the gradient is made with the loss.
+    """As `reference`, in one launch; the gradient is made with the loss.
 
     Raises ValueError for a wrong shape, dtype, layout or device, naming the argument.
     """
@@ -166,7 +183,7 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     row = 2 * case.classes * dtype.itemsize + 8
-    return {"_cross_entropy": case.n * row + 8 * cdiv(case.n, BLOCK)}
+    return {"_cross_entropy": case.n * row + 2 * 8 * cdiv(case.n, BLOCK) + 16}
 
 
 def _case(label: str, n: int, smoothing: float) -> Case:

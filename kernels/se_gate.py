@@ -9,11 +9,12 @@ b2 [c] -> gate [n, c], in the dtype of s (float32, float64 for float64). The gat
 than x in this network, the last convolution's output, which is why the op ends at the gate.
 
 Weights may be 16-bit, s and biases are float32. Products are three tf32 ones each, which is float32's
-precision on tensor cores. The kernel backward gives the gradients of each image; sums over images are matrix
-products and sums in PyTorch, so results repeat bit for bit.
+precision on tensor cores. Backward, sums over images are those of a program's 16, in float32, added up by
+kernels/sums.py in a fixed order, so results repeat bit for bit.
 
-Bytes: s read, the gate written forward; the gate and its gradient read, d z2 and d s written backward, all
-float32 [n, c]. FLOPs: 4 * c * c / r per image. Source: Hu, Shen, Sun, arXiv 1709.01507.
+Bytes: s read, the gate written forward; s, the gate and its gradient read, d s written backward, all float32
+[n, c]; the sums of each program. FLOPs: 4 * c * c / r per image, twice that backward. Source: Hu, Shen, Sun,
+arXiv 1709.01507.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from .activations import activate, activation_slope
 from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, runnable, tl, triton
 from .spec import Case, KernelSpec
+from .sums import SUMS, sum_splits
 
 
 def reference(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
@@ -76,12 +78,12 @@ def _se_gate_fwd(
 def _se_gate_bwd(
     p_dgate,  # float32 [n, C]
     p_gate,  # float32 [n, C]
+    p_s,  # float32 [n, C]
     p_z1,  # float32 [n, R]
     p_weight1,  # [R, C]
     p_weight2,  # [C, R]
     p_ds,  # float32 [n, C]
-    p_dz1,  # float32 [n, R]
-    p_dz2,  # float32 [n, C]
+    p_partial,  # float32 [programs, R * C + C * R + R + C]: d W1, d W2, d b1, d b2
     n,
     C: tl.constexpr,
     R: tl.constexpr,
@@ -92,27 +94,37 @@ def _se_gate_bwd(
     images = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     channels, hidden = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
     m_images, m_hidden = images < n, hidden < R
+    p_dweight1 = p_partial + tl.program_id(0) * (2 * R * C + R + C)
+    p_dweight2 = p_dweight1 + R * C
+    p_dbias1 = p_dweight2 + C * R
+    p_dbias2 = p_dbias1 + R
+    b_z1 = tl.load(p_z1 + images * R + hidden, mask=m_images & m_hidden, other=0.0)  # [BLOCK, BLOCK_R]
+    b_hidden = activate(b_z1, "gelu")  # 0 beyond the images and in the columns that are padding
     b_dhidden = tl.zeros([BLOCK, BLOCK_R], tl.float32)
     for c in range(0, C, BLOCK_C):
         m_c = c + channels < C  # [BLOCK_C]
         m_all, o_all = m_images & m_c, images * C + c + channels  # [BLOCK, BLOCK_C]
         b_gate = tl.load(p_gate + o_all, mask=m_all, other=0.0)
         b_dz2 = tl.load(p_dgate + o_all, mask=m_all, other=0.0) * b_gate * (1.0 - b_gate)
-        tl.store(p_dz2 + o_all, b_dz2, mask=m_all)
-        o_weight2 = (c + channels)[:, None] * R + hidden
-        b_weight2 = tl.load(p_weight2 + o_weight2, mask=m_c[:, None] & m_hidden, other=0.0)
+        tl.store(p_dbias2 + c + channels, tl.sum(b_dz2, axis=0), mask=m_c)
+        o_weight2, m_weight2 = (c + channels)[:, None] * R + hidden, m_c[:, None] & m_hidden
+        b_weight2 = tl.load(p_weight2 + o_weight2, mask=m_weight2, other=0.0)  # [BLOCK_C, BLOCK_R]
         b_dhidden = tl.dot(b_dz2, b_weight2.to(tl.float32), b_dhidden, input_precision="tf32x3")
+        b_dweight2 = tl.dot(tl.trans(b_dz2), b_hidden, input_precision="tf32x3")
+        tl.store(p_dweight2 + o_weight2, b_dweight2, mask=m_weight2)
 
-    o_hidden, m_z1 = images * R + hidden, m_images & m_hidden  # [BLOCK, BLOCK_R]
-    b_z1 = tl.load(p_z1 + o_hidden, mask=m_z1, other=0.0)
     b_dz1 = b_dhidden * activation_slope(b_z1, "gelu")
-    tl.store(p_dz1 + o_hidden, b_dz1, mask=m_z1)
+    tl.store(p_dbias1 + hidden, tl.sum(b_dz1, axis=0), mask=m_hidden)
     for c in range(0, C, BLOCK_C):
         m_c = c + channels < C
-        o_weight1 = hidden[:, None] * C + c + channels
-        b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_hidden[:, None] & m_c, other=0.0)
+        m_all, o_all = m_images & m_c, images * C + c + channels
+        o_weight1, m_weight1 = hidden[:, None] * C + c + channels, m_hidden[:, None] & m_c
+        b_s = tl.load(p_s + o_all, mask=m_all, other=0.0)
+        b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_weight1, other=0.0)  # [BLOCK_R, BLOCK_C]
+        b_dweight1 = tl.dot(tl.trans(b_dz1), b_s, input_precision="tf32x3")
+        tl.store(p_dweight1 + o_weight1, b_dweight1, mask=m_weight1)
         b_ds = tl.dot(b_dz1, b_weight1.to(tl.float32), input_precision="tf32x3")
-        tl.store(p_ds + images * C + c + channels, b_ds, mask=m_images & m_c)
+        tl.store(p_ds + o_all, b_ds, mask=m_all)
 
 
 BLOCK = 16  # images of a program, the rows of a tensor-core tile
@@ -142,42 +154,50 @@ def _(s, weight1, bias1, weight2, bias2):
 
 
 @register("hlb::se_gate_backward")
-def _backward_images(
-    d_gate: Tensor, gate: Tensor, z1: Tensor, weight1: Tensor, weight2: Tensor
+def _backward_all(
+    d_gate: Tensor, gate: Tensor, s: Tensor, z1: Tensor, weight1: Tensor, weight2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(d s, d z1, d z2), each a row an image."""
-    d_s, d_z1, d_z2 = torch.empty_like(gate), torch.empty_like(z1), torch.empty_like(gate)
-    grid = (cdiv(len(gate), BLOCK),)
-    arguments = d_gate, gate, z1, weight1, weight2, d_s, d_z1, d_z2, len(gate)
-    launch(_se_gate_bwd, grid, *arguments, **_constants(weight1))
-    return d_s, d_z1, d_z2
+    """(d s, d W1 and behind it d W2, d b1 and behind it d b2)"""
+    programs = cdiv(len(gate), BLOCK)
+    d_s, d_weights, d_biases = _gradients(gate, weight1)
+    partial = gate.new_empty((programs, d_weights.numel() + d_biases.numel()))
+    arguments = d_gate, gate, s, z1, weight1, weight2, d_s, partial, len(gate)
+    launch(_se_gate_bwd, (programs,), *arguments, **_constants(weight1))
+    sum_splits(partial, d_weights, d_biases)
+    return d_s, d_weights, d_biases
 
 
-@_backward_images.register_fake
-def _(d_gate, gate, z1, weight1, weight2):
-    return torch.empty_like(gate), torch.empty_like(z1), torch.empty_like(gate)
+def _gradients(gate: Tensor, weight1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r, c = weight1.shape
+    return torch.empty_like(gate), weight1.new_empty(2 * r * c), gate.new_empty(r + c)
+
+
+@_backward_all.register_fake
+def _(d_gate, gate, s, z1, weight1, weight2):
+    return _gradients(gate, weight1)
 
 
 def _setup(ctx, inputs, output):
     s, weight1, _, weight2, _ = inputs
     gate, z1 = output
-    ctx.save_for_backward(s, weight1, weight2, gate, z1)
+    ctx.save_for_backward(gate, s, z1, weight1, weight2)
     ctx.mark_non_differentiable(z1)
+    ctx.set_materialize_grads(False)  # no zeros are made for z1
 
 
 def _backward(ctx, d_gate, d_z1):
-    s, weight1, weight2, gate, z1 = ctx.saved_tensors
-    d_s, d_z1, d_z2 = _backward_images(d_gate.contiguous(), gate, z1, weight1, weight2)
-    d_weight1 = (d_z1.T @ s).to(weight1.dtype)
-    d_weight2 = (d_z2.T @ F.gelu(z1)).to(weight2.dtype)
-    return d_s, d_weight1, d_z1.sum(0), d_weight2, d_z2.sum(0)
+    d_s, d_weights, d_biases = _backward_all(d_gate.contiguous(), *ctx.saved_tensors)
+    r, c = ctx.saved_tensors[3].shape
+    d_weight1, d_weight2 = d_weights.split(r * c)
+    d_bias1, d_bias2 = d_biases.split((r, c))
+    return d_s, d_weight1.view(r, c), d_bias1, d_weight2.view(c, r), d_bias2
 
 
 _forward.register_autograd(_backward, setup_context=_setup)
 
 
 def op(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """As `reference`, in one launch forward, and one and two small matrix products backward.
+    """As `reference`, in one launch forward and two backward.
 
     `s` and the biases are float32, the weights of one dtype. Raises ValueError for a wrong shape, dtype,
     layout or device, naming the argument.
@@ -220,18 +240,21 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     programs = cdiv(case.n, BLOCK)
-    weights, biases = 2 * case.c * case.r * dtype.itemsize, 4 * (case.c + case.r)
+    weights, biases = 2 * case.c * case.r, case.c + case.r
+    read, partial = programs * weights * dtype.itemsize, programs * 4 * (weights + biases)
     return {
-        "_se_gate_fwd": 4 * case.n * (2 * case.c + case.r) + programs * (weights + biases),
-        "_se_gate_bwd": 4 * case.n * (4 * case.c + 2 * case.r) + programs * weights,
+        "_se_gate_fwd": 4 * case.n * (2 * case.c + case.r) + read + programs * 4 * biases,
+        "_se_gate_bwd": 4 * case.n * (4 * case.c + case.r) + read + partial,
+        "_sum_splits": partial + weights * dtype.itemsize + 4 * biases,
     }
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    """Both matrix products on whole tiles."""
+    """Both matrix products, and four backward, on whole tiles."""
     block_c = min(64, max(16, power_of_2(case.c)))
     c, r = cdiv(case.c, block_c) * block_c, max(16, power_of_2(case.r))
-    return dict.fromkeys(("_se_gate_fwd", "_se_gate_bwd"), cdiv(case.n, BLOCK) * BLOCK * 4 * c * r)
+    forward = cdiv(case.n, BLOCK) * BLOCK * 4 * c * r
+    return {"_se_gate_fwd": forward, "_se_gate_bwd": 2 * forward}
 
 
 SPEC = KernelSpec(
@@ -257,7 +280,7 @@ SPEC = KernelSpec(
     reduction=lambda case: max(case.c, case.n),
     narrow={
         "p_z1": "a block of 16 images has fewer of these values than threads can read 16 bytes of",
-        "p_dz1": "a block of 16 images has fewer of these values than threads can write 16 bytes of",
+        **SUMS,
         "p_bias1": "fewer values than a warp has threads",
         "p_bias2": "fewer values than a warp has threads",
     },

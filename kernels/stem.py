@@ -10,13 +10,17 @@ h - 1, w - 1], channels-last. Bias and activation are optional; with a projectio
 tensor between them never exists. The merged filters are computed in float32 (float64 for float64) and rounded
 once; a pixel's 12 products are summed in float32.
 
-    dz = dy * act'(z), z computed again      [d filters^T; d bias] = [patches, 1]^T @ dz
-    d project = d filters @ whiten^T         x and whiten have no gradient
+    dz = dy * act'(z), z computed again      d bias = sum of dz
+    d project = dz^T @ patches @ whiten^T    x and whiten have no gradient
 
-dz is rounded to the dtype of dy; its sums over pixels are float32, one per program, added in a second step.
+Twelve values in and 24 to 32 out make a thin matrix product, and pixels of three channels thin loads. So four
+outputs of a row are computed side by side: a product of the 2 x 16 values that begin with their pixels, and
+of the filters four times over, each output's shifted by a pixel and 0 elsewhere. Hence an infinite pixel
+makes NaN of the outputs beside its own. Programs step through all rows, so that each makes the filters once.
+Sums over pixels are float32, of a program and then, by kernels/sums.py, over programs.
 
 Bytes (16-bit, 32 x 32, c = 32): 6,144 read + 61,504 written per image forward, as much read backward. FLOPs:
-2 * 12 * c * 31 * 31 per image.
+2 * 12 * c * 31 * 31 per image, more than twice that as they are computed.
 
 Sources: Page, "How to train your ResNet" (2019); hlb-CIFAR10.
 """
@@ -30,8 +34,9 @@ from torch import Tensor
 from .activations import activate, activation_slope
 from .launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
 from .norm_act import ACTIVATIONS
-from .patch_covariance import GATHERED, _patch_offsets, patch_bytes, patch_count
+from .patch_covariance import patch_count
 from .spec import EVALUATED, Case, KernelSpec
+from .sums import SUMS, sum_splits
 
 
 def reference(
@@ -56,26 +61,37 @@ def reference(
 
 
 @triton.jit
+def _whitening(p_whiten, columns, K: tl.constexpr):
+    """The filters [K, 12] of four outputs of a row, side by side: [32, columns].
+
+    Value 16 * dy + 3 * x + channel is that of pixel x of five in row dy; column K * i + k is filter k of
+    output i, which has pixels i and i + 1.
+    """
+    values, outputs = tl.arange(0, 32)[:, None], (columns // K)[None, :]
+    dx = values % 16 // 3 - outputs
+    o_whiten = (columns % K)[None, :] * 12 + values % 16 % 3 * 4 + values // 16 * 2 + dx
+    return tl.load(p_whiten + o_whiten, mask=(dx >= 0) & (dx < 2) & (outputs < 4), other=0.0)
+
+
+@triton.jit
 def _filters(
     p_whiten,  # [K, 12]
     p_project,  # [C, K] or None
-    values,  # [16]
-    channels,  # [BLOCK_C]
+    columns,  # [COLS], of 4 * C
     C: tl.constexpr,
     K: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # 4 * K or more
     UPCAST: tl.constexpr,
 ):
-    """The filters transposed, float32 [16, BLOCK_C]: (project @ whiten)^T, or whiten^T."""
-    m_values, m_channels = (values < 12)[:, None], (channels < C)[None, :]
+    """As `_whitening`, for C channels: those filters, or their projections, in float32; [32, COLS]."""
     if p_project is None:
-        o_whiten = channels[None, :] * 12 + values[:, None]
-        b_filters = tl.load(p_whiten + o_whiten, mask=m_values & m_channels, other=0.0).to(tl.float32)
+        b_filters = _whitening(p_whiten, columns, C).to(tl.float32)
     else:
         k = tl.arange(0, BLOCK_K)
-        b_whiten = tl.load(p_whiten + k[None, :] * 12 + values[:, None], mask=m_values & (k < K), other=0.0)
-        o_project = channels[None, :] * K + k[:, None]
-        b_project = tl.load(p_project + o_project, mask=(k < K)[:, None] & m_channels, other=0.0)
+        b_whiten = _whitening(p_whiten, k, K)  # [32, BLOCK_K]
+        o_project = (columns % C)[None, :] * K + (k % K)[:, None]
+        m_project = (k // K)[:, None] == (columns // C)[None, :]  # of one output
+        b_project = tl.load(p_project + o_project, mask=m_project, other=0.0)  # [BLOCK_K, COLS]
         if UPCAST:
             b_whiten, b_project = b_whiten.to(tl.float32), b_project.to(tl.float32)
         b_filters = tl.dot(b_whiten, b_project, input_precision="ieee")
@@ -83,21 +99,52 @@ def _filters(
 
 
 @triton.jit
+def _pixels(p_x, first, rows, H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """The pixels of the groups of ROWS rows of the output from `first` on, as `_whitening` orders them:
+    [GROUPS, 32]. Output rows are numbered through all images, and an image has one more row of pixels.
+    """
+    A_ROW: tl.constexpr = (W + 2) // 4
+    groups, values = tl.arange(0, GROUPS), tl.arange(0, 32)
+    row, at = groups // A_ROW, groups % A_ROW * 4
+    p_x += (first + first // (H - 1)).to(tl.int64) * (3 * W)
+    o_groups = (row + (first % (H - 1) + row) // (H - 1)) * (3 * W) + at * 3  # [GROUPS]
+    m_rows = row < tl.minimum(rows - first, ROWS)
+    m_pixels = m_rows[:, None] & ((values % 16)[None, :] < (3 * W - at * 3)[:, None])
+    o_pixels = o_groups[:, None] + (values // 16 * (3 * W) + values % 16)[None, :]
+    return tl.load(p_x + o_pixels, mask=m_pixels, other=0.0)
+
+
+@triton.jit
+def _outputs(
+    first, rows, columns, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr
+):
+    """Where the groups of these rows lie in the output, from row `first` on, and which are in it:
+    [GROUPS, columns] both.
+    """
+    A_ROW: tl.constexpr = (W + 2) // 4
+    groups = tl.arange(0, GROUPS)
+    row, at = groups // A_ROW, groups % A_ROW * 4
+    m_rows = row < tl.minimum(rows - first, ROWS)
+    m_outputs = m_rows[:, None] & (columns[None, :] < (tl.minimum(W - 1 - at, 4) * C)[:, None])
+    return ((row * (W - 1) + at) * C)[:, None] + columns[None, :], m_outputs
+
+
+@triton.jit
 def _activation_input(
-    b_patches,  # [BLOCK, 16]
-    b_filters,  # float32 [16, BLOCK_C]
-    p_bias,  # float32 [C] or None
-    channels,  # [BLOCK_C]
+    b_x,  # [GROUPS, 32]
+    b_filters,  # float32 [32, COLS]
+    p_bias,  # [C] or None
+    columns,  # [COLS]
     C: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """z in float32, [BLOCK, BLOCK_C]."""
-    b_filters = b_filters.to(b_patches.dtype)
+    """z in float32, [GROUPS, COLS]."""
+    b_filters = b_filters.to(b_x.dtype)
     if UPCAST:
-        b_patches, b_filters = b_patches.to(tl.float32), b_filters.to(tl.float32)
-    b_z = tl.dot(b_patches, b_filters, input_precision="ieee")
+        b_x, b_filters = b_x.to(tl.float32), b_filters.to(tl.float32)
+    b_z = tl.dot(b_x, b_filters, input_precision="ieee")
     if p_bias is not None:
-        b_z += tl.load(p_bias + channels, mask=channels < C, other=0.0).to(tl.float32)[None, :]
+        b_z += tl.load(p_bias + columns % C).to(tl.float32)[None, :]
     return b_z
 
 
@@ -107,89 +154,112 @@ def _stem_fwd(
     p_whiten,  # [K, 12]
     p_project,  # [C, K] or None
     p_bias,  # [C] or None
-    p_y,  # [pixels, C]
-    pixels,  # n * (H - 1) * (W - 1)
+    p_y,  # [rows, W - 1, C]
+    rows,  # n * (H - 1)
     H: tl.constexpr,
     W: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
     ACTIVATION: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    values, channels = tl.arange(0, 16), tl.arange(0, BLOCK_C)
-    b_filters = _filters(p_whiten, p_project, values, channels, C, K, BLOCK_K, UPCAST)
-    m_patches = (rows < pixels)[:, None] & (values < 12)[None, :]
-    b_patches = tl.load(p_x + _patch_offsets(rows, values, H, W), mask=m_patches, other=0.0)  # [BLOCK, 16]
-    b_z = _activation_input(b_patches, b_filters, p_bias, channels, C, UPCAST)
-    o_y = rows.to(tl.int64)[:, None] * C + channels
-    m_y = (rows < pixels)[:, None] & (channels < C)
-    tl.store(p_y + o_y, activate(b_z, ACTIVATION).to(p_y.dtype.element_ty), mask=m_y)
+    columns = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
+    b_filters = _filters(p_whiten, p_project, columns, C, K, BLOCK_K, UPCAST)
+    start = tl.program_id(0) * ROWS
+    for done in tl.range(0, rows - start, tl.num_programs(0) * ROWS):
+        first = start + done
+        b_x = _pixels(p_x, first, rows, H, W, ROWS, GROUPS)
+        b_z = _activation_input(b_x, b_filters, p_bias, columns, C, UPCAST)
+        o_y, m_y = _outputs(first, rows, columns, W, C, ROWS, GROUPS)
+        p_rows = p_y + first.to(tl.int64) * ((W - 1) * C)
+        tl.store(p_rows + o_y, activate(b_z, ACTIVATION).to(p_y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
 def _stem_bwd(
-    p_dy,  # [pixels, C]
+    p_dy,  # [rows, W - 1, C]
     p_x,  # [n, H, W, 3]
-    p_whiten,  # [C, 12]: read only for an activation, as the bias is
+    p_whiten,  # [K, 12]
     p_bias,  # [C] or None
-    p_partial,  # float32 [programs, 13, C]: d filters^T, and below it d bias
-    pixels,  # n * (H - 1) * (W - 1)
+    p_partial,  # float32 [4 * programs, C * K + C]: d project, d bias; without either, narrower
+    rows,  # n * (H - 1)
     H: tl.constexpr,
     W: tl.constexpr,
     C: tl.constexpr,
+    K: tl.constexpr,
+    PROJECT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    values, channels = tl.arange(0, 16), tl.arange(0, BLOCK_C)
+    columns = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
     if ACTIVATION is not None:
-        b_filters = _filters(p_whiten, None, values, channels, C, C, BLOCK_C, UPCAST)
-    b_sums = tl.zeros([16, BLOCK_C], tl.float32)
-    for start in range(program * BLOCK, pixels, programs * BLOCK):
-        rows = start + tl.arange(0, BLOCK)  # [BLOCK]
-        m_rows = (rows < pixels)[:, None]
-        o_patches = _patch_offsets(rows, values, H, W)  # [BLOCK, 16]
-        b_patches = tl.load(p_x + o_patches, mask=m_rows & (values < 12), other=0.0)
-        o_dy = rows.to(tl.int64)[:, None] * C + channels  # [BLOCK, BLOCK_C]
-        b_dz = tl.load(p_dy + o_dy, mask=m_rows & (channels < C), other=0.0)
-        if ACTIVATION is not None:
-            b_z = _activation_input(b_patches, b_filters, p_bias, channels, C, UPCAST)
-            b_dz = (b_dz.to(tl.float32) * activation_slope(b_z, ACTIVATION)).to(b_patches.dtype)
-        b_one = tl.full([1, 16], 1.0, tl.float32).to(b_patches.dtype)
-        b_patches = tl.where(values[None, :] == 12, b_one, b_patches)  # so that dz itself is summed, too
-        if UPCAST:
-            b_patches, b_dz = b_patches.to(tl.float32), b_dz.to(tl.float32)
-        b_sums = tl.dot(tl.trans(b_patches), b_dz, b_sums, input_precision="ieee")
-    o_sums = (program * 13 + values)[:, None] * C + channels
-    tl.store(p_partial + o_sums, b_sums, mask=(values < 13)[:, None] & (channels < C))
+        b_filters = _filters(p_whiten, None, columns, C, K, BLOCK_K, UPCAST)
+    b_products = tl.zeros([32, COLS], tl.float32)  # of pixels and dz
+    b_dbias = tl.zeros([GROUPS, COLS], tl.float32)
+    start = tl.program_id(0) * ROWS
+    for done in tl.range(0, rows - start, tl.num_programs(0) * ROWS):
+        first = start + done
+        o_dy, m_dy = _outputs(first, rows, columns, W, C, ROWS, GROUPS)
+        b_dz = tl.load(p_dy + first.to(tl.int64) * ((W - 1) * C) + o_dy, mask=m_dy, other=0.0)
+        if PROJECT or ACTIVATION is not None:
+            b_x = _pixels(p_x, first, rows, H, W, ROWS, GROUPS)
+        if PROJECT:
+            b_left, b_right = tl.trans(b_x), b_dz
+            if UPCAST:
+                b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+            b_products = tl.dot(b_left, b_right, b_products, input_precision="ieee")
+        if p_bias is not None:
+            b_dz = b_dz.to(tl.float32)
+            if ACTIVATION is not None:
+                b_z = _activation_input(b_x, b_filters, p_bias, columns, C, UPCAST)
+                b_dz *= activation_slope(b_z, ACTIVATION)
+            b_dbias += b_dz
+
+    # A row of sums for each of the four outputs of a group.
+    WIDTH: tl.constexpr = C * K if PROJECT else 0
+    o_rows = (tl.program_id(0) * 4 + columns // C) * (WIDTH + (0 if p_bias is None else C))
+    if PROJECT:
+        k = tl.arange(0, BLOCK_K)
+        b_whiten = _whitening(p_whiten, k, K).to(tl.float32)
+        b_dproject = tl.dot(tl.trans(b_whiten), b_products, input_precision="tf32x3")  # [BLOCK_K, COLS]
+        o_project = (o_rows + columns % C * K)[None, :] + (k % K)[:, None]
+        m_project = ((k // K)[:, None] == (columns // C)[None, :]) & (columns < 4 * C)[None, :]
+        tl.store(p_partial + o_project, b_dproject, mask=m_project)
+    if p_bias is not None:
+        tl.store(p_partial + o_rows + WIDTH + columns % C, tl.sum(b_dbias, axis=0), mask=columns < 4 * C)
 
 
-BLOCK = 128  # pixels of a step
-PROGRAMS = 1024  # at most, backward: each writes one partial sum
+FORWARD, BACKWARD = 128, 64  # groups of four outputs in a step: rows of tensor-core tiles, as registers allow
+PROGRAMS = 528  # at most: four for each multiprocessor, which step through all rows
 
 
-def _constants(x: Tensor, c: int, activation: str | None) -> dict:
+def _tiles(n: int, h: int, w: int, c: int, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """(grid, blocks). A step has all whole rows of groups that fit, and columns that divide 4 * c evenly."""
+    a_row = (w + 2) // 4
+    groups, cols = max(groups, power_of_2(a_row)), max(16, min(32, 4 * c & -4 * c))
+    rows, sides = groups // a_row, cdiv(4 * c, cols)
+    grid = min(cdiv(n * (h - 1), rows), cdiv(PROGRAMS, sides)), sides
+    return grid, {"ROWS": rows, "GROUPS": groups, "COLS": cols}
+
+
+def _constants(x: Tensor, whiten: Tensor, activation: str | None) -> dict:
+    _, _, h, w = x.shape
     return {
-        "H": x.shape[2],
-        "W": x.shape[3],
-        "C": c,
+        "H": h,
+        "W": w,
+        "K": len(whiten),
         "ACTIVATION": activation,
         "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
-        "BLOCK": BLOCK,
-        "BLOCK_C": max(16, power_of_2(c)),
+        "BLOCK_K": max(16, power_of_2(4 * len(whiten))),
     }
-
-
-def _pixels(x: Tensor) -> int:
-    """Of the output."""
-    n, _, h, w = x.shape
-    return n * (h - 1) * (w - 1)
 
 
 def _output(x: Tensor, whiten: Tensor, project: Tensor | None) -> Tensor:
@@ -202,9 +272,10 @@ def _output(x: Tensor, whiten: Tensor, project: Tensor | None) -> Tensor:
 def _forward(
     project: Tensor | None, bias: Tensor | None, x: Tensor, whiten: Tensor, activation: str | None
 ) -> Tensor:
-    y, pixels, k = _output(x, whiten, project), _pixels(x), len(whiten)
-    constants = {"K": k, "BLOCK_K": max(16, power_of_2(k)), **_constants(x, y.shape[1], activation)}
-    launch(_stem_fwd, (cdiv(pixels, BLOCK),), x, whiten, project, bias, y, pixels, **constants)
+    y, (n, _, h, w) = _output(x, whiten, project), x.shape
+    grid, blocks = _tiles(n, h, w, y.shape[1], FORWARD)
+    constants = {"C": y.shape[1], **_constants(x, whiten, activation), **blocks}
+    launch(_stem_fwd, grid, x, whiten, project, bias, y, n * (h - 1), **constants)
     return y
 
 
@@ -215,20 +286,26 @@ def _(project, bias, x, whiten, activation):
 
 @register("hlb::stem_backward")
 def _backward_sums(
-    dy: Tensor, bias: Tensor | None, x: Tensor, whiten: Tensor, activation: str | None
-) -> Tensor:
-    """float32 [13, c]: d filters^T, and below it d bias."""
-    pixels, c = _pixels(x), dy.shape[1]
-    programs = min(PROGRAMS, cdiv(pixels, BLOCK))
-    partial = torch.empty((programs, 13, c), dtype=torch.float32, device=x.device)
-    constants = _constants(x, c, activation)
-    launch(_stem_bwd, (programs,), dy, x, whiten, bias, partial, pixels, **constants)
-    return partial.sum(0)
+    dy: Tensor, project: Tensor | None, bias: Tensor | None, x: Tensor, whiten: Tensor, activation: str | None
+) -> tuple[Tensor, Tensor]:
+    """(d project, d bias), empty where there is none."""
+    (n, _, h, w), c = x.shape, dy.shape[1]
+    grid, blocks = _tiles(n, h, w, c, BACKWARD)
+    d_project, d_bias = _gradients(project, bias, x)
+    partial = torch.empty((4 * grid[0], d_project.numel() + d_bias.numel()), device=x.device)
+    constants = {"C": c, "PROJECT": project is not None, **_constants(x, whiten, activation), **blocks}
+    launch(_stem_bwd, grid, dy, x, whiten, bias, partial, n * (h - 1), **constants)
+    sum_splits(partial, *(one for one in (d_project, d_bias) if one.numel()))
+    return d_project, d_bias
+
+
+def _gradients(project: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    return tuple(x.new_empty(0) if one is None else torch.empty_like(one) for one in (project, bias))
 
 
 @_backward_sums.register_fake
-def _(dy, bias, x, whiten, activation):
-    return x.new_empty((13, dy.shape[1]), dtype=torch.float32)
+def _(dy, project, bias, x, whiten, activation):
+    return _gradients(project, bias, x)
 
 
 def _setup(ctx, inputs, output):
@@ -237,16 +314,10 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    project, bias, x, whiten = ctx.saved_tensors
+    project, bias, _, _ = ctx.saved_tensors
     dy = dy.contiguous(memory_format=torch.channels_last)  # as a network's is; another caller's may not be
-    sums = _backward_sums(dy, bias, x, whiten, ctx.activation)
-    d_project = d_bias = None
-    if project is not None:
-        d_project = (whiten.flatten(1).float() @ sums[:12]).T.to(project.dtype).contiguous()
-        d_project = d_project.view(project.shape)
-    if bias is not None:
-        d_bias = sums[12].to(bias.dtype, copy=True)
-    return d_project, d_bias, None, None, None
+    d_project, d_bias = _backward_sums(dy, *ctx.saved_tensors, ctx.activation)
+    return None if project is None else d_project, None if bias is None else d_bias, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_setup)
@@ -260,7 +331,7 @@ def op(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """As `reference`, in one launch forward, and one, a reduction and a small matrix product backward.
+    """As `reference`, in one launch forward and two backward.
 
     Raises ValueError for a wrong shape, dtype, layout or device, for an activation that `reference` refuses,
     and for an `x` or `whiten` that requires a gradient, naming the argument.
@@ -301,24 +372,29 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    pixels, itemsize = patch_count(case), dtype.itemsize
-    programs = cdiv(pixels, BLOCK)
-    maps = patch_bytes(case, BLOCK, itemsize) + pixels * case.c * itemsize
-    filters = (12 + case.c if case.project else 12) * case.k * itemsize + 4 * case.c * case.bias
-    bytes = {"_stem_fwd": maps + programs * filters}
-    if case.project or case.bias:
-        programs = min(PROGRAMS, programs)
-        again = programs * filters if case.activation else 0
-        bytes["_stem_bwd"] = maps + again + programs * 13 * case.c * 4
+    maps = (3 * case.n * case.h * case.w + patch_count(case) * case.c) * dtype.itemsize
+    whiten, project, bias = 12 * case.k * dtype.itemsize, case.c * case.k * case.project, case.c * case.bias
+    bytes = {"_stem_fwd": maps + whiten + project * dtype.itemsize + 4 * bias}
+    if project or bias:
+        (programs, _), _ = _tiles(case.n, case.h, case.w, case.c, BACKWARD)
+        partial, needs_x = 4 * 4 * programs * (project + bias), case.project or case.activation
+        read = maps + whiten if needs_x else patch_count(case) * case.c * dtype.itemsize
+        bytes["_stem_bwd"] = read + partial + (4 * bias if case.activation else 0)
+        bytes["_sum_splits"] = partial + project * dtype.itemsize + 4 * bias
     return bytes
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    """Products on whole tiles: merging, z, and the sums backward."""
-    block_c, steps = max(16, power_of_2(case.c)), cdiv(patch_count(case), BLOCK)
-    merge = 2 * 16 * max(16, power_of_2(case.k)) * block_c if case.project else 0
-    step = 2 * 16 * BLOCK * block_c
-    return {"_stem_fwd": steps * (merge + step), "_stem_bwd": steps * step * (2 if case.activation else 1)}
+    """Products on whole tiles: z, or that of the pixels and dz; and that of the filters, in each program."""
+
+    def products(groups: int) -> int:
+        (programs, sides), blocks = _tiles(case.n, case.h, case.w, case.c, groups)
+        steps = cdiv(case.n * (case.h - 1), blocks["ROWS"])
+        filters = programs * max(16, power_of_2(4 * case.k)) if case.project else 0
+        return 2 * 32 * sides * blocks["COLS"] * (steps * blocks["GROUPS"] + filters)
+
+    backward = products(BACKWARD) if case.project or case.activation else 0
+    return {"_stem_fwd": products(FORWARD), "_stem_bwd": backward}
 
 
 def _projected(label: str, n: int, c: int = 32, side: int = 32) -> Case:
@@ -366,9 +442,11 @@ SPEC = KernelSpec(
     differentiable=("project", "bias"),
     reduction=lambda case: 12 + patch_count(case),
     narrow={
-        "p_x": GATHERED,
+        "p_x": "pixels of 3 channels: a group of four begins 12 values behind the one before",
         "p_whiten": _SMALL,
         "p_project": _SMALL,
         "p_bias": _SMALL,
+        **SUMS,
     },
+    shared_reads=("_stem_fwd", "_stem_bwd"),
 )

@@ -3,7 +3,7 @@
     python tests/mutants.py [NAME ...] [--jobs N] [--seconds N]
 
 NAME is a module of kernels/; without one it is every module that has a kernel in the catalogue, or a list of
-mutants and a part in one (then the tests are those of the ops that import it). The mutants
+mutants and a part in one (then the tests are its own and those of the ops that import it). The mutants
 of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a comment:
 
     old text ==> new text
@@ -99,7 +99,9 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
 
 
 def catalogue() -> dict[str, list[str]]:
-    """module -> names of the ops with kernels that are in it, or that use it."""
+    """module -> names of the ops with kernels that are in it, or its own where it has none, and of those that
+    use it.
+    """
     sys.path.insert(0, str(ROOT))
     from kernels import CATALOGUE
 
@@ -110,7 +112,7 @@ def catalogue() -> dict[str, list[str]]:
     for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
         using = users(path.stem)
         names = [name for owner, its in owners.items() if owner in using for name in its]
-        modules[path.stem] = owners.get(path.stem, []) + names
+        modules[path.stem] = owners.get(path.stem, [path.stem]) + names
     return modules
 
 

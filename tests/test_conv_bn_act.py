@@ -324,19 +324,6 @@ def test_descriptors_are_of_matrices():
     assert {tuple(one.shape) for one in boxes} == {(17, 3 * 2 * 32), (32, 9 * 32)}
 
 
-@pytest.mark.parametrize("splits", [1, 15, 40])
-def test_splits_are_added_up_by_programs_enough_for_a_chip(splits):
-    x, filters = tensors(3, 24, 64, 5, 5, torch.float16)
-    partial = torch.randn(splits, filters.numel(), device=DEVICE)
-    total = torch.empty(filters.numel(), device=DEVICE)
-    with launches.only(splits=splits), launch.recording() as launched:
-        conv.op(x, filters.requires_grad_()).sum().backward()
-    (one,) = (one for one in launched if one.name == "_sum_splits")
-    assert one.grid[0] > 0.8 * AIMED_AT.multiprocessors
-    launch.launch(one.kernel, one.grid, partial, total, splits, num_warps=one.num_warps, **one.constants)
-    assert_near(total, partial.double().sum(0), 1e-6)
-
-
 def test_no_gradient_of_x_is_computed_where_none_is_wanted():
     x, filters = (
         make_images(3, 16, 5, 4, torch.float32, DEVICE),
