@@ -351,7 +351,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     if fused:
         tiles, _ = tiling.tiles(problem, config)
         counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
-        counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o
+        counts["_merge_statistics"] = norm_act.merge_bytes(tiles, case.o)
     else:
         counts |= {name: of_z[name] for name in ("_tile_statistics", "_merge_statistics")}
     wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)

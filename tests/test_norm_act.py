@@ -45,7 +45,9 @@ def image(*shape: int, dtype=torch.float32):
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_few_programs_walking_many_tiles_give_the_same(case, offset, monkeypatch):
     monkeypatch.setattr(norm_passes, "BLOCK", 32)  # 4 rows of 8 channels
-    monkeypatch.setattr(norm_passes, "PROGRAMS", 3)
+    for few in (norm_passes.STATISTICS, norm_passes.SUMS):
+        monkeypatch.setitem(few, "programs", 3)
+    monkeypatch.setattr(norm_passes, "MANY", 1)
     monkeypatch.setattr(norm_passes, "MERGED", 2)
     fields = case | {"activation": "gelu", "offset": offset, "training": True}
     assert not check(norm_act.SPEC, Case(**fields), torch.float32, DEVICE)
