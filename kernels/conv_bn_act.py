@@ -427,7 +427,8 @@ SPACE = {
 }
 _FEW = "filters of 16 channels fill less than 16 bytes for each thread"
 NARROW = {
-    name: norm_act.NARROW[name] for name in ("p_rstd", "p_stats", "p_partial", "p_spatial", "p_dgate")
+    name: norm_act.NARROW[name]
+    for name in ("p_rstd", "p_stats", "p_partial", "p_groups", "p_sums", "p_spatial", "p_dgate")
 } | {
     "p_filters": _FEW,
     "p_dz": "of 16 channels, across the depth of a wide tile: as p_filters",

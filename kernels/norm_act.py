@@ -429,7 +429,9 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     if not case.training:
         return counts
     return counts | {
-        "_tile_statistics": (window + case.pool) * values + case.pool * m * c + parameters(of_statistics, 2, case.gate),
+        "_tile_statistics": (window + case.pool) * values
+        + case.pool * m * c
+        + parameters(of_statistics, 2, case.gate),
         "_merge_statistics": merge_bytes(cdiv(m, of_statistics), c),
         # what each program leaves is read again, once
         "_sums": 2 * values + parameters(of_sums, 4 + 2 + 2, case.gate + case.spatial) + 3 * channels,
@@ -499,6 +501,8 @@ NARROW = {
     "p_rstd": "one number a channel",
     "p_stats": "two numbers a channel",
     "p_partial": "two numbers a program and channel",
+    "p_groups": "three numbers a program and channel",
+    "p_sums": "two numbers a channel",
     "p_spatial": "one number an image and channel",
     "p_dgate": "one number an image and channel",
 }

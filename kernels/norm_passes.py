@@ -125,8 +125,8 @@ def _tile_statistics(
 
 @triton.jit
 def _merged(b_count, b_mean, b_m2, b_from):
-    """(count, mean, M2) of all rows of tiles, from those of each, [TILES, COLS], and a mean [COLS] that is near
-    theirs: where all are equal to it, so is the result, to the last bit. Counts may be [TILES, 1].
+    """(rows, mean, M2) of all tiles, from those of each, [TILES, COLS], and a mean [COLS] near theirs: where
+    all are equal to it, so is the result, to the last bit. `b_count`, the rows, may be [TILES, 1].
     """
     b_rows = tl.sum(b_count, axis=0)
     b_mean -= b_from[None, :]
@@ -420,7 +420,7 @@ def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
 
 
 def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image of `image` rows: a span is a few tiles or an image."""
+    """Those of a kernel that leaves none, or one per image of `image` rows: a span is few tiles or an image."""
     cols = min(64, power_of_2(c))
     if not image:
         rows = BLOCK // cols
