@@ -158,8 +158,7 @@ def _merge_statistics(
     t = group * TILES + tl.arange(0, TILES)[:, None]  # [TILES, 1]
     m_all = (t < tiles) & m_cols[None, :]  # [TILES, COLS]
     o_all = t * 2 * C + cols[None, :]
-    b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN)
-    b_count = tl.where(t < tiles, b_count, 0).to(tl.float32)
+    b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN).to(tl.float32)
     b_from = tl.load(p_partial + group * TILES * 2 * C + cols, mask=m_cols, other=0.0)
     b_mean = tl.load(p_partial + o_all, mask=m_all, other=0.0)
     b_m2 = tl.load(p_partial + o_all + C, mask=m_all, other=0.0)
@@ -420,7 +419,7 @@ def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
 
 
 def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image of `image` rows: a span is few tiles or an image."""
+    """Those of a kernel that leaves none, or one per image of `image` rows: a span is a few tiles, or it."""
     cols = min(64, power_of_2(c))
     if not image:
         rows = BLOCK // cols

@@ -145,6 +145,21 @@ def test_statistics_have_float32_accuracy_in_every_dtype(dtype, mean):
     assert_near(stats[1], x.double().var((0, 2, 3)), 1e-5, "variance")
 
 
+@pytest.mark.parametrize("places", [1, 3])
+@pytest.mark.parametrize("merged, span, m", [(4, 8, 303), (4, 16, 33), (128, 3, 9), (128, 64, 24)])
+@pytest.mark.parametrize("mean", [0.5, 100.0])
+def test_merged_statistics_are_those_of_all_rows(mean, merged, span, m, places, monkeypatch):
+    monkeypatch.setattr(norm_passes, "MERGED", merged)
+    rows = torch.randn(m, 20, dtype=torch.float64) + mean
+    tiles = zip(*(place.split(span) for place in rows.tensor_split(places)))  # tile i is of place i % places
+    tiles = [tile for several in tiles for tile in several]
+    partial = torch.stack([torch.stack((t.mean(0), (t - t.mean(0)).square().sum(0))) for t in tiles])
+    stats, rstd = norm_passes.merge(partial.float().to(DEVICE), span, m, EPS, places)
+    assert_near(stats[0], rows.mean(0), 1e-6, "mean")
+    assert_near(stats[1], rows.var(0), 1e-6 * mean, "variance")
+    assert_near(rstd, rows.var(0, correction=0).rsqrt(), 1e-6 * mean, "rstd")
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # rstd is 1e6
