@@ -351,7 +351,7 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     if fused:
         tiles, _ = tiling.tiles(problem, config)
         counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
-        counts["_merge_statistics"] = (2 * tiles + 3) * 4 * case.o
+        counts["_merge_statistics"] = norm_act.merge_bytes(tiles, case.o)
     else:
         counts |= {name: of_z[name] for name in ("_tile_statistics", "_merge_statistics")}
     wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)
@@ -427,7 +427,8 @@ SPACE = {
 }
 _FEW = "filters of 16 channels fill less than 16 bytes for each thread"
 NARROW = {
-    name: norm_act.NARROW[name] for name in ("p_rstd", "p_stats", "p_partial", "p_spatial", "p_dgate")
+    name: norm_act.NARROW[name]
+    for name in ("p_rstd", "p_stats", "p_partial", "p_groups", "p_sums", "p_spatial", "p_dgate")
 } | {
     "p_filters": _FEW,
     "p_dz": "of 16 channels, across the depth of a wide tile: as p_filters",

@@ -35,8 +35,11 @@ from torch import Tensor
 
 from .launch import cdiv, expect, register
 from .norm_passes import (
+    STATISTICS,
+    SUMS,
     float32_like,
     gradient,
+    groups_of,
     image_like,
     merge,
     normalise,
@@ -400,14 +403,20 @@ def _images(case: Case, span: int) -> int:
     return sum((min(first + span, m) - 1) // image - first // image + 1 for first in range(0, m, span))
 
 
+def merge_bytes(tiles: int, c: int) -> int:
+    """Of `norm_passes.merge`: tiles, groups written and read, and the result."""
+    groups = cdiv(tiles, groups_of(tiles, c)["TILES"])
+    return (2 * tiles + 2 * 3 * groups + 3) * 4 * c
+
+
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     m, c = _count(case), case.c
     values, channels = m * c * dtype.itemsize, 4 * c  # bytes of y, of a float32 a channel
     image = m // case.n
     window = 4 if case.pool else 1
-    few = spans(m, c)["SPAN"]
-    forward = tiles_of(c, image if case.spatial else 0)["SPAN"]
-    backward = tiles_of(c, image if case.gate else 0)["SPAN"]
+    of_statistics, of_sums = spans(m, c, **STATISTICS)["SPAN"], spans(m, c, **SUMS)["SPAN"]
+    forward = tiles_of(m, c, image if case.spatial else 0)["SPAN"]
+    backward = tiles_of(m, c, image if case.gate else 0)["SPAN"]
 
     def parameters(span: int, rows: int, images: int) -> int:
         return (cdiv(m, span) * rows + _images(case, span) * images) * channels
@@ -420,9 +429,12 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     if not case.training:
         return counts
     return counts | {
-        "_tile_statistics": (window + case.pool) * values + case.pool * m * c + parameters(few, 2, case.gate),
-        "_merge_statistics": (cdiv(m, few) * 2 + 3) * channels,
-        "_sums": 2 * values + parameters(few, 4 + 2, case.gate + case.spatial),
+        "_tile_statistics": (window + case.pool) * values
+        + case.pool * m * c
+        + parameters(of_statistics, 2, case.gate),
+        "_merge_statistics": merge_bytes(cdiv(m, of_statistics), c),
+        # what each program leaves is read again, once
+        "_sums": 2 * values + parameters(of_sums, 4 + 2 + 2, case.gate + case.spatial) + 3 * channels,
         "_gradient": 2 * values
         + case.pool * m * c
         + case.n * prod(case.map) * c * dtype.itemsize
@@ -489,6 +501,8 @@ NARROW = {
     "p_rstd": "one number a channel",
     "p_stats": "two numbers a channel",
     "p_partial": "two numbers a program and channel",
+    "p_groups": "three numbers a program and channel",
+    "p_sums": "two numbers a channel",
     "p_spatial": "one number an image and channel",
     "p_dgate": "one number an image and channel",
 }

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .activations import activate, activation_slope
+from .arrival import counters, last
 from .launch import cdiv, launch, power_of_2, tl, triton
 
 
@@ -123,44 +124,69 @@ def _tile_statistics(
 
 
 @triton.jit
+def _merged(b_count, b_mean, b_m2, b_from):
+    """(rows, mean, M2) of all tiles, from those of each, [TILES, COLS], and a mean [COLS] near theirs: where
+    all are equal to it, so is the result, to the last bit. `b_count`, the rows, may be [TILES, 1].
+    """
+    b_rows = tl.sum(b_count, axis=0)
+    b_mean -= b_from[None, :]
+    b_offset = tl.sum(b_count * b_mean, axis=0) / tl.maximum(b_rows, 1.0)  # [COLS]
+    b_between = b_mean - b_offset[None, :]
+    return b_rows, b_from + b_offset, tl.sum(b_m2 + b_count * b_between * b_between, axis=0)
+
+
+@triton.jit
 def _merge_statistics(
     p_partial,  # [tiles, 2, C]: mean, M2
+    p_groups,  # [groups, 3, C]: rows, mean, M2 of TILES tiles each
     p_stats,  # [2, C]: mean, unbiased variance
     p_rstd,  # [C]
+    p_arrived,  # int32, for each block of columns
     m,
     tiles,
     C: tl.constexpr,
     EPS: tl.constexpr,
     PLACES: tl.constexpr,  # m / PLACES rows are cut into tiles PLACES times, side by side
     SPAN: tl.constexpr,  # rows of a tile; the last PLACES of them have what is left
-    TILES: tl.constexpr,
+    TILES: tl.constexpr,  # of a program
+    GROUPS: tl.constexpr,  # merged at a time
     COLS: tl.constexpr,
 ):
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)  # [COLS]
-    b_first = tl.load(p_partial + cols, mask=cols < C, other=0.0)
-    b_delta = tl.zeros((COLS,), dtype=tl.float32)
-    for start in range(0, tiles, TILES):
-        t = start + tl.arange(0, TILES)[:, None]
-        b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN).to(
-            tl.float32
-        )  # [TILES, 1]
-        m_all = (t < tiles) & (cols < C)[None, :]  # [TILES, COLS]
-        b_mean = tl.load(p_partial + t * 2 * C + cols[None, :], mask=m_all, other=0.0)
-        b_delta += tl.sum(b_count * (b_mean - b_first[None, :]), axis=0)
-    b_all_mean = b_first + b_delta / m
-    b_m2 = tl.zeros((COLS,), dtype=tl.float32)
-    for start in range(0, tiles, TILES):
-        t = start + tl.arange(0, TILES)[:, None]
-        b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN).to(tl.float32)
-        m_all = (t < tiles) & (cols < C)[None, :]
-        o_all = t * 2 * C + cols[None, :]
-        b_between = tl.load(p_partial + o_all, mask=m_all, other=0.0) - b_all_mean[None, :]
-        b_within = tl.load(p_partial + o_all + C, mask=m_all, other=0.0)
-        b_m2 += tl.sum(b_within + b_count * b_between * b_between, axis=0)
-    b_m2 = tl.maximum(b_m2, 0.0)
-    tl.store(p_stats + cols, b_all_mean, mask=cols < C)
-    tl.store(p_stats + C + cols, b_m2 / (m - 1), mask=cols < C)
-    tl.store(p_rstd + cols, 1.0 / tl.sqrt(b_m2 / m + EPS), mask=cols < C)
+    group, groups = tl.program_id(0), tl.num_programs(0)
+    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
+    m_cols = cols < C
+    t = group * TILES + tl.arange(0, TILES)[:, None]  # [TILES, 1]
+    m_all = (t < tiles) & m_cols[None, :]  # [TILES, COLS]
+    o_all = t * 2 * C + cols[None, :]
+    b_count = tl.minimum(tl.maximum(m // PLACES - t // PLACES * SPAN, 0), SPAN).to(tl.float32)
+    b_from = tl.load(p_partial + group * TILES * 2 * C + cols, mask=m_cols, other=0.0)
+    b_mean = tl.load(p_partial + o_all, mask=m_all, other=0.0)
+    b_m2 = tl.load(p_partial + o_all + C, mask=m_all, other=0.0)
+    b_rows, b_mean, b_m2 = _merged(b_count, b_mean, b_m2, b_from)
+    o_group = group * 3 * C + cols
+    tl.store(p_groups + o_group, b_rows + tl.zeros((COLS,), tl.float32), mask=m_cols)
+    tl.store(p_groups + o_group + C, b_mean, mask=m_cols)
+    tl.store(p_groups + o_group + 2 * C, b_m2, mask=m_cols)
+
+    if last(p_arrived + tl.program_id(1), groups):
+        b_all = tl.zeros((COLS,), tl.float32)  # rows
+        b_all_mean = tl.load(p_groups + C + cols, mask=m_cols, other=0.0, cache_modifier=".cg")
+        b_all_m2 = tl.zeros((COLS,), tl.float32)
+        for start in range(0, groups, GROUPS):
+            g = start + tl.arange(0, GROUPS)[:, None]
+            m_groups = (g < groups) & m_cols[None, :]  # [GROUPS, COLS]
+            o_groups = g * 3 * C + cols[None, :]
+            b_counts = tl.load(p_groups + o_groups, mask=m_groups, other=0.0, cache_modifier=".cg")
+            b_means = tl.load(p_groups + o_groups + C, mask=m_groups, other=0.0, cache_modifier=".cg")
+            b_m2s = tl.load(p_groups + o_groups + 2 * C, mask=m_groups, other=0.0, cache_modifier=".cg")
+            b_more, b_its_mean, b_its_m2 = _merged(b_counts, b_means, b_m2s, b_all_mean)
+            b_part, b_delta = b_more / tl.maximum(b_all + b_more, 1.0), b_its_mean - b_all_mean
+            b_all_m2 += b_its_m2 + b_delta * b_delta * (b_all * b_part)
+            b_all_mean += b_delta * b_part
+            b_all += b_more
+        tl.store(p_stats + cols, b_all_mean, mask=m_cols)
+        tl.store(p_stats + C + cols, b_all_m2 / (m - 1), mask=m_cols)
+        tl.store(p_rstd + cols, 1.0 / tl.sqrt(b_all_m2 / m + EPS), mask=m_cols)
 
 
 @triton.jit
@@ -197,6 +223,7 @@ def _normalise(
         b_rstd = 1.0 / tl.sqrt(tl.maximum(b_rstd, 0.0) + EPS)
     b_weight = tl.load(p_weight + cols, mask=cols < C, other=0.0)
     b_bias = tl.load(p_bias + cols, mask=cols < C, other=0.0)
+    b_scale = b_rstd * b_weight
     first = tl.program_id(0).to(tl.int64) * SPAN
     o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
     b_total = tl.zeros((ROWS, COLS), dtype=tl.float32)
@@ -212,8 +239,7 @@ def _normalise(
         b_v = b_u.to(tl.float32)
         if GATE:
             b_v *= _per_image(p_gate, rows, cols, m_all, HW, C)
-        b_z = (b_v - b_mean[None, :]) * b_rstd[None, :] * b_weight[None, :] + b_bias[None, :]
-        b_y = activate(b_z, ACTIVATION)
+        b_y = activate((b_v - b_mean[None, :]) * b_scale[None, :] + b_bias[None, :], ACTIVATION)
         if RESIDUAL:
             b_y += tl.load(p_residual + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
         b_stored = b_y.to(p_y.dtype.element_ty)
@@ -234,7 +260,9 @@ def _sums(
     p_rstd,  # [C]
     p_weight,  # [C]
     p_bias,  # [C]
-    p_partial,  # [tiles, 2, C]: sums of dz and of dz * xhat
+    p_partial,  # [tiles, 2, C]: sums of dz and of dz * (v - mean)
+    p_sums,  # [2, C]: of dz and of dz * xhat
+    p_arrived,  # int32, for each block of columns
     m,
     HW: tl.constexpr,
     C: tl.constexpr,
@@ -244,35 +272,49 @@ def _sums(
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    tile = tl.program_id(0)
+    tile, tiles = tl.program_id(0), tl.num_programs(0)
     cols = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
-    b_mean = tl.load(p_mean + cols, mask=cols < C, other=0.0)
-    b_rstd = tl.load(p_rstd + cols, mask=cols < C, other=0.0)
-    b_weight = tl.load(p_weight + cols, mask=cols < C, other=0.0)
-    b_bias = tl.load(p_bias + cols, mask=cols < C, other=0.0)
+    m_cols = cols < C
+    b_mean = tl.load(p_mean + cols, mask=m_cols, other=0.0)
+    b_rstd = tl.load(p_rstd + cols, mask=m_cols, other=0.0)
+    b_scale = tl.load(p_weight + cols, mask=m_cols, other=0.0) * b_rstd
+    b_bias = tl.load(p_bias + cols, mask=m_cols, other=0.0)
     first = tile.to(tl.int64) * SPAN
     o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
     b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    b_sum_xhat = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for start in range(0, SPAN, ROWS):
+    b_sum_centred = tl.zeros((ROWS, COLS), dtype=tl.float32)
+    for start in tl.range(0, SPAN, ROWS, num_stages=STAGES):
         rows = tile * SPAN + start + tl.arange(0, ROWS)  # [ROWS]
-        m_all = (rows < m)[:, None] & (cols < C)[None, :]  # [ROWS, COLS]
+        m_all = (rows < m)[:, None] & m_cols[None, :]  # [ROWS, COLS]
         o_tile = (first + start) * C
         b_v = tl.load(p_u + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
+        b_dy = tl.load(p_dy + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
         if GATE:
             b_v *= _per_image(p_gate, rows, cols, m_all, HW, C)
-        b_dy = tl.load(p_dy + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
         if DMEAN:
-            b_dy += _per_image(p_dmean, rows, cols, m_all, HW, C) / HW
-        b_xhat = (b_v - b_mean[None, :]) * b_rstd[None, :]
-        b_dz = b_dy * activation_slope(b_xhat * b_weight[None, :] + b_bias[None, :], ACTIVATION)
-        b_dz = tl.where(m_all, b_dz, 0.0)
-        b_sum += b_dz
-        b_sum_xhat += b_dz * b_xhat
+            b_dy += _per_image(p_dmean, rows, cols, m_all, HW, C) * (1 / HW)
+        b_centred = b_v - b_mean[None, :]
+        b_dz = b_dy * activation_slope(b_centred * b_scale[None, :] + b_bias[None, :], ACTIVATION)
+        b_sum += b_dz  # 0 outside the mask, as dy is
+        b_sum_centred += b_dz * b_centred
     o_partial = tile * 2 * C + cols
-    tl.store(p_partial + o_partial, tl.sum(b_sum, axis=0), mask=cols < C)
-    tl.store(p_partial + o_partial + C, tl.sum(b_sum_xhat, axis=0), mask=cols < C)
+    tl.store(p_partial + o_partial, tl.sum(b_sum, axis=0), mask=m_cols)
+    tl.store(p_partial + o_partial + C, tl.sum(b_sum_centred, axis=0), mask=m_cols)
+
+    if last(p_arrived + tl.program_id(1), tiles):
+        b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
+        b_sum_centred = tl.zeros((ROWS, COLS), dtype=tl.float32)
+        for start in tl.range(0, tiles, ROWS, loop_unroll_factor=2):  # four loads in flight
+            t = start + tl.arange(0, ROWS)[:, None]
+            m_tiles = (t < tiles) & m_cols[None, :]  # [ROWS, COLS]
+            o_tiles = t * 2 * C + cols[None, :]
+            b_sum += tl.load(p_partial + o_tiles, mask=m_tiles, other=0.0, cache_modifier=".cg")
+            b_sum_centred += tl.load(p_partial + o_tiles + C, mask=m_tiles, other=0.0, cache_modifier=".cg")
+        tl.store(p_sums + cols, tl.sum(b_sum, axis=0), mask=m_cols)
+        b_rstd = tl.load(p_rstd + cols, mask=m_cols, other=0.0)  # not kept: registers of the loop above
+        tl.store(p_sums + C + cols, tl.sum(b_sum_centred, axis=0) * b_rstd, mask=m_cols)
 
 
 @triton.jit
@@ -308,8 +350,10 @@ def _gradient(
     b_rstd = tl.load(p_rstd + cols, mask=cols < C, other=0.0)
     b_weight = tl.load(p_weight + cols, mask=cols < C, other=0.0)
     b_bias = tl.load(p_bias + cols, mask=cols < C, other=0.0)
-    b_mean_dz = tl.load(p_sums + cols, mask=cols < C, other=0.0) / m
-    b_mean_dz_xhat = tl.load(p_sums + C + cols, mask=cols < C, other=0.0) / m
+    # dv = scale * dz - offset - slope * (v - mean)
+    b_scale = b_rstd * b_weight
+    b_offset = tl.load(p_sums + cols, mask=cols < C, other=0.0) / m * b_scale
+    b_slope = tl.load(p_sums + C + cols, mask=cols < C, other=0.0) / m * b_scale * b_rstd
     first = tl.program_id(0).to(tl.int64) * SPAN
     o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
     b_dgate = tl.zeros((ROWS, COLS), dtype=tl.float32)
@@ -326,11 +370,10 @@ def _gradient(
             b_v = b_u * b_gate
         b_dy = tl.load(p_dy + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
         if DMEAN:
-            b_dy += _per_image(p_dmean, rows, cols, m_all, PH * PW, C) / (PH * PW)
-        b_xhat = (b_v - b_mean[None, :]) * b_rstd[None, :]
-        b_dz = b_dy * activation_slope(b_xhat * b_weight[None, :] + b_bias[None, :], ACTIVATION)
-        b_du = b_dz - b_mean_dz[None, :] - b_xhat * b_mean_dz_xhat[None, :]
-        b_du *= (b_rstd * b_weight)[None, :]
+            b_dy += _per_image(p_dmean, rows, cols, m_all, PH * PW, C) * (1 / (PH * PW))
+        b_centred = b_v - b_mean[None, :]
+        b_dz = b_dy * activation_slope(b_centred * b_scale[None, :] + b_bias[None, :], ACTIVATION)
+        b_du = b_dz * b_scale[None, :] - b_offset[None, :] - b_centred * b_slope[None, :]
         if GATE:
             b_dgate += tl.where(m_all, b_du * b_u, 0.0)
             b_du *= b_gate
@@ -357,26 +400,40 @@ def _gradient(
 
 
 BLOCK = 2048  # values of a tile
-PROGRAMS = 512  # at most about as many where each leaves a partial sum
-MERGED = 512  # tiles merged at a time
+# About as many programs at most, and columns of each, where each leaves a partial result.
+STATISTICS = {"programs": 512, "widest": 64}
+SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200: all of them at once
+TILES = 4  # of a program that leaves none, where there are at least MANY programs of so many
+MANY = 512
+MERGED = 128  # tiles that a program merges, at most
+STAGES = 3  # tiles that a program has loaded or asked for
 WARPS = 8
 
 
-def spans(m: int, c: int) -> dict[str, int]:
-    """SPAN, ROWS and COLS of a kernel that leaves a partial sum per program: few programs, long spans."""
-    cols = min(64, power_of_2(c))
+def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
+    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans."""
+    cols = min(widest, power_of_2(c))
     rows = BLOCK // cols
-    steps = cdiv(cdiv(m, rows) * cdiv(c, cols), PROGRAMS)
+    steps = cdiv(cdiv(m, rows) * cdiv(c, cols), programs)
     return {"SPAN": rows * steps, "ROWS": rows, "COLS": cols}
 
 
-def tiles_of(c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image of `image` rows: a span is one tile or image."""
+def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
+    """Those of a kernel that leaves none, or one per image of `image` rows: a span is a few tiles, or it."""
     cols = min(64, power_of_2(c))
     if not image:
-        return {"SPAN": BLOCK // cols, "ROWS": BLOCK // cols, "COLS": cols}
+        rows = BLOCK // cols
+        tiles = cdiv(m, rows) * cdiv(c, cols)
+        return {"SPAN": rows * max(1, min(TILES, tiles // MANY // TILES)), "ROWS": rows, "COLS": cols}
     rows = min(BLOCK // cols, power_of_2(image))
     return {"SPAN": image, "ROWS": rows, "COLS": min(power_of_2(c), max(cols, BLOCK // rows))}
+
+
+def groups_of(tiles: int, c: int) -> dict[str, int]:
+    """TILES, GROUPS and COLS of a merge: about as many tiles in a group as there are groups."""
+    together = min(MERGED, 1 << power_of_2(tiles).bit_length() // 2)
+    groups = min(MERGED, power_of_2(cdiv(tiles, together)))
+    return {"TILES": together, "GROUPS": groups, "COLS": min(16, power_of_2(c))}
 
 
 def _grid(m: int, c: int, blocks: dict[str, int]) -> tuple[int, int]:
@@ -413,7 +470,7 @@ def statistics(
     n, c, h, w = x.shape
     oh, ow = shrunk(x, pool)
     m = n * oh * ow
-    blocks = spans(m, c)
+    blocks = spans(m, c, **STATISTICS)
     grid = _grid(m, c, blocks)
     partial = float32_like(x, grid[0], 2, c)
     launch(
@@ -443,21 +500,23 @@ def merge(partial: Tensor, span: int, m: int, eps: float, places: int = 1) -> tu
     """
     tiles, _, c = partial.shape
     stats, rstd = float32_like(partial, 2, c), float32_like(partial, c)
-    cols = min(8, power_of_2(c))
+    blocks = groups_of(tiles, c)
+    groups = cdiv(tiles, blocks["TILES"])
     launch(
         _merge_statistics,
-        (cdiv(c, cols),),
+        (groups, cdiv(c, blocks["COLS"])),
         partial,
+        float32_like(partial, groups, 3, c),
         stats,
         rstd,
+        counters(partial),
         m,
         tiles,
         C=c,
         EPS=eps,
         PLACES=places,
         SPAN=span,
-        TILES=min(MERGED, power_of_2(tiles)),
-        COLS=cols,
+        **blocks,
     )
     return stats, rstd
 
@@ -484,7 +543,7 @@ def normalise(
     n, c, h, w = x.shape
     oh, ow = y.shape[2:]
     m = n * oh * ow
-    blocks = tiles_of(c, oh * ow if spatial.numel() else 0)
+    blocks = tiles_of(m, c, oh * ow if spatial.numel() else 0)
     launch(
         _normalise,
         _grid(m, c, blocks),
@@ -528,9 +587,9 @@ def sums(
     """Pass C: the sums of dz and of dz * xhat [2, c], which are d bias and d weight."""
     n, c, h, w = u.shape
     m = n * h * w
-    blocks = spans(m, c)
+    blocks = spans(m, c, **SUMS)
     grid = _grid(m, c, blocks)
-    partial = float32_like(u, grid[0], 2, c)
+    partial, both = float32_like(u, grid[0], 2, c), float32_like(u, 2, c)
     launch(
         _sums,
         grid,
@@ -543,16 +602,19 @@ def sums(
         weight,
         bias,
         partial,
+        both,
+        counters(u),
         m,
         HW=h * w,
         C=c,
         GATE=gate is not None,
         DMEAN=d_mean is not None,
         ACTIVATION=activation,
+        STAGES=STAGES,
         num_warps=WARPS,
         **blocks,
     )
-    return partial.sum(0)
+    return both
 
 
 def gradient(
@@ -574,7 +636,7 @@ def gradient(
     """Pass D: writes d gate, if there is a gate, and dx: with `argmax` that of what was pooled, else of u."""
     n, c, h, w = u.shape
     m = n * h * w
-    blocks = tiles_of(c, h * w if gate is not None else 0)
+    blocks = tiles_of(m, c, h * w if gate is not None else 0)
     launch(
         _gradient,
         _grid(m, c, blocks),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_near, channels_last
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from kernels import launch, norm_act, norm_passes
+from kernels import activations, arrival, launch, norm_act, norm_passes
 from kernels.compare import check
+from kernels.launch import tl, triton
 from kernels.spec import Case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,14 +45,95 @@ def image(*shape: int, dtype=torch.float32):
     return channels_last(*shape, dtype=dtype).to(DEVICE)
 
 
+@triton.jit
+def _activate(p_z, p_y, p_slope, NAME: tl.constexpr, BLOCK: tl.constexpr):
+    o_all = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b_z = tl.load(p_z + o_all)
+    tl.store(p_y + o_all, activations.activate(b_z, NAME))
+    tl.store(p_slope + o_all, activations.activation_slope(b_z, NAME))
+
+
+def activated(name: str, z):
+    """act(z) and act'(z), by a kernel and by autograd in float64: 4 tensors."""
+    y, slope, double = torch.empty_like(z), torch.empty_like(z), z.double().requires_grad_()
+    launch.launch(_activate, (1,), z, y, slope, NAME=name, BLOCK=len(z))
+    expected = norm_act.ACTIVATIONS[name](double)
+    expected.sum().backward()
+    return y, slope, expected.detach(), double.grad
+
+
+@pytest.mark.parametrize("name", norm_act.ACTIVATIONS)
+def test_activations_and_their_slopes_are_within_their_bounds(name):
+    near, far = torch.linspace(-20, 20, 1 << 16), torch.logspace(-30, 30, 1 << 15)
+    z = torch.cat((near, far, -far)).to(DEVICE)
+    y, slope, *expected = activated(name, z)
+    for got, want, bound in zip((y, slope), expected, activations.BOUNDS[name], strict=True):
+        assert ((got - want).abs() <= bound * want.abs().clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("name", norm_act.ACTIVATIONS)
+def test_activations_of_what_is_not_finite_and_of_0_are_those_of_torch(name):
+    z = torch.tensor([-torch.inf, torch.inf, torch.nan, 0.0], device=DEVICE)
+    y, slope, want_y, want_slope = activated(name, z)
+    torch.testing.assert_close(y.double(), want_y, rtol=0, atol=1e-7, equal_nan=True)
+    torch.testing.assert_close(slope[3].double(), want_slope[3], rtol=0, atol=1e-6)
+    assert slope[2].isnan() or name == "relu"
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_few_programs_walking_many_tiles_give_the_same(case, offset, monkeypatch):
     monkeypatch.setattr(norm_passes, "BLOCK", 32)  # 4 rows of 8 channels
-    monkeypatch.setattr(norm_passes, "PROGRAMS", 3)
+    for few in (norm_passes.STATISTICS, norm_passes.SUMS):
+        monkeypatch.setitem(few, "programs", 3)
+    monkeypatch.setattr(norm_passes, "MANY", 1)
     monkeypatch.setattr(norm_passes, "MERGED", 2)
     fields = case | {"activation": "gelu", "offset": offset, "training": True}
     assert not check(norm_act.SPEC, Case(**fields), torch.float32, DEVICE)
+
+
+def test_launches_of_several_shapes_share_counters_and_leave_them_at_0():
+    shapes = {"forward and backward": (3, 40, 9, 7), "other columns": (5, 8, 4, 6), "one tile": (1, 3, 2, 1)}
+    seen, xs = {}, {name: image(*shape) for name, shape in shapes.items()}
+    for name, x in [*xs.items(), *reversed(xs.items()), *xs.items()]:
+        leaf = x.clone().requires_grad_()
+        y, stats, _ = norm(leaf)
+        y.backward(torch.ones_like(y))
+        got = (y.detach(), stats, leaf.grad)
+        assert all(map(torch.equal, got, seen.setdefault(name, got)))
+        assert not arrival.counters(x).any()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="graphs are captured on a GPU")
+def test_replays_of_a_graph_give_the_same_and_leave_the_counters_at_0():
+    xs = [image(64, c, 15, 15, dtype=torch.float16).requires_grad_() for c in (64, 24)]
+
+    def both():
+        return [torch.autograd.grad(norm(x)[0].square().sum(), x)[0] for x in xs]
+
+    expected, graph = both(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = both()
+    for _ in range(3):
+        graph.replay()
+        assert all(map(torch.equal, found, expected))
+        assert not arrival.counters(xs[0]).any()
+
+
+def test_counters_are_real_where_tensors_are_fake_and_one_set_a_device(monkeypatch):
+    monkeypatch.setattr(arrival, "_counters", {})
+    with FakeTensorMode():
+        first = arrival.counters(torch.empty(1, device=DEVICE))
+    assert not isinstance(first, FakeTensor)
+    assert first.dtype == torch.int32 and first.numel() == arrival.COUNTERS and not first.any()
+    assert arrival.counters(torch.empty(1, device=DEVICE)) is first
+
+
+def test_counters_made_during_a_capture_are_an_error(monkeypatch):
+    monkeypatch.setattr(arrival, "_counters", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="^counters: made during the capture of a graph, run the op once"):
+        arrival.counters(SimpleNamespace(device=torch.device("cuda:1"), is_cuda=True))
 
 
 @pytest.mark.parametrize("mean", [0.5, 100.0])
@@ -58,6 +143,21 @@ def test_statistics_have_float32_accuracy_in_every_dtype(dtype, mean):
     stats = norm(x)[1]
     assert_near(stats[0], x.double().mean((0, 2, 3)), 1e-6, "mean")
     assert_near(stats[1], x.double().var((0, 2, 3)), 1e-5, "variance")
+
+
+@pytest.mark.parametrize("places", [1, 3])
+@pytest.mark.parametrize("merged, span, m", [(4, 8, 303), (4, 16, 33), (128, 3, 9), (128, 64, 24)])
+@pytest.mark.parametrize("mean", [0.5, 100.0])
+def test_merged_statistics_are_those_of_all_rows(mean, merged, span, m, places, monkeypatch):
+    monkeypatch.setattr(norm_passes, "MERGED", merged)
+    rows = torch.randn(m, 20, dtype=torch.float64) + mean
+    tiles = zip(*(place.split(span) for place in rows.tensor_split(places)))  # tile i is of place i % places
+    tiles = [tile for several in tiles for tile in several]
+    partial = torch.stack([torch.stack((t.mean(0), (t - t.mean(0)).square().sum(0))) for t in tiles])
+    stats, rstd = norm_passes.merge(partial.float().to(DEVICE), span, m, EPS, places)
+    assert_near(stats[0], rows.mean(0), 1e-6, "mean")
+    assert_near(stats[1], rows.var(0), 1e-6 * mean, "variance")
+    assert_near(rstd, rows.var(0, correction=0).rsqrt(), 1e-6 * mean, "rstd")
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 3.0])
