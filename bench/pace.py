@@ -1,12 +1,12 @@
-"""What rewritten kernels are expected to take: their compiled code beside that of the kernels that were measured.
+"""What rewritten kernels are expected to take: their compiled code beside that of the measured ones.
 
     python -m kernels check norm_act conv_bn_act ... --json before.json      of the revision that was measured
     python -m kernels check norm_act conv_bn_act ... --json after.json
     python -m bench.pace before.json after.json [--out bench/results/h200/rewritten.json]
 
-For each kernel whose code differs, and a recipe's cases of it in float16 on 9.0: registers, shared memory, the
-instructions that threads issue for each 16 bytes that are moved, and what a launch is modelled to take: its
-start, and the longer of
+For each kernel whose code differs, and a recipe's cases of it in float16 on 9.0: registers, shared memory,
+the instructions that threads issue for each 16 bytes that are moved, and what a launch is modelled to take:
+its start, and the longer of
 
     OVERLAP * (bytes / bandwidth + instructions / what the chip issues) * rounds, the last a whole one
     rounds * instructions of a warp * LATENCY
@@ -51,8 +51,18 @@ WAS = {}  # kernel -> the one that it was measured as
 
 Numbers = dict[str, Any]
 
-# How often a kernel runs its hottest loop, by its constants, programs, bytes and case; others run it once.
-TRIPS: dict[str, Callable[[dict[str, int], int, int, Case], float]] = {
+
+def _rows(constants: dict[str, int], case: Case) -> float:
+    """Steps of all programs of the stem, which was measured with BLOCK pixels a step."""
+    return (
+        case.n * (case.h - 1) / constants["ROWS"]
+        if "ROWS" in constants
+        else patch_count(case) / constants["BLOCK"]
+    )
+
+
+# How often a kernel runs its hottest loop, by its constants, grid, bytes and case; others run it once.
+TRIPS: dict[str, Callable[[dict[str, int], list[int], int, Case], float]] = {
     **dict.fromkeys(
         ("_tile_statistics", "_normalise", "_sums", "_gradient"),
         lambda constants, *_: cdiv(constants["SPAN"], constants["ROWS"]),
@@ -63,7 +73,9 @@ TRIPS: dict[str, Callable[[dict[str, int], int, int, Case], float]] = {
     "_sum_splits": lambda constants, _, bytes, case: (
         bytes / constants["SIZE"] / 4 / constants.get("ROWS", SPLITS)  # rows of float32
     ),
-    "_stem_bwd": lambda constants, programs, _, case: patch_count(case) / (constants["BLOCK"] * programs),
+    **dict.fromkeys(
+        ("_stem_fwd", "_stem_bwd"), lambda constants, grid, _, case: _rows(constants, case) / grid[0]
+    ),
 }
 SPLITS = 16  # rows that the measured `_sum_splits` took at a time
 
@@ -79,7 +91,7 @@ def modelled(launch: Numbers, bytes: int, case: Case) -> Numbers:
     """Of a launch as the check wrote it: instructions for 16 bytes, and seconds."""
     code, programs = launch["chips"][CC], math.prod(launch["grid"])
     constants = {name: int(value) for name, value in launch["constants"].items() if value.isdigit()}
-    trips = TRIPS.get(launch["kernel"], lambda *_: 1)(constants, programs, bytes, case)
+    trips = TRIPS.get(launch["kernel"], lambda *_: 1)(constants, launch["grid"], bytes, case)
     loop = code["instructions"]["loop"]
     warp = code["instructions"]["all"] - loop + max(1, trips) * loop
     issued = programs * launch["warps"] * warp
@@ -128,11 +140,22 @@ def compare(before: Numbers, after: Numbers) -> list[Numbers]:
             continue
         sides = {"before": was, "after": now}
         numbers = {side: {of: v for of, v in one.items() if of != "codes"} for side, one in sides.items()}
-        rows.append({"recipe": recipe, "kernel": kernel, **numbers, "factor": now["modelled"] / was["modelled"]})
+        rows.append(
+            {"recipe": recipe, "kernel": kernel, **numbers, "factor": now["modelled"] / was["modelled"]}
+        )
     return rows
 
 
-HEADINGS = ("recipe", "kernel", "registers", "KiB", "instructions / 16 bytes", "modelled µs", "measured µs", "expected µs")
+HEADINGS = (
+    "recipe",
+    "kernel",
+    "registers",
+    "KiB",
+    "instructions / 16 bytes",
+    "modelled µs",
+    "measured µs",
+    "expected µs",
+)
 
 
 def table(rows: list[Numbers]) -> list[list[str]]:
@@ -147,7 +170,11 @@ def table(rows: list[Numbers]) -> list[list[str]]:
         rate = times[row["recipe"]]["passes"].get(row["kernel"])
         seconds = rate["seconds"] / rate["launches"] if rate else None
         measured = [f"{1e6 * seconds:.1f}", f"{1e6 * seconds * row['factor']:.1f}"] if rate else ["", ""]
-        code = (both(row, "registers", "d"), both(row, "shared", ".0f", 1024), both(row, "instructions", ".0f"))
+        code = (
+            both(row, "registers", ".0f"),
+            both(row, "shared", ".0f", 1024),
+            both(row, "instructions", ".0f"),
+        )
         lines.append([row["recipe"], row["kernel"], *code, both(row, "modelled", ".1f", 1e-6), *measured])
     return lines
 
@@ -156,7 +183,9 @@ def read(path: Path) -> Numbers:
     """A check's record. UserError where it is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if all("loop" in chip["instructions"] for one in record["launches"] for chip in one["chips"].values()):
+        if all(
+            "loop" in chip["instructions"] for one in record["launches"] for chip in one["chips"].values()
+        ):
             return record | {"names": record["names"] or list(CATALOGUE)}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None

@@ -7,8 +7,9 @@ stands what the passes of that run move and launch. So a pass of another size ta
 PyTorch's operators stand between kernels its launches, took there. What a profile cannot tell apart is from
 ops.json: compiled references of an op, forward and backward. The pass over a convolution's output that makes
 statistics, and pools, is from the corrected blocks of conv-passes.json. Convolutions themselves are not here:
-they stand in kernels/launches.json, pass by pass. Kernels that were rewritten since have a `factor` beside their
-measured time, from rewritten.json (bench/pace.py): what they are modelled to take of it.
+they stand in kernels/launches.json, pass by pass. Kernels that were rewritten since have a `factor`,
+what they are modelled to take of that time, from rewritten.json (bench/pace.py), and `beside` it the seconds
+of operators that they have spared since.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ PROFILES = {
     "record94": {"tri": OF_KERNELS, "mix": OF_REFERENCES},
     "seed": {"seed-tri": OF_KERNELS, "seed-ref": OF_REFERENCES},
 }
-# What a kernel does since it was measured that PyTorch's operators did beside it: their time is part of its own.
-TAKEN_OVER = {
+# What PyTorch's operators did beside a kernel that does it now: measured then, and gone.
+BESIDE = {
     "conv_bn_act, the rest": "_sums",
     "pool_head, the rest": "_pool_head_bwd",
     "cross_entropy, the rest": "_cross_entropy",
@@ -91,10 +92,12 @@ def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> di
     for row in profile["rows"]:
         known = names.get(row["name"])
         fits = (name for name, pattern in patterns.items() if re.search(pattern, row["name"]))
-        name = known or next(fits, expected.BETWEEN)
-        seconds[name if not name or name in of else TAKEN_OVER.get(name, name)] += row["ms"] / 1e3
+        seconds[known or next(fits, expected.BETWEEN)] += row["ms"] / 1e3
     kept = (name for name in seconds if name and name in of)
-    return {name: {"seconds": seconds[name], **of[name]} for name in kept}
+    found = {name: {"seconds": seconds[name], **of[name]} for name in kept}
+    for gone in BESIDE.keys() & seconds.keys() - of.keys():
+        found[BESIDE[gone]]["beside"] = seconds[gone]
+    return found
 
 
 def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
@@ -142,8 +145,7 @@ def statistics_pass(content: dict) -> dict:
 def of_record(root: Path) -> tuple[str, dict]:
     """(the card's name, its entry of hlb/times.json)"""
     profiles, ops, passes = (read(root / f"{name}.json") for name in ("profiles", "ops", "conv-passes"))
-    rewritten = root / "rewritten.json"
-    factors = {(row["recipe"], row["kernel"]): row["factor"] for row in read(rewritten)["rows"]} if rewritten.exists() else {}
+    factors = {(row["recipe"], row["kernel"]): row["factor"] for row in read(root / "rewritten.json")["rows"]}
     entry: dict = {"record": root.as_posix(), "recipes": {}, "prepare": {}}
     for name, of in PROFILES.items():
         rates = {"_tile_statistics": statistics_pass(passes)}
