@@ -107,6 +107,7 @@ def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
         if found.cudnn is not None:
             # A forward pass of cuDNN was timed with the statistics that it needs; here they are another pass.
             beyond = rates.statistics(one.problem) if one.problem.kind == "forward" else 0.0
+            found = found.replaced or found  # which of cuDNN says the same
             how = "corrected" if found.corrected and found.how == "measured" else found.how
             return found.cudnn - beyond, how
     return rates.of(one) or (one.seconds(chip), "modelled")

@@ -61,6 +61,8 @@ TILES: dict[str, tuple[tuple[int, ...], ...]] = {
         (256, 128, 64, 8, 3),
         (256, 64, 64, 8, 3),
     ),
+    "windows": ((64, 64, 64, 8, 3), (64, 64, 64, 8, 2)),
+    "windows of 32 channels": ((64, 128, 32, 8, 3),),  # with 64 windows a step it spills
     "tf32": ((128, 64, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 3)),
     "float32": ((64, 64, 16, 8, 3), (64, 64, 16, 8, 2), (32, 32, 16, 4, 3)),
 }
@@ -125,15 +127,32 @@ def restricted() -> bool:
 def candidates(problem: Problem, chip: Chip) -> list[Config]:
     """Configurations that the chip can launch, each doing at most the work of WORK if one can."""
     found: dict[Config, int] = {}
-    for order in tiling.ORDERS:
+    for order in ("images", "rows"):
         for tile in dict.fromkeys(_cut(problem, *tile) for tile in TILES[_family(problem, order)]):
             for config in _variants(problem, Config(order, *tile), chip):
                 found[config] = tiling.flops(problem, config)
     bound = max(WORK[problem.kind] * tiling.useful(problem), 1.05 * min(found.values()))
-    return _having(problem, [config for config, work in found.items() if work <= bound], chip)
+    few = [config for config, work in found.items() if work <= bound]
+    return _having(problem, few + by_windows(problem, chip), chip)
+
+
+def by_windows(problem: Problem, chip: Chip) -> list[Config]:
+    """Those of order `windows`, whose work is 4/3 of the useful; as many splits as fill the chip once."""
+    if not tiling.windowed(problem):
+        return []
+    found = {}
+    for rows, cols, depth, warps, stages in TILES[_family(problem, "windows")]:
+        cols = min(cols, power_of_2(4 * problem.c + 1) // 2)
+        splits = max(1, chip.multiprocessors // (problem.o // rows))
+        config = Config("windows", rows, cols, depth, warps, stages, splits=splits)
+        if fits(problem, config, chip):
+            found[replace(config, splits=tiling.shares(problem, config)[1])] = None
+    return list(found)
 
 
 def _family(problem: Problem, order: str) -> str:
+    if order == "windows":
+        return order + " of 32 channels" * (problem.c > 24)
     if problem.dtype.itemsize > 2:
         return precision(problem)
     if problem.kind != "forward":
@@ -201,8 +220,11 @@ def boxes(problem: Problem, config: Config, chip: Chip) -> bool:
 
 def shared_bytes(problem: Problem, config: Config) -> int:
     """Shared memory of a program, at most: the tiles of all stages, those of argmax for all but one where a
-    pooled gradient is expanded, barriers.
+    pooled gradient is expanded, barriers. Of windows, all stages' pixels, gradients and argmax, and a tile.
     """
+    if config.order == "windows":
+        window = (16 * problem.c + config.rows) * problem.dtype.itemsize + config.rows
+        return (config.stages * window + config.rows) * config.depth + 256
     tiles = config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize
     expanded = (
         (config.stages - 1) * config.depth * config.rows if problem.pool and problem.kind != "forward" else 0
@@ -212,6 +234,8 @@ def shared_bytes(problem: Problem, config: Config) -> int:
 
 def fits(problem: Problem, config: Config, chip: Chip) -> bool:
     """Whether the chip can launch a configuration, and is not known to spill then."""
+    if config.order == "windows" and chip.cc // 10 != 9:  # its registers are known there
+        return False
     if config.descriptors and not boxes(problem, config, chip):
         return False
     return shared_bytes(problem, config) <= chip.shared * 1024 and not spills(problem, config, chip)
@@ -238,7 +262,37 @@ def _having(problem: Problem, found: list[Config], chip: Chip) -> list[Config]:
 
 
 def model(problem: Problem, config: Config, chip: Chip) -> float:
-    """Seconds of a pass by arithmetic: the slowest of tensor cores, L2 and device memory, and the launches.
+    """Seconds of a pass by arithmetic, of this order."""
+    return (_windows_model if config.order == "windows" else _model)(problem, config, chip)
+
+
+def _windows_model(problem: Problem, config: Config, chip: Chip) -> float:
+    """Of order `windows`: tensor cores, instruction slots and L2, half of whose rest the longest hides, and
+    the partial sums, which are written at the end and read again by a second launch.
+
+    All 32 * 4 * 16 multiply-adds a clock of a 9.0 multiprocessor's tensor cores make its clock of their rate.
+    """
+    programs, (share, _) = tiling.programs(problem, config), tiling.shares(problem, config)
+    rounds = cdiv(programs, chip.multiprocessors)
+    rate = chip.flops[problem.dtype]
+    tensor = tiling.flops(problem, config) * rounds * chip.multiprocessors / programs / rate
+    clock = rate / chip.multiprocessors / 4096
+    slots = rounds * share * config.warps / 4 * (STEP + WINDOW * config.depth) / clock
+    window = (16 * problem.c + config.rows) * problem.dtype.itemsize + config.rows
+    loaded = programs * share * config.depth * window / chip.l2_bandwidth
+    parts = tensor, slots, loaded
+    work = (max(parts) + sum(parts)) / 2
+    sums = 2 * 4 * tiling.partials(problem, config) / chip.bandwidth
+    return max(work, tiling.bytes(problem, config) / chip.bandwidth) + sums + 2 * chip.launch
+
+
+# Instructions of a warp, of a step of order `windows` and of a window in it: 519 of 64 and 335 of 32 windows,
+# as compiled for 9.0 with 24 channels (32 have 349).
+STEP, WINDOW = 150, 5.8
+
+
+def _model(problem: Problem, config: Config, chip: Chip) -> float:
+    """Of the other orders: the slowest of tensor cores, L2 and device memory, and the launches.
 
     The busiest multiprocessor has programs / multiprocessors, rounded up, to do. It is busy a / (a + 8) of
     the time, where a is how far loads run ahead: its resident warps times the stages but one, in steps of 64.

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chips, conv_gradients, conv_passes, launches, tiling
+from . import chips, conv_gradients, conv_passes, launches, tiling, window_gradients
 from .launch import FLOATS, expect, register
 from .norm_passes import image_like
 from .spec import Case, KernelSpec
@@ -174,11 +174,13 @@ def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, 
     found = {}
     for kind in kinds:
         this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
-        found[NAMES[kind]] = this, launches.choose(this, chip)
+        config = launches.choose(this, chip)
+        found[WINDOWS if config.order == "windows" else NAMES[kind]] = this, config
     return found
 
 
 NAMES = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
+WINDOWS = "_window_wgrad"  # in place of the last, in that order
 
 
 def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, int]:
@@ -188,6 +190,8 @@ def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str
     if "_conv_wgrad" in found:
         problem, config = found["_conv_wgrad"]
         counts["_sum_splits"] = problem.o * problem.columns * (4 * config.splits + dtype.itemsize)
+    if WINDOWS in found:
+        counts["_fold"] = window_gradients.fold_bytes(*found[WINDOWS])
     return counts
 
 
@@ -211,7 +215,7 @@ def _network() -> tuple[Case, ...]:
     return tuple(Case(label, n=n, c=c, o=c, map=(side, side), size=3) for label, n, c, side in rows)
 
 
-SHARED_READS = ("_conv_fwd", "_conv_dgrad", "_conv_wgrad")
+SHARED_READS = ("_conv_fwd", "_conv_dgrad", "_conv_wgrad", "_window_wgrad")
 SUMS = {"p_sum": "a program has as many sums as threads: so many programs read the splits"}
 
 SPEC = KernelSpec(

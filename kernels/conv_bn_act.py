@@ -18,6 +18,7 @@ of v in float32, u as rounded to its dtype. In training mean and var are the bat
 
 A, E and F may each be cuDNN's (`by_kernel`). Then z is stored, and a pass over it makes u, argmax and
 statistics; and where u was pooled, D writes the gradient of all of z, once, since cuDNN reads no pooled one.
+An F by windows (kernels/window_gradients.py) reads du in any case: D then writes both, one after the other.
 
 Saved for backward: x, u, and of a pool a byte of argmax each; gate, mean and rstd in float32. A gradient goes
 to the first of the largest of its window, as stored; where two are equal but for rounding, an op in another
@@ -140,13 +141,16 @@ def _train_backward(
     places = argmax if argmax.numel() else None
     kinds = ("wgrad", "dgrad") if wants_dx else ("wgrad",)
     hows = [_how(kind, x, filters, places is not None, by_kernel) for kind in kinds]
-    dz, d_gate, expanded = torch.empty_like(u), _gate_gradient(u, gate), None
-    if places is not None and not _reads_pooled(kinds, by_kernel):
-        dz, expanded, places = _like_y(x, filters, pool=False), places, None
+    together, d_gate = places is None or _reads_pooled(kinds, by_kernel), _gate_gradient(u, gate)
+    of_u = [together or (config is not None and config.order == "windows") for _, config in hows]
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
     both = norm_passes.sums(*saved, *norm, activation=activation)
-    norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
-    d_filters, *dx = (conv.gradient(how, dz, places, x, filters) for how in hows)
+    read = {}  # the gradient of u, or of z, and argmax if a gradient of the convolution needs it
+    for pooled in sorted(set(of_u)):
+        dz = torch.empty_like(u) if pooled else _like_y(x, filters, pool=False)
+        expanded, read[pooled] = (None, (dz, places)) if pooled else (places, (dz, None))
+        norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
+    d_filters, *dx = (conv.gradient(how, *read[pooled], x, filters) for how, pooled in zip(hows, of_u))
     return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
 
 
@@ -356,14 +360,13 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         counts |= {name: of_z[name] for name in ("_tile_statistics", "_merge_statistics")}
     wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)
     pooled = not case.pool or _reads_pooled(wanted, " ".join(kinds))
+    gradient = (of_u if pooled else of_z)["_gradient"]
     if not pooled:  # E or F, if a kernel, reads what the pool keeps of z's gradient, and no argmax
         for name in {"_conv_dgrad", "_conv_wgrad"} & counts.keys():
             counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
-    return (
-        counts
-        | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"]}
-        | {"_gradient": (of_u if pooled else of_z)["_gradient"]}
-    )
+        if conv.WINDOWS in counts:
+            gradient += of_u["_gradient"]
+    return counts | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"], "_gradient": gradient}
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:

@@ -112,15 +112,18 @@ def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
 
 def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
     """The candidates that are timed, best modelled first: all if `every`, else those of at most WORTH times
-    the least modelled time, MOST without and MOST with descriptors.
+    the least modelled time, MOST without and MOST with descriptors, and those by windows.
     """
     times = {config: model(problem, config, chip) for config in candidates(problem, chip)}
     found = sorted(times, key=times.get)
     if every:
         return found
-    kinds = ([c for c in found if c.descriptors == boxed][:MOST] for boxed in (False, True))
-    bound = WORTH * times[found[0]]
-    return sorted((c for kind in kinds for c in kind if times[c] <= bound), key=times.get)
+    windows = [c for c in found if c.order == "windows"]
+    others = [c for c in found if c not in windows]
+    kinds = ([c for c in others if c.descriptors == boxed][:MOST] for boxed in (False, True))
+    bound = WORTH * times[others[0]]
+    few = [c for kind in kinds for c in kind if times[c] <= bound]
+    return sorted(few + windows, key=times.get)
 
 
 def compiled(

@@ -13,6 +13,10 @@ images, and taps in the zero padding, or on what floor pooling drops, are skippe
 outputs row by row, image by image, and such taps are masked. Where c (the depth's channels) is no multiple of
 a step, taps and channels are one flat axis of size * size * c, which is cut into steps: then nothing is
 skipped.
+
+A third order, `windows`, is a pooled wgrad's of few channels, by its pooling windows
+(kernels/window_gradients.py): rows are channels of y, columns a piece of the 4 * c values that a window's two
+outputs side by side read of a row of x, all of which a program keeps, and the depth goes over windows.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ import torch
 from .launch import cdiv
 
 PASSES = ("forward", "dgrad", "wgrad")
-ORDERS = ("images", "rows")
+ORDERS = ("images", "rows", "windows")
+FEW = 32  # channels of x that windows can have
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,35 @@ def flat(problem: Problem, config: Config) -> bool:
     return (problem.c if problem.kind == "forward" else problem.o) % config.depth != 0
 
 
+def windowed(problem: Problem) -> bool:
+    """Whether a pass can go by windows: channels of x in whole accesses of 16 bytes and so few, and of y in
+    whole tiles, that a program holds the sums.
+    """
+    return (
+        problem.kind == "wgrad"
+        and problem.pool
+        and problem.size == 3
+        and problem.dtype.itemsize == 2
+        and problem.c % 8 == 0
+        and problem.c <= FEW
+        and problem.o % 64 == 0
+    )
+
+
+def shares(problem: Problem, config: Config) -> tuple[int, int]:
+    """(steps of depth that a program of order `windows` does, into how many shares they are cut so)"""
+    steps = cdiv(problem.n * prod(problem.output), config.depth)
+    share = cdiv(steps, config.splits)
+    return share, cdiv(steps, share)
+
+
+def partials(problem: Problem, config: Config) -> int:
+    """Values that the splits of wgrad write, to be added up."""
+    if config.order == "windows":  # for each of the two outputs side by side all 3 x 4 taps
+        return shares(problem, config)[1] * 2 * problem.o * 12 * problem.c
+    return config.splits * problem.o * problem.columns
+
+
 def useful(problem: Problem) -> int:
     """FLOPs: two for each kept output, tap and channel of x, padding taps included."""
     return 2 * problem.n * prod(problem.kept) * problem.size**2 * problem.c * problem.o
@@ -127,6 +161,9 @@ def _padded(extent: int, tile: int) -> int:
 
 def flops(problem: Problem, config: Config) -> int:
     """Of the tiles' products, what is masked in a tile included."""
+    if config.order == "windows":  # two rows of a window, each its two outputs times 3 rows of x
+        windows = _padded(problem.n * prod(problem.output), config.depth)
+        return 2 * (2 * windows) * (2 * problem.o) * (12 * problem.c)
     along = config.depth if problem.kind == "wgrad" else config.rows  # what the images are cut into
     if config.order == "images":
         images = _padded(problem.n, along)
@@ -155,6 +192,8 @@ def tiles(problem: Problem, config: Config) -> tuple[int, int]:
 
 def programs(problem: Problem, config: Config) -> int:
     """Of a launch."""
+    if config.order == "windows":
+        return problem.o // config.rows * shares(problem, config)[1]
     columns = cdiv(problem.columns, config.cols)
     if problem.kind == "wgrad":
         return cdiv(problem.o, config.rows) * columns * config.splits
@@ -176,4 +215,4 @@ def bytes(problem: Problem, config: Config) -> int:
     y += problem.pool * y // item
     if problem.kind == "dgrad":
         return y + filters * item + problem.n * problem.c * problem.h * problem.w * item
-    return y + x + config.splits * filters * 4
+    return y + x + partials(problem, config) * 4
