@@ -30,7 +30,8 @@ from kernels.spec import Case
 
 # Kernels of a profile by the pass that they are: pass -> a pattern; the first that fits. "" stands elsewhere.
 CONVOLUTION = (
-    r"_(conv|window)_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_|implicit_gemm|ImplicitGemm|5x_cudnn|convolve_common"
+    r"_(conv|window)_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_"
+    r"|implicit_gemm|ImplicitGemm|5x_cudnn|convolve_common"
 )
 OF_KERNELS = {
     "": CONVOLUTION,

@@ -25,7 +25,7 @@ from math import prod
 from pathlib import Path
 
 import kernels
-from kernels import launches
+from kernels import candidates, launches
 from kernels.chips import Chip
 from kernels.tiling import Problem
 
@@ -103,7 +103,8 @@ def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
     if one.problem is not None:
         found = launches.estimate(one.problem, chip)
         if one.form != "cuDNN":
-            return found.seconds, found.how
+            apart = found.config.order == "windows" and one.problem.kind == "forward"
+            return found.seconds - (candidates.apart(one.problem, chip) if apart else 0.0), found.how
         if found.cudnn is not None:
             # A forward pass of cuDNN was timed with the statistics that it needs; here they are another pass.
             beyond = rates.statistics(one.problem) if one.problem.kind == "forward" else 0.0

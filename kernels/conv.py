@@ -46,6 +46,8 @@ def configured(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> tup
     this = problem(kind, x, filters, pool)
     config = launches.choose(this, chips.current(x.device))
     if config.descriptors and not (_aligned(x) and _aligned(filters)):
+        if config.order == "windows":  # a forward pass that has no other form
+            config = launches.implicit(this, chips.current(x.device))
         config = replace(config, descriptors=False)
     return this, config
 
@@ -175,12 +177,12 @@ def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, 
     for kind in kinds:
         this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
         config = launches.choose(this, chip)
-        found[WINDOWS if config.order == "windows" else NAMES[kind]] = this, config
+        found[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
     return found
 
 
 NAMES = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
-WINDOWS = "_window_wgrad"  # in place of the last, in that order
+WINDOWS = {"forward": "_window_fwd", "wgrad": "_window_wgrad"}  # in that order
 
 
 def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, int]:
@@ -190,8 +192,8 @@ def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str
     if "_conv_wgrad" in found:
         problem, config = found["_conv_wgrad"]
         counts["_sum_splits"] = problem.o * problem.columns * (4 * config.splits + dtype.itemsize)
-    if WINDOWS in found:
-        counts["_fold"] = window_gradients.fold_bytes(*found[WINDOWS])
+    if "_window_wgrad" in found:
+        counts["_fold"] = window_gradients.fold_bytes(*found["_window_wgrad"])
     return counts
 
 
@@ -215,7 +217,7 @@ def _network() -> tuple[Case, ...]:
     return tuple(Case(label, n=n, c=c, o=c, map=(side, side), size=3) for label, n, c, side in rows)
 
 
-SHARED_READS = ("_conv_fwd", "_conv_dgrad", "_conv_wgrad", "_window_wgrad")
+SHARED_READS = (*NAMES.values(), *WINDOWS.values())
 SUMS = {"p_sum": "a program has as many sums as threads: so many programs read the splits"}
 
 SPEC = KernelSpec(

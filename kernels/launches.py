@@ -179,6 +179,12 @@ def best(problem: Problem, chip: Chip) -> Config:
     return min(candidates(problem, chip), key=lambda config: model(problem, config, chip))
 
 
+def implicit(problem: Problem, chip: Chip) -> Config:
+    """As `best`, without the order `windows`."""
+    found = (config for config in candidates(problem, chip) if config.order != "windows")
+    return min(found, key=lambda config: model(problem, config, chip))
+
+
 def estimate(problem: Problem, chip: Chip) -> Estimate:
     """What a pass takes: measured, else scaled from the measured pass of the same channels that is nearest in
     its work, the kernel's by its model and cuDNN's by the outputs that it computes; else modelled.
@@ -300,5 +306,5 @@ def _or_windows(problem: Problem, chip: Chip, known: Estimate) -> Estimate:
         return known
     config = min(times, key=times.get)
     form = Estimate(config, times[config], known.cudnn, "modelled", replaced=known)
-    theirs = known.cudnn + unpool(problem, chip)[0]
+    theirs = known.cudnn + (unpool(problem, chip)[0] if problem.kind == "wgrad" else 0.0)
     return form if form.cautious < min(known.seconds, theirs) else known

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import tiling
 from .conv_passes import place_of
-from .launch import INTERPRETED, cdiv, launch, power_of_2, tl, triton
+from .launch import INTERPRETED, launch, power_of_2, tl, triton
 from .norm_passes import float32_like
 from .tiling import Config, Problem
 
@@ -182,7 +182,7 @@ def wgrad(problem: Problem, config: Config, dz: Tensor, argmax: Tensor, x: Tenso
         partial,
         problem.n,
         share,
-        cdiv(dz.numel() // o, config.depth),
+        tiling.steps(problem, config),
         H=problem.h,
         W=problem.w,
         C=c,

@@ -9,10 +9,10 @@ of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a com
     old text ==> new text
 
 Old text occurs exactly once in the module. Each mutant is tried on a copy of the tree by the general kernel
-tests of the module's ops, and by tests/test_NAME.py and tests/test_OP.py, where there are any, after the module
-as it is. A mutant is caught when a test fails, or when the tests crash, or run out of time, as a loop without an
-end does; one that cannot be imported is a mistake in the list. Exit status 1 if one survives, or if a list is
-missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
+tests of the module's ops, and by tests/test_NAME.py and tests/test_OP.py, where there are any, after the
+module as it is. A mutant is caught when a test fails, or when the tests crash, or run out of time, as a loop
+without an end does; one that cannot be imported is a mistake in the list. Exit status 1 if one survives, or
+if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
 """
 
 from __future__ import annotations
