@@ -32,7 +32,8 @@ from kernels.spec import Case
 
 # Kernels of a profile by the pass that they are: pass -> a pattern; the first that fits. "" stands elsewhere.
 CONVOLUTION = (
-    r"_conv_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_|implicit_gemm|ImplicitGemm|5x_cudnn|convolve_common"
+    r"_(conv|window)_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_"
+    r"|implicit_gemm|ImplicitGemm|5x_cudnn|convolve_common"
 )
 OF_KERNELS = {
     "": CONVOLUTION,
@@ -173,7 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         raise UserError("usage: python -m bench.times [FOLDER], such as bench/results/h200")
-    name, entry = of_record(Path(*arguments) if arguments else Path("bench/results/h200"))
+    with launches.as_measured():
+        name, entry = of_record(Path(*arguments) if arguments else Path("bench/results/h200"))
     content = json.loads(expected.FILE.read_text()) if expected.FILE.exists() else {}
     with atomic(expected.FILE) as temporary:
         temporary.write_text(text(content | {name: entry}))

@@ -25,7 +25,7 @@ from math import prod
 from pathlib import Path
 
 import kernels
-from kernels import launches
+from kernels import candidates, launches
 from kernels.chips import Chip
 from kernels.tiling import Problem
 
@@ -77,14 +77,12 @@ class Expectation:
 SHAPES = ("batch_size", "base_depth", "stem_width", "group_widths", "groups", "activation")
 
 
-def of(
-    recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None, *, as_measured: bool = False
-) -> Expectation:
+def of(recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None) -> Expectation:
     """What a run in float16 with a choice of kernels is expected to take; `parts` are those of
-    `floor.phases`, if they are there. `as_measured`: with the kernels as they were then. Errors as
-    `kernels.choose`.
+    `floor.phases`, if they are there. Inside `launches.as_measured()` with the kernels as they were then.
+    Errors as `kernels.choose`.
     """
-    rates = _Rates(recipe, choice, chip, as_measured)
+    rates = _Rates(recipe, choice, chip)
     phases = []
     for phase in floor.phases(recipe, choice) if parts is None else parts:
         by: Counter = Counter()
@@ -106,10 +104,12 @@ def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
     if one.problem is not None:
         found = launches.estimate(one.problem, chip)
         if one.form != "cuDNN":
-            return found.seconds, found.how
+            apart = found.config.order == "windows" and one.problem.kind == "forward"
+            return found.seconds - (candidates.apart(one.problem, chip) if apart else 0.0), found.how
         if found.cudnn is not None:
             # A forward pass of cuDNN was timed with the statistics that it needs; here they are another pass.
             beyond = rates.statistics(one.problem) if one.problem.kind == "forward" else 0.0
+            found = found.replaced or found  # which of cuDNN says the same
             how = "corrected" if found.corrected and found.how == "measured" else found.how
             return found.cudnn - beyond, how
     return rates.of(one) or (one.seconds(chip), "modelled")
@@ -120,7 +120,7 @@ class _Rates:
     the same activation, else of any.
     """
 
-    def __init__(self, recipe, choice: str, chip: Chip, as_measured: bool = False):
+    def __init__(self, recipe, choice: str, chip: Chip):
         there = _times().get(chip.name, {"recipes": {}, "prepare": {}})
 
         def likeness(run: dict) -> tuple:
@@ -129,7 +129,6 @@ class _Rates:
             return all(same) and sizes, run["shapes"]["activation"] == recipe.activation
 
         run = max(there["recipes"].values(), key=likeness, default={"passes": {}})
-        self.as_measured = as_measured
         self.found, self.exact = run["passes"], bool(run["passes"]) and likeness(run)[0]
         chosen = {op: KINDS[name == "reference"] for op, name in kernels.choose(choice).items()}
         self.kind = chosen["conv_bn_act"]
@@ -141,10 +140,11 @@ class _Rates:
         if rate is None:
             return None
         per = "launches" if one.form == "PyTorch" or not rate["bytes"] else "bytes"
-        seconds = rate["seconds"] * getattr(one, per) / rate[per]
-        if "factor" in rate and not self.as_measured:
-            return seconds * rate["factor"], "modelled"
-        return seconds, "measured" if self.exact else "scaled"
+        times = getattr(one, per) / rate[per]
+        if "factor" in rate and not launches.measured_only():
+            return times * rate["seconds"] * rate["factor"], "modelled"
+        seconds = rate["seconds"] + rate.get("beside", 0.0)
+        return times * seconds, "measured" if self.exact else "scaled"
 
     def statistics(self, forward: Problem) -> float:
         """Seconds of the pass over z that makes the statistics and, where it is pooled, u and argmax."""

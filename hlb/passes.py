@@ -218,7 +218,6 @@ def _cudnn(problem: Problem, flops: int, bytes: int) -> Pass:
     return Pass("", problem.kind, "cuDNN", flops, bytes, tiling.useful(problem), problem=problem)
 
 
-KINDS = {kernel: kind for kind, kernel in conv.NAMES.items()}
 BACKWARD = ("_stem_bwd", "_se_gate_bwd", "_pool_head_bwd")
 CUDNN = tiling.Config("rows", 128, 128, 64, 8, 3)  # for bytes alone, which need splits only
 REPEATED = ("_gram", "_poly", "_apply")  # kernels of muon, launched in each step of its iteration
@@ -241,7 +240,7 @@ def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
             unneeded += (conv.NAMES["dgrad"],)
             case["wants_dx"] = False
         theirs = [kind for kind in wanted if kind not in case.by_kernel.split()]
-        for problem in (how[conv.NAMES[kind]][0] for kind in theirs if conv.NAMES[kind] not in unneeded):
+        for problem in (how[name][0] for name in how if name not in unneeded and how[name][0].kind in theirs):
             whole = replace(problem, pool=False)
             yield _cudnn(problem, tiling.useful(whole), tiling.bytes(whole, CUDNN))
     moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
@@ -250,7 +249,7 @@ def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
         if kernel in how:
             problem, config = how[kernel]
             useful = tiling.useful(problem)
-            yield Pass("", KINDS[kernel], str(config), *work, useful, problem=problem)
+            yield Pass("", problem.kind, str(config), *work, useful, problem=problem)
         else:
             count = inputs["steps"] if kernel in REPEATED else 1
             yield Pass("", kernel, "triton", *work, launches=count)

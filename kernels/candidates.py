@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from math import prod
 
 import torch
 
@@ -61,6 +62,9 @@ TILES: dict[str, tuple[tuple[int, ...], ...]] = {
         (256, 128, 64, 8, 3),
         (256, 64, 64, 8, 3),
     ),
+    "windows forward": ((64, 32, 64, 4, 3), (64, 32, 64, 4, 2)),
+    "windows": ((64, 64, 64, 8, 3), (64, 64, 64, 8, 2)),
+    "windows of 32 channels": ((64, 128, 32, 8, 3),),  # with 64 windows a step it spills
     "tf32": ((128, 64, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 3)),
     "float32": ((64, 64, 16, 8, 3), (64, 64, 16, 8, 2), (32, 32, 16, 4, 3)),
 }
@@ -125,15 +129,38 @@ def restricted() -> bool:
 def candidates(problem: Problem, chip: Chip) -> list[Config]:
     """Configurations that the chip can launch, each doing at most the work of WORK if one can."""
     found: dict[Config, int] = {}
-    for order in tiling.ORDERS:
+    for order in ("images", "rows"):
         for tile in dict.fromkeys(_cut(problem, *tile) for tile in TILES[_family(problem, order)]):
             for config in _variants(problem, Config(order, *tile), chip):
                 found[config] = tiling.flops(problem, config)
     bound = max(WORK[problem.kind] * tiling.useful(problem), 1.05 * min(found.values()))
-    return _having(problem, [config for config, work in found.items() if work <= bound], chip)
+    few = [config for config, work in found.items() if work <= bound]
+    return _having(problem, few + by_windows(problem, chip), chip)
+
+
+def by_windows(problem: Problem, chip: Chip) -> list[Config]:
+    """Those of order `windows`, whose work is 4/3 of the useful; as many splits as fill the chip once."""
+    if not tiling.windowed(problem):
+        return []
+    found = {}
+    for tile in TILES[_family(problem, "windows")]:
+        rows, cols, depth, warps, stages = tile
+        forward, piece = problem.kind == "forward", power_of_2(4 * problem.c + 1) // 2
+        if forward:
+            depth = min(depth, piece)
+        else:
+            cols = min(cols, piece)
+        config = Config("windows", rows, cols, depth, warps, stages, forward)
+        if fits(problem, config, chip):
+            slots = chip.multiprocessors * residents(problem, config, chip)
+            config = replace(config, splits=max(1, slots // (problem.o // (cols if forward else rows))))
+            found[replace(config, splits=tiling.shares(problem, config)[1])] = None
+    return list(found)
 
 
 def _family(problem: Problem, order: str) -> str:
+    if order == "windows":
+        return order + " forward" * (problem.kind == "forward") + " of 32 channels" * (problem.c > 24)
     if problem.dtype.itemsize > 2:
         return precision(problem)
     if problem.kind != "forward":
@@ -201,8 +228,14 @@ def boxes(problem: Problem, config: Config, chip: Chip) -> bool:
 
 def shared_bytes(problem: Problem, config: Config) -> int:
     """Shared memory of a program, at most: the tiles of all stages, those of argmax for all but one where a
-    pooled gradient is expanded, barriers.
+    pooled gradient is expanded, barriers. By windows, pixels, gradients and argmax of all stages, and what
+    stays.
     """
+    if config.order == "windows" and problem.kind == "forward":  # two rows of x a stage, and the filters
+        tiles = config.stages * 2 * config.rows + 3 * 2 * config.cols
+        return tiles * 4 * problem.c * problem.dtype.itemsize + 4352
+    if config.order == "windows":
+        return (config.stages * _window_bytes(problem, config) + config.rows) * config.depth + 256
     tiles = config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize
     expanded = (
         (config.stages - 1) * config.depth * config.rows if problem.pool and problem.kind != "forward" else 0
@@ -212,7 +245,10 @@ def shared_bytes(problem: Problem, config: Config) -> int:
 
 def fits(problem: Problem, config: Config, chip: Chip) -> bool:
     """Whether the chip can launch a configuration, and is not known to spill then."""
-    if config.descriptors and not boxes(problem, config, chip):
+    if config.order == "windows":
+        if chip.cc // 10 != 9:  # its registers are known there
+            return False
+    elif config.descriptors and not boxes(problem, config, chip):
         return False
     return shared_bytes(problem, config) <= chip.shared * 1024 and not spills(problem, config, chip)
 
@@ -238,7 +274,54 @@ def _having(problem: Problem, found: list[Config], chip: Chip) -> list[Config]:
 
 
 def model(problem: Problem, config: Config, chip: Chip) -> float:
-    """Seconds of a pass by arithmetic: the slowest of tensor cores, L2 and device memory, and the launches.
+    """Seconds of a pass by arithmetic, of this order."""
+    return (_windows_model if config.order == "windows" else _model)(problem, config, chip)
+
+
+def _windows_model(problem: Problem, config: Config, chip: Chip) -> float:
+    """Of order `windows`: tensor cores, instruction slots and L2, half of whose rest the longest hides, and
+    what is another launch: of wgrad, whose partial sums are written at the end and read again, and of forward
+    (`apart`).
+
+    The 4096 FLOPs a clock of the tensor cores of a 9.0 multiprocessor make the clock of their rate.
+    """
+    rate, forward = chip.flops[problem.dtype], problem.kind == "forward"
+    programs = tiling.programs(problem, config)
+    waves = cdiv(programs, chip.multiprocessors) * chip.multiprocessors / programs
+    tensor = tiling.flops(problem, config) * waves / rate
+    blocks = problem.o // (config.cols if forward else config.rows)
+    turns = blocks * (tiling.turns if forward else tiling.steps)(problem, config)
+    slots = turns * waves * config.warps / 4 * _instructions(problem, config) * 4096 / rate
+    loaded = turns * (config.rows if forward else config.depth) * _window_bytes(problem, config)
+    parts = tensor, slots, loaded / chip.l2_bandwidth
+    work = max((max(parts) + sum(parts)) / 2, tiling.bytes(problem, config) / chip.bandwidth)
+    if forward:
+        return work + chip.launch + apart(problem, chip)
+    return work + 2 * 4 * tiling.partials(problem, config) / chip.bandwidth + 2 * chip.launch
+
+
+def apart(problem: Problem, chip: Chip) -> float:
+    """Seconds of the pass over u that makes the statistics for a forward pass by windows."""
+    values = problem.n * problem.o * prod(problem.output)
+    return values * problem.dtype.itemsize / chip.bandwidth + chip.launch
+
+
+def _window_bytes(problem: Problem, config: Config) -> int:
+    """Loaded of a window, by order `windows`: 8 pixels; 16, the gradient and argmax."""
+    if problem.kind == "forward":
+        return 8 * problem.c * problem.dtype.itemsize
+    return 16 * problem.c * problem.dtype.itemsize + config.rows * (problem.dtype.itemsize + 1)
+
+
+def _instructions(problem: Problem, config: Config) -> float:
+    """Of a warp, in a step of order `windows`, about, as compiled for 9.0: forward 703 with 24 channels;
+    wgrad 526 of 64 windows and 331 of 32 (345 with 32 channels).
+    """
+    return 703 if problem.kind == "forward" else 140 + 6 * config.depth
+
+
+def _model(problem: Problem, config: Config, chip: Chip) -> float:
+    """Of the other orders: the slowest of tensor cores, L2 and device memory, and the launches.
 
     The busiest multiprocessor has programs / multiprocessors, rounded up, to do. It is busy a / (a + 8) of
     the time, where a is how far loads run ahead: its resident warps times the stages but one, in steps of 64.
@@ -275,6 +358,11 @@ def registers(problem: Problem, config: Config, chip: Chip) -> int:
     (below 9.0). Not from the ahead-of-time code: that follows from what is chosen.
     """
     sums = config.rows * config.cols / (32 * config.warps)
+    if config.order == "windows":  # forward, two rows of both outputs
+        sums = (
+            4 * sums if problem.kind == "forward" else 2 * config.rows * 12 * problem.c / (32 * config.warps)
+        )
+        return min(255, round(100 + sums))
     if problem.kind != "forward":
         return min(255, round(40 + (1.2 if chip.cc >= 90 else 1.8) * sums))
     return min(255, round(50 + 3 * sums if problem.pool else 30 + 2.5 * sums))

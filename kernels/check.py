@@ -129,6 +129,15 @@ def _on_chips(
     return found
 
 
+def _declared(spec: KernelSpec, case: Case, dtype: torch.dtype, ccs: Iterable[int]) -> set[str]:
+    """The kernels that a case has bytes of, on one of the chips."""
+    found: set[str] = set()
+    for cc in ccs:
+        with targeting(TARGETS[cc]):
+            found |= set(spec.bytes(case, dtype))
+    return found
+
+
 def plan(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
     """(launches to compile, what went wrong before that).
 
@@ -148,7 +157,7 @@ def plan(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Ro
             ccs = tuple(TARGETS) if whole else (90,)
             seen: set[str] = set()
             for case in spec.cases:
-                declared = set(spec.bytes(case, dtype))
+                declared = _declared(spec, case, dtype, ccs)
                 if not whole and declared <= seen:
                     continue
                 where = f"{spec.name} {case.name} {short(dtype)}"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chips, conv_gradients, conv_passes, launches, tiling
+from . import chips, conv_gradients, conv_passes, launches, tiling, window_gradients
 from .launch import FLOATS, expect, register
 from .norm_passes import image_like
 from .spec import Case, KernelSpec
@@ -47,6 +47,8 @@ def configured(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> tup
     this = problem(kind, x, filters, pool)
     config = launches.choose(this, chips.current(x.device))
     if config.descriptors and not (_aligned(x) and _aligned(filters)):
+        if config.order == "windows":  # a forward pass that has no other form
+            config = launches.implicit(this, chips.current(x.device))
         config = replace(config, descriptors=False)
     return this, config
 
@@ -175,11 +177,13 @@ def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, 
     found = {}
     for kind in kinds:
         this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
-        found[NAMES[kind]] = this, launches.choose(this, chip)
+        config = launches.choose(this, chip)
+        found[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
     return found
 
 
 NAMES = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
+WINDOWS = {"forward": "_window_fwd", "wgrad": "_window_wgrad"}  # in that order
 
 
 def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, int]:
@@ -189,6 +193,8 @@ def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str
     if "_conv_wgrad" in found:
         problem, config = found["_conv_wgrad"]
         counts["_sum_splits"] = problem.o * problem.columns * (4 * config.splits + dtype.itemsize)
+    if "_window_wgrad" in found:
+        counts["_fold"] = window_gradients.fold_bytes(*found["_window_wgrad"])
     return counts
 
 
@@ -212,7 +218,7 @@ def _network() -> tuple[Case, ...]:
     return tuple(Case(label, n=n, c=c, o=c, map=(side, side), size=3) for label, n, c, side in rows)
 
 
-SHARED_READS = ("_conv_fwd", "_conv_dgrad", "_conv_wgrad")
+SHARED_READS = (*NAMES.values(), *WINDOWS.values())
 
 SPEC = KernelSpec(
     name="conv",

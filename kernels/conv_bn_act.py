@@ -18,6 +18,9 @@ of v in float32, u as rounded to its dtype. In training mean and var are the bat
 
 A, E and F may each be cuDNN's (`by_kernel`). Then z is stored, and a pass over it makes u, argmax and
 statistics; and where u was pooled, D writes the gradient of all of z, once, since cuDNN reads no pooled one.
+An A by windows (kernels/window_passes.py) leaves the statistics to a pass over u, and in evaluation the rest
+to the one that B is; an F by windows (kernels/window_gradients.py) reads du in any case: beside a dgrad of
+cuDNN's D writes both gradients, one after the other.
 
 Saved for backward: x, u, and of a pool a byte of argmax each; gate, mean and rstd in float32. A gradient goes
 to the first of the largest of its window, as stored; where two are equal but for rounding, an op in another
@@ -37,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chips, conv, conv_passes, launch, launches, norm_act, norm_passes, tiling
+from . import chips, conv, conv_passes, launch, launches, norm_act, norm_passes, tiling, window_passes
 from .conv import configured, declared, expect_conv, make_filters, make_images, passes
 from .launch import FLOATS, register
 from .launches import ALL
@@ -103,6 +106,10 @@ def _train(
         z = conv.reference(x, filters)
         u, places = torch.empty_like(y) if pool else z, 1
         partial, span = norm_passes.statistics(z, gate, u, argmax, pool=pool)
+    elif config.order == "windows":
+        u, places = torch.empty_like(y), 1
+        window_passes.forward(problem, config, x, filters, u, argmax)
+        partial, span = norm_passes.statistics(u, gate, u, argmax, pool=False)
     else:
         u, span, (tiles, places) = torch.empty_like(y), config.rows, tiling.tiles(problem, config)
         partial = float32_like(x, tiles, 2, problem.o)
@@ -140,13 +147,16 @@ def _train_backward(
     places = argmax if argmax.numel() else None
     kinds = ("wgrad", "dgrad") if wants_dx else ("wgrad",)
     hows = [_how(kind, x, filters, places is not None, by_kernel) for kind in kinds]
-    dz, d_gate, expanded = torch.empty_like(u), _gate_gradient(u, gate), None
-    if places is not None and not _reads_pooled(kinds, by_kernel):
-        dz, expanded, places = _like_y(x, filters, pool=False), places, None
+    together, d_gate = places is None or _reads_pooled(kinds, by_kernel), _gate_gradient(u, gate)
+    of_u = [together or (config is not None and config.order == "windows") for _, config in hows]
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
     both = norm_passes.sums(*saved, *norm, activation=activation)
-    norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
-    d_filters, *dx = (conv.gradient(how, dz, places, x, filters) for how in hows)
+    read = {}  # the gradient of u, or of z, and argmax if a gradient of the convolution needs it
+    for pooled in sorted(set(of_u)):
+        dz = torch.empty_like(u) if pooled else _like_y(x, filters, pool=False)
+        expanded, read[pooled] = (None, (dz, places)) if pooled else (places, (dz, None))
+        norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
+    d_filters, *dx = (conv.gradient(how, *read[pooled], x, filters) for how, pooled in zip(hows, of_u))
     return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
 
 
@@ -223,6 +233,10 @@ def _evaluate(
     if how[1] is None:
         z, spatial = conv.reference(x, filters), float32_like(x, 0, 0)
         norm_passes.normalise(z, gate, *norm, residual, y, spatial, pool=pool, running=True, **options)
+    elif how[1].order == "windows":
+        u, spatial = torch.empty_like(y), float32_like(x, 0, 0)
+        window_passes.forward(*how, x, filters, u, None)
+        norm_passes.normalise(u, gate, *norm, residual, y, spatial, running=True, **options)
     else:
         conv_passes.forward(*how, x, filters, y, gate=gate, norm=norm, residual=residual, **options)
     return y
@@ -329,7 +343,7 @@ def _kinds(case: Case) -> tuple[str, ...]:
 
 def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
     """Of `norm_act` on z, or on u, which is left of the block after its convolution and pool."""
-    problem = passes(case, dtype, ("forward",))["_conv_fwd"][0]
+    ((problem, _),) = passes(case, dtype, ("forward",)).values()
     map = case.map if whole else problem.output
     pool = case.pool and whole
     return norm_act.SPEC.bytes(Case(case.name, **{**case, "c": case.o, "map": map, "pool": pool}), dtype)
@@ -338,14 +352,15 @@ def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     kinds, item = _kinds(case), dtype.itemsize
     counts = declared(case, dtype, kinds)
-    problem, config = passes(case, dtype, ("forward",))["_conv_fwd"]
-    values, fused = case.n * case.o * prod(problem.output), "forward" in kinds
+    ((problem, config),) = passes(case, dtype, ("forward",)).values()
+    values, fused = case.n * case.o * prod(problem.output), "_conv_fwd" in counts
     of_u, of_z = (_norm_bytes(case, dtype, whole) for whole in (False, True))
+    apart = of_u if "_window_fwd" in counts else of_z  # what a pass of its own makes statistics of, or y
     if fused:
         counts["_conv_fwd"] += 4 * case.n * case.o * case.gate
     if not case.training:
         if not fused:
-            return {"_normalise": of_z["_normalise"]}
+            return counts | {"_normalise": apart["_normalise"]}
         counts["_conv_fwd"] += values * item * case.residual + 4 * 4 * case.o
         return counts
     if fused:
@@ -353,17 +368,18 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         counts["_conv_fwd"] += values * case.pool + 2 * 4 * tiles * case.o
         counts["_merge_statistics"] = norm_act.merge_bytes(tiles, case.o)
     else:
-        counts |= {name: of_z[name] for name in ("_tile_statistics", "_merge_statistics")}
+        counts |= {name: apart[name] for name in ("_tile_statistics", "_merge_statistics")}
+    if "_window_fwd" in counts:
+        counts["_window_fwd"] += values
     wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)
     pooled = not case.pool or _reads_pooled(wanted, " ".join(kinds))
+    gradient = (of_u if pooled else of_z)["_gradient"]
     if not pooled:  # E or F, if a kernel, reads what the pool keeps of z's gradient, and no argmax
         for name in {"_conv_dgrad", "_conv_wgrad"} & counts.keys():
             counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
-    return (
-        counts
-        | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"]}
-        | {"_gradient": (of_u if pooled else of_z)["_gradient"]}
-    )
+        if "_window_wgrad" in counts:
+            gradient += of_u["_gradient"]
+    return counts | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"], "_gradient": gradient}
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:

@@ -6,7 +6,8 @@
 Layouts, precision and tiles are those of kernels/conv_passes.py. dz is read as it is, or from one value for
 each pooling window and its place (`argmax`), expanding it as it is loaded; what floor pooling drops is never
 read. dgrad is a convolution of dz with the filters turned round. The depth of wgrad, which goes over all
-outputs, is split among programs, whose float32 sums kernels/sums.py adds up in a fixed order.
+outputs, is split among programs, whose float32 sums kernels/sums.py adds up in a fixed order. A pooled wgrad
+of few channels has a form of its own, kernels/window_gradients.py.
 Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import tiling
+from . import tiling, window_gradients
 from .conv_passes import constants, filters_box, images_box, pixels, place_of, product
 from .launch import cdiv, launch, tl, triton
 from .norm_passes import float32_like
@@ -178,6 +179,9 @@ def wgrad(
     problem: Problem, config: Config, dz: Tensor, argmax: Tensor | None, x: Tensor, d_filters: Tensor
 ) -> None:
     """Writes d filters, from the gradient of all outputs, or with `argmax` from that of the pooled ones."""
+    if config.order == "windows":
+        window_gradients.wgrad(problem, config, dz, argmax, x, d_filters)
+        return
     o, c, size = problem.o, problem.c, problem.size
     partial = float32_like(x, config.splits, o, size, size, c)
     launch(

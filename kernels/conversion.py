@@ -40,6 +40,7 @@ def converted(content: dict) -> tuple[str, dict]:
             kept = [text for text in seconds if fits(this, parsed(text), chip)] or seconds
             best, cudnn = min(kept, key=seconds.get), float(e["cudnn"])
             entry = {"config": best, "seconds": seconds[best], "cudnn": cudnn}
+            entry |= launches.tried(map(parsed, (*seconds, *e.get("dropped", ()))))
             if this.kind == "forward" and label in right:
                 entry |= {"cudnn": float(right[label]["forward"]["cudnn"]), "measured": cudnn}
                 if backward := right[label].get("backward"):

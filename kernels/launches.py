@@ -3,25 +3,31 @@
     choose(problem, chip)         what was measured on this chip, else on the nearest, else the model's best
     estimate(problem, chip)       its seconds and cuDNN's, and how they are known
     by_kernel(problem, chip)      the passes of a block in which a kernel is faster than cuDNN
+    with as_measured(): ...       what these are without a form that was never measured
 
 `python -m kernels tune` measures the candidates of the recipes' passes and writes launches.json. cuDNN's time
 of a forward pass there is that of the convolution and of the pass over its output that kernels spare (pool,
 statistics). Where it is to do the gradients of a pooled block, the pass before writes all of z's gradient
 instead of the pooled one, and `unpool` is what that takes longer.
+
+The order `windows` is newer than some measurements. Where it was not among what they tried it takes their
+place if it is modelled to be faster by MARGIN than the kernel, and than cuDNN with what cuDNN needs besides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 
-from .candidates import candidates, fits, model, precision, restricted
+from .candidates import by_windows, candidates, fits, model, precision, restricted
 from .candidates import only as only  # launches.only
 from .chips import Chip
 from .tiling import ORDERS, PASSES, Config, Problem
@@ -29,13 +35,16 @@ from .tiling import ORDERS, PASSES, Config, Problem
 FILE = Path(__file__).with_name("launches.json")
 ALL = " ".join(PASSES)
 HALF = (torch.float16, torch.bfloat16)  # take as long as each other
+# How much faster a form that was never measured must be modelled: of 51 passes that an H200 measured, 48 took
+# no more than so many times the modelled.
+MARGIN = 1.5
 ALIKE = 8  # what was measured at up to so many times the work, or that fraction of it, is scaled
 
 
 @dataclass(frozen=True)
 class Entry:
     """A measured pass: the fastest configuration, its seconds, and cuDNN's with what it needs then, which may
-    be `corrected`.
+    be `corrected`; whether the order `windows` was tried.
     """
 
     problem: Problem
@@ -43,6 +52,7 @@ class Entry:
     seconds: float
     cudnn: float
     corrected: bool
+    windows: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Section:
 class Estimate:
     """Seconds of a pass: the kernel's, and cuDNN's where it is known. `how`: "measured" so, "scaled" from
     another number or size of images or another 16-bit dtype, or "modelled". `corrected`: cuDNN's measurement
-    was put right.
+    was put right. `replaced`: what is known without this form, which was never measured.
     """
 
     config: Config
@@ -69,6 +79,12 @@ class Estimate:
     cudnn: float | None
     how: str
     corrected: bool = False
+    replaced: Estimate | None = None
+
+    @property
+    def cautious(self) -> float:
+        """Seconds of the kernel that a choice reckons with."""
+        return self.seconds * MARGIN if self.replaced else self.seconds
 
 
 def key(problem: Problem) -> str:
@@ -115,6 +131,7 @@ def table() -> dict[str, Section]:
                         float(e["seconds"]),
                         float(e["cudnn"]),
                         "measured" in e,
+                        "windows" in e,
                     )
                     for key, e in entries.get("launches", {}).items()
                 },
@@ -127,15 +144,39 @@ def table() -> dict[str, Section]:
         raise ValueError(f"{FILE}: {what}; `python -m kernels tune` writes this file") from None
 
 
+def tried(configs: Iterable[Config]) -> dict[str, bool]:
+    """What an entry says of the orders that were tried."""
+    return {"windows": True} if any(config.order == "windows" for config in configs) else {}
+
+
 def forget() -> None:
     """Reads the file anew when next asked."""
-    for cached in (table, _choose, _estimate):
+    for cached in (table, _estimate):
         cached.cache_clear()
+
+
+_as_measured = False
+
+
+@contextlib.contextmanager
+def as_measured() -> Iterator[None]:
+    """Inside, no form that was never measured takes the place of what was, as in the runs of that time."""
+    global _as_measured
+    before, _as_measured = _as_measured, True
+    try:
+        yield
+    finally:
+        _as_measured = before
+
+
+def measured_only() -> bool:
+    """Whether `as_measured` is in force."""
+    return _as_measured
 
 
 def choose(problem: Problem, chip: Chip) -> Config:
     """The launch configuration of a pass."""
-    return best(problem, chip) if restricted() else _choose(problem, chip, precision(problem))
+    return best(problem, chip) if restricted() else estimate(problem, chip).config
 
 
 def best(problem: Problem, chip: Chip) -> Config:
@@ -143,11 +184,18 @@ def best(problem: Problem, chip: Chip) -> Config:
     return min(candidates(problem, chip), key=lambda config: model(problem, config, chip))
 
 
+def implicit(problem: Problem, chip: Chip) -> Config:
+    """As `best`, without the order `windows`."""
+    found = (config for config in candidates(problem, chip) if config.order != "windows")
+    return min(found, key=lambda config: model(problem, config, chip))
+
+
 def estimate(problem: Problem, chip: Chip) -> Estimate:
     """What a pass takes: measured, else scaled from the measured pass of the same channels that is nearest in
     its work, the kernel's by its model and cuDNN's by the outputs that it computes; else modelled.
     """
-    return _estimate(problem, chip, precision(problem))
+    found = _estimate(problem, chip, precision(problem))
+    return found.replaced if _as_measured and found.replaced else found
 
 
 def unpool(problem: Problem, chip: Chip) -> tuple[float, str]:
@@ -167,17 +215,35 @@ def unpool(problem: Problem, chip: Chip) -> tuple[float, str]:
 
 def by_kernel(problem: Problem, chip: Chip, wants_dx: bool = True) -> str:
     """The passes, as in ALL, that kernels do of the block whose forward pass is `problem`: each where it is
-    faster than cuDNN. The gradients of a pooled block are done by the one or the other together, since they
-    read the same. What has no likeness that was measured is cuDNN's.
+    faster than cuDNN. What has no likeness that was measured is cuDNN's.
     """
     kinds = PASSES if wants_dx else ("forward", "wgrad")
     found = {kind: estimate(replace(problem, kind=kind), chip) for kind in kinds}
-    gains = {kind: e.cudnn - e.seconds if e.cudnn else -math.inf for kind, e in found.items()}
+    gains = {kind: e.cudnn - e.cautious if e.cudnn else -math.inf for kind, e in found.items()}
+    chosen = {kind for kind in kinds if gains[kind] > 0}
     if problem.pool:
-        backward = [kind for kind in kinds if kind != "forward"]
-        together = sum(gains[kind] for kind in backward) + unpool(problem, chip)[0]
-        gains |= dict.fromkeys(backward, together)
-    return " ".join(kind for kind in kinds if gains[kind] > 0)
+        chosen = chosen & {"forward"} | _pooled_gradients(problem, chip, found, gains)
+    return " ".join(kind for kind in kinds if kind in chosen)
+
+
+def _pooled_gradients(
+    problem: Problem, chip: Chip, found: dict[str, Estimate], gains: dict[str, float]
+) -> set[str]:
+    """Those of a pooled block's gradients that kernels do. They read the same, that of all outputs if any is
+    cuDNN's, and so go together; but a wgrad by windows reads that of the pooled ones in any case, which is
+    then written besides.
+    """
+    backward = set(found) - {"forward"}
+    plans = {frozenset(): 0.0, frozenset(backward): sum(map(gains.get, backward)) + unpool(problem, chip)[0]}
+    if found["wgrad"].config.order == "windows":
+        plans.setdefault(frozenset({"wgrad"}), gains["wgrad"] - _pooled_again(problem, chip))
+    return set(max(plans, key=plans.get))
+
+
+def _pooled_again(problem: Problem, chip: Chip) -> float:
+    """Seconds that the gradient of the pooled outputs takes to be written, if it is besides that of all."""
+    h, w = problem.output
+    return 3 * problem.n * problem.o * h * w * problem.dtype.itemsize / chip.bandwidth + chip.launch
 
 
 def _unpooled_bytes(forward: Problem) -> int:
@@ -222,20 +288,28 @@ def _likeness(problem: Problem, section: Section) -> Entry | None:
 
 
 @lru_cache(4096)
-def _choose(problem: Problem, chip: Chip, numbers: str) -> Config:
-    return _estimate(problem, chip, numbers).config
-
-
-@lru_cache(4096)
 def _estimate(problem: Problem, chip: Chip, numbers: str) -> Estimate:
     for section in _nearest(chip):
         entry = section.launches.get(key(problem))
         if entry and fits(problem, entry.config, chip):
-            return Estimate(entry.config, entry.seconds, entry.cudnn, "measured", entry.corrected)
+            known = Estimate(entry.config, entry.seconds, entry.cudnn, "measured", entry.corrected)
+            return known if entry.windows else _or_windows(problem, chip, known)
         entry = _likeness(problem, section)
         if entry and fits(problem, entry.config, chip):
             there, here = (model(p, entry.config, chip) for p in (entry.problem, problem))
             cudnn = entry.cudnn * _computed(problem) / _computed(entry.problem)
-            return Estimate(entry.config, entry.seconds * here / there, cudnn, "scaled", entry.corrected)
+            known = Estimate(entry.config, entry.seconds * here / there, cudnn, "scaled", entry.corrected)
+            return known if entry.windows else _or_windows(problem, chip, known)
     config = best(problem, chip)
     return Estimate(config, model(problem, config, chip), None, "modelled")
+
+
+def _or_windows(problem: Problem, chip: Chip, known: Estimate) -> Estimate:
+    """What is known of a pass, or in its place the form by windows."""
+    times = {config: model(problem, config, chip) for config in by_windows(problem, chip)}
+    if not times:
+        return known
+    config = min(times, key=times.get)
+    form = Estimate(config, times[config], known.cudnn, "modelled", replaced=known)
+    theirs = known.cudnn + (unpool(problem, chip)[0] if problem.kind == "wgrad" else 0.0)
+    return form if form.cautious < min(known.seconds, theirs) else known

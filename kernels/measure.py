@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import check, compare, conv, conv_gradients, conv_passes, norm_passes, tiling, timing
+from . import check, compare, conv, conv_gradients, conv_passes, norm_passes, tiling, timing, window_passes
 from .candidates import candidates, model
 from .chips import Chip
 from .conv import make_filters, make_images
@@ -55,6 +55,8 @@ def tensors(problem: Problem, device) -> SimpleNamespace:
 
 def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[], object]:
     """A call of the kernel, which writes into `t`."""
+    if problem.kind == "forward" and config.order == "windows":
+        return partial(_window_forward, problem, config, t)
     if problem.kind == "forward":
         partials = t.x.new_empty((tiling.tiles(problem, config)[0], 2, problem.o), dtype=torch.float32)
         written = {"argmax": t.argmax, "partial": partials}
@@ -62,6 +64,12 @@ def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[],
     if problem.kind == "dgrad":
         return partial(conv_gradients.dgrad, problem, config, t.dz, t.argmax, t.filters, t.dx)
     return partial(conv_gradients.wgrad, problem, config, t.dz, t.argmax, t.x, t.d_filters)
+
+
+def _window_forward(problem: Problem, config: Config, t: SimpleNamespace) -> Tensor:
+    """Writes u and argmax into `t`; their partial statistics."""
+    window_passes.forward(problem, config, t.x, t.filters, t.u, t.argmax)
+    return norm_passes.statistics(t.u, None, t.u, t.argmax, pool=False)[0]
 
 
 def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
@@ -112,15 +120,18 @@ def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
 
 def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
     """The candidates that are timed, best modelled first: all if `every`, else those of at most WORTH times
-    the least modelled time, MOST without and MOST with descriptors.
+    the least modelled time, MOST without and MOST with descriptors, and those by windows.
     """
     times = {config: model(problem, config, chip) for config in candidates(problem, chip)}
     found = sorted(times, key=times.get)
     if every:
         return found
-    kinds = ([c for c in found if c.descriptors == boxed][:MOST] for boxed in (False, True))
-    bound = WORTH * times[found[0]]
-    return sorted((c for kind in kinds for c in kind if times[c] <= bound), key=times.get)
+    windows = [c for c in found if c.order == "windows"]
+    others = [c for c in found if c not in windows]
+    kinds = ([c for c in others if c.descriptors == boxed][:MOST] for boxed in (False, True))
+    bound = WORTH * times[others[0]]
+    few = [c for kind in kinds for c in kind if times[c] <= bound]
+    return sorted(few + windows, key=times.get)
 
 
 def compiled(

@@ -13,6 +13,12 @@ images, and taps in the zero padding, or on what floor pooling drops, are skippe
 outputs row by row, image by image, and such taps are masked. Where c (the depth's channels) is no multiple of
 a step, taps and channels are one flat axis of size * size * c, which is cut into steps: then nothing is
 skipped.
+
+A third order, `windows`, is for pooled passes of few channels, by pooling windows, of whose two outputs side
+by side each row of x has 4 * c values. wgrad (kernels/window_gradients.py): rows are channels of y, columns a
+piece of those values, all of which a program keeps, and the depth goes over windows. forward
+(kernels/window_passes.py): rows are images, columns channels of y, depth a piece. `splits` programs share the
+windows.
 """
 
 from __future__ import annotations
@@ -25,7 +31,8 @@ import torch
 from .launch import cdiv
 
 PASSES = ("forward", "dgrad", "wgrad")
-ORDERS = ("images", "rows")
+ORDERS = ("images", "rows", "windows")
+FEW = {"forward": 24, "wgrad": 32}  # channels of x that windows can have, of a pass
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,47 @@ def flat(problem: Problem, config: Config) -> bool:
     return (problem.c if problem.kind == "forward" else problem.o) % config.depth != 0
 
 
+def windowed(problem: Problem) -> bool:
+    """Whether a pass can go by windows: channels of x in whole accesses of 16 bytes and so few, and of y in
+    whole tiles, that a program holds its sums.
+    """
+    return (
+        problem.pool
+        and problem.size == 3
+        and problem.dtype.itemsize == 2
+        and problem.c % 8 == 0
+        and problem.c <= FEW.get(problem.kind, 0)
+        and problem.o % 64 == 0
+    )
+
+
+def steps(problem: Problem, config: Config) -> int:
+    """That the windows are cut into, by the order `windows`: a forward tile's, or those of a depth."""
+    if problem.kind == "forward":
+        return cdiv(problem.n, config.rows) * prod(problem.output)
+    return cdiv(problem.n * prod(problem.output), config.depth)
+
+
+def shares(problem: Problem, config: Config) -> tuple[int, int]:
+    """(steps that a program of order `windows` does, into how many shares they are cut so)"""
+    share = cdiv(steps(problem, config), config.splits)
+    return share, cdiv(steps(problem, config), share)
+
+
+def turns(problem: Problem, config: Config) -> int:
+    """Steps of all shares of a forward pass by windows, and one more wherever a column begins."""
+    all_steps, (share, count), (h, _) = steps(problem, config), shares(problem, config), problem.output
+    within = sum(i * share % h > 0 for i in range(1, count))  # shares that begin in a column
+    return all_steps + all_steps // h + within
+
+
+def partials(problem: Problem, config: Config) -> int:
+    """Values that the splits of wgrad write, to be added up."""
+    if config.order == "windows":  # for each of the two outputs side by side all 3 x 4 taps
+        return shares(problem, config)[1] * 2 * problem.o * 12 * problem.c
+    return config.splits * problem.o * problem.columns
+
+
 def useful(problem: Problem) -> int:
     """FLOPs: two for each kept output, tap and channel of x, padding taps included."""
     return 2 * problem.n * prod(problem.kept) * problem.size**2 * problem.c * problem.o
@@ -127,6 +175,10 @@ def _padded(extent: int, tile: int) -> int:
 
 def flops(problem: Problem, config: Config) -> int:
     """Of the tiles' products, what is masked in a tile included."""
+    if config.order == "windows":  # two rows of a window, each its two outputs times 3 rows of x
+        forward = problem.kind == "forward"
+        windows = turns(problem, config) * config.rows if forward else steps(problem, config) * config.depth
+        return 2 * (2 * windows) * (2 * problem.o) * (12 * problem.c)
     along = config.depth if problem.kind == "wgrad" else config.rows  # what the images are cut into
     if config.order == "images":
         images = _padded(problem.n, along)
@@ -155,6 +207,9 @@ def tiles(problem: Problem, config: Config) -> tuple[int, int]:
 
 def programs(problem: Problem, config: Config) -> int:
     """Of a launch."""
+    if config.order == "windows":
+        tile = config.cols if problem.kind == "forward" else config.rows
+        return problem.o // tile * shares(problem, config)[1]
     columns = cdiv(problem.columns, config.cols)
     if problem.kind == "wgrad":
         return cdiv(problem.o, config.rows) * columns * config.splits
@@ -176,4 +231,4 @@ def bytes(problem: Problem, config: Config) -> int:
     y += problem.pool * y // item
     if problem.kind == "dgrad":
         return y + filters * item + problem.n * problem.c * problem.h * problem.w * item
-    return y + x + config.splits * filters * 4
+    return y + x + partials(problem, config) * 4

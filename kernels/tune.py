@@ -188,6 +188,7 @@ def _pass(
         best = found.seconds[winner]
         line += f"; {winner} {1e6 * best:.1f} us, {found.cudnn / best:.2f} times as fast"
         entry = {"config": str(winner), "seconds": best, "cudnn": found.cudnn}
+        entry |= launches.tried(configs)
         record(chip, here, "launches", job.name, entry)
     return line, {
         "cudnn": found.cudnn,

@@ -9,10 +9,10 @@ of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a com
     old text ==> new text
 
 Old text occurs exactly once in the module. Each mutant is tried on a copy of the tree by the general kernel
-tests of the module's ops and by tests/test_OP.py, where there is one, after the module as it is. A mutant is
-caught when a test fails, or when the tests crash, or run out of time, as a loop without an end does; one that
-cannot be imported is a mistake in the list. Exit status 1 if one survives, or if a list is missing, wrong or
-shorter than FEWEST; 2 for an unknown NAME.
+tests of the module's ops, and by tests/test_NAME.py and tests/test_OP.py, where there are any, after the
+module as it is. A mutant is caught when a test fails, or when the tests crash, or run out of time, as a loop
+without an end does; one that cannot be imported is a mistake in the list. Exit status 1 if one survives, or
+if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
 """
 
 from __future__ import annotations
@@ -82,10 +82,11 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
         if mutant.old:
             path = copy / "kernels" / f"{mutant.module}.py"
             path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        own = (f"tests/test_{op}.py" for op in ops)
+        names = list(dict.fromkeys((mutant.module, *ops)))
+        own = (f"tests/test_{name}.py" for name in names)
         files = [*(file for file in own if (copy / file).exists()), "tests/test_kernels.py"]
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
-        command += ["-k", " or ".join(ops)]
+        command += ["-k", " or ".join(names)]
         try:
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:

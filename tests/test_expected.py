@@ -29,9 +29,10 @@ def runs(name: str) -> list[dict]:
 
 @cache
 def expectation(name: str) -> expected.Expectation:
-    """Of the recipe and the choice of kernels of a ledger."""
+    """Of the recipe and the choice of kernels of a ledger, without the forms that there were not then."""
     run = runs(name)[0]
-    return expected.of(settings.from_fields(run["recipe_fields"]), run["execution"]["kernels"], H200)
+    with launches.as_measured():
+        return expected.of(settings.from_fields(run["recipe_fields"]), run["execution"]["kernels"], H200)
 
 
 # Runs of reference, mix and triton of record94 as it was, of record94 as it is, and of seed.
@@ -45,7 +46,10 @@ def test_record94_is_expected_below_0_70_s_with_the_tuned_kernels():
     found = expected.of(hlb.recipe("record94"), "tuned", H200)
     assert found.seconds <= 0.70
     assert found.seconds < 0.85 * expectation("hard").seconds
-    assert found.measured_share > 0.6 and found.shares["modelled"] < 0.02
+    assert found.measured_share > 0.6 and found.shares["modelled"] < 0.06  # the form by windows, mostly
+    with launches.as_measured():
+        measured = expected.of(hlb.recipe("record94"), "tuned", H200)
+    assert measured.shares["modelled"] < 0.02 and measured.seconds > found.seconds
     assert sum(found.shares.values()) == pytest.approx(1)
 
 

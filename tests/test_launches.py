@@ -78,8 +78,8 @@ def test_a_recipe_pass_does_little_more_than_the_useful_work(cc, dtype):
     for problem in recipe_passes(dtype):
         if (problem.kind, problem.c) != ("dgrad", 24):  # whose 24 columns are 32
             found = {launches.choose(problem, TARGETS[cc]), *candidates.candidates(problem, TARGETS[cc])}
-            ratio = max(tiling.flops(problem, config) for config in found) / tiling.useful(problem)
-            assert ratio <= most[problem.kind], problem
+            done = [tiling.flops(problem, config) for config in found if config.order != "windows"]
+            assert max(done) / tiling.useful(problem) <= most[problem.kind], problem
 
 
 @pytest.mark.parametrize("cc", TARGETS)
@@ -126,7 +126,8 @@ def test_wgrad_is_split_until_it_fills_the_chip():
 
 def test_wgrad_of_24_channels_may_take_wide_tiles_that_waste_a_little():
     problem = Problem("wgrad", 1536, 31, 31, 24, 64, pool=True)
-    config = launches.choose(problem, H200)
+    with launches.only(order="rows"):
+        config = launches.choose(problem, H200)
     assert config.cols >= 128  # of 9 * 24 columns, which are padded to 256
     narrow = replace(config, cols=32)
     assert candidates.model(problem, config, H200) < 0.8 * candidates.model(problem, narrow, H200)
