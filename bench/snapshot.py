@@ -22,10 +22,10 @@ UPDATE = "python -m bench gate --static --update"
 CHECK = "python -m kernels check --json"
 
 # Section -> its columns. Work is of a call, by kernel; of launches, what follows `instructions` are those of
-# them that do this or that.
+# them that do this or that, and those of the hottest loop.
 SECTIONS = {
     "work": ("bytes", "flops"),
-    "launches": ("registers", "stack", "shared memory", "instructions", *list(sass.GROUPS)[1:]),
+    "launches": ("registers", "stack", "shared memory", "instructions", *sass.COUNTED[1:]),
 }
 
 Numbers = dict[str, int]  # by column
@@ -120,7 +120,7 @@ def entries(found: dict) -> Sections:
     for one in found["launches"]:
         for chip, code in one["chips"].items():
             if not code["error"]:
-                groups = (code["instructions"][group] for group in sass.GROUPS)
+                groups = (code["instructions"][group] for group in sass.COUNTED)
                 whole = code["registers"], code["stack"], code["shared"], *groups
                 add("launches", one["key"], chip, dict(zip(SECTIONS["launches"], whole, strict=True)))
     for one in found["work"]:

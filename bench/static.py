@@ -56,6 +56,7 @@ LIMITS = {
     "shared": Limit(1.10, 4),
     "local": Limit(1),
     "barrier": Limit(1.10, 2),
+    "loop": Limit(1.05, 4),
 }
 RANKS = ("worse", "better", "new", "")  # what is said of a change; nothing within the limits
 KEPT = ("tensor", "async")  # instructions of which some must stay where some were

@@ -13,6 +13,7 @@ import math
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -39,7 +40,7 @@ TYPES = {
 class Compiled:
     """A launch on one chip. `widths` maps a pointer argument to the bytes of its narrowest and widest access,
     of those whose address differs between threads; `uniform` names the arguments of all other accesses.
-    `instructions` has as many of each group as `sass.counts` finds.
+    `instructions` has as many of each group, and in the hottest loop, as `sass.counts` finds.
     """
 
     cc: int
@@ -128,6 +129,7 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" \n^")]
         return broken(launch, cc, f"{type(error).__name__}: {' ... '.join(lines[:1] + lines[1:][-2:])}"[:400])
     registers, stack = _resources(binary.asm["cubin"])
+    code = sass.read(binary.asm["cubin"], cc)
     arguments = [name for name, kind in types.items() if kind != "constexpr"]
     pointers = {i: name for i, name in enumerate(arguments) if types[name].startswith("*")}
     by_thread, uniform = ptx.accesses(binary.asm["ptx"])
@@ -139,7 +141,7 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
         num_warps=launch.num_warps,
         widths={pointers[i]: (min(w), max(w)) for i, w in sorted(by_thread.items()) if i in pointers},
         uniform=tuple(pointers[i] for i in sorted(uniform) if i in pointers),
-        instructions=sass.counts(binary.asm["cubin"], cc),
+        instructions=sass.counts(code, cc),
         faults=tuple(
             dot_faults(binary.asm["ttir"], binary.asm["ttgir"], binary.asm["ptx"], launch.num_stages)
             + (wgmma_faults(binary.asm["ttgir"]) if cc == 90 and launch.num_warps >= 4 else [])
@@ -207,6 +209,27 @@ def wgmma_faults(ttgir: str) -> list[str]:
     return (
         ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in found) else []
     )
+
+
+SERIAL = "the assembler lets every wgmma end before the next"
+
+
+def assembler_faults(asked: Counter[int], asked_waits: int, done: Counter[int], waits: int) -> list[str]:
+    """What the assembler has made of the products of 9.0, by their columns, and of waits for all of them.
+
+    Where it cannot tell that nothing touches the sums of a product under way, it waits after each, in the
+    whole kernel (its warnings C7514, C7515); and its 12.8 and 12.9 were seen to leave products out. It may
+    write code twice, products and waits alike: more products than were asked for are none too few, and a
+    wait for each of them is one for each of those asked for.
+    """
+    faults = []
+    if sum(asked.values()) > asked_waits and 0 < sum(done.values()) <= waits:
+        faults.append(SERIAL)
+    return faults + [
+        f"the assembler leaves out {number - done[columns]} of {number} wgmmas of {columns} columns"
+        for columns, number in sorted(asked.items())
+        if done[columns] < number
+    ]
 
 
 def loops(ir: str) -> list[str]:

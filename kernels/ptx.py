@@ -1,4 +1,4 @@
-"""How wide a kernel's accesses to device memory are, read from its PTX.
+"""How wide a kernel's accesses to device memory are, read from its PTX, and what it asks of wgmma.
 
 A small data-flow analysis: which parameters each register is computed from, and whether it differs between
 threads. PTX names its registers afresh, so the order of instructions does not matter: one set for each
@@ -8,7 +8,7 @@ register, grown until nothing changes, is exact enough.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 THREAD = "thread"  # stands for the thread's index among the things that a register depends on
@@ -100,3 +100,9 @@ def accesses(ptx: str) -> tuple[dict[int, set[int]], set[int]]:
             else:
                 uniform.add(parameter)
     return dict(widths), uniform
+
+
+def wgmmas(ptx: str) -> tuple[Counter[int], int]:
+    """(number of products of 9.0 by their columns, number of waits until all of them are done)"""
+    columns = re.findall(r"wgmma\.mma_async\.\S*\.m64n(\d+)k", ptx)
+    return Counter(map(int, columns)), len(re.findall(r"wgmma\.wait_group\.\S*\s+0;", ptx))

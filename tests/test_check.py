@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,17 @@ from rich.console import Console
 
 from bench import snapshot, static
 from kernels import CATALOGUE, __main__, check, chips, launch, ptx, sass
-from kernels.aot import TYPES, Compiled, dot_faults, identity, loops, signature, wgmma_faults
+from kernels.aot import (
+    SERIAL,
+    TYPES,
+    Compiled,
+    assembler_faults,
+    dot_faults,
+    identity,
+    loops,
+    signature,
+    wgmma_faults,
+)
 from kernels.launch import Launch, box, tl, triton
 
 pytestmark = pytest.mark.skipif(not launch.INSTALLED, reason="triton is not installed")
@@ -150,6 +161,61 @@ def test_groups_of_instructions(group, own, others):
     own, others = own.split(), others.split()
     found = sass.grouped(Counter({name: 10**i for i, name in enumerate(own)} | dict.fromkeys(others, 10**9)))
     assert found[group] == int("1" * len(own))
+
+
+def coded(*lines: str) -> sass.Code:
+    """A function for 9.0: names of instructions, some with @P0 before it or a place to go to behind it."""
+    found = []
+    for i, line in enumerate(lines):
+        sometimes, name, to = re.fullmatch(r"(@P0 )?(\w+) ?(\d+)?", line).groups()
+        step = (int(to or 0) - i - 1) * sass.SIZE // 4 % 2**56
+        low = 0x947 | (0 if sometimes else 7) << 12 | (step & 0xFF) << 16 | step >> 8 << 34
+        found.append(sass.Instruction(name, low % 2**64, step >> 38 | 7 << 23))
+    return [found]
+
+
+@pytest.mark.parametrize(
+    "lines, instructions",
+    [
+        ("MOV LDG EXIT BRA@3", 0),  # what is never reached is no loop
+        ("MOV LDG IADD @BRA@1 EXIT", 3),
+        ("MOV LDG NOP @BRA@1 EXIT", 2),
+        ("MOV IADD @BRA@1 EXIT", 2),  # without memory too
+        ("MOV LDG LDG @BRA@1 HMMA @BRA@4 EXIT", 2),  # the one with a product
+        ("MOV LDG LDG @BRA@1 LDG @BRA@4 EXIT", 3),  # else the longer one
+        ("MOV LDG HMMA @BRA@2 STG STG @BRA@1 EXIT", 2),  # the inner one
+        # One that tries a barrier again, behind the end, is part of the loop that may go there.
+        ("MOV SYNCS @BRA@7 HMMA LDS @BRA@1 EXIT SYNCS @BRA@7 BRA@3", 8),
+        ("MOV @BRA@5 LDG @BRA@2 EXIT LDG LDG BRA@2", 2),  # a way into it, from behind it, is not
+    ],
+)
+def test_instructions_of_the_hottest_loop(lines, instructions):
+    words = (line.replace("@BRA", "@P0 BRA").replace("BRA@", "BRA ") for line in lines.split())
+    assert sass.counts(coded(*words), 90)["loop"] == instructions
+
+
+@pytest.mark.parametrize(
+    "asked, asked_waits, done, waits, faults",
+    [
+        ({}, 0, {}, 0, []),
+        ({64: 4}, 1, {64: 4}, 1, []),
+        ({64: 4}, 1, {64: 4}, 4, [SERIAL]),
+        ({64: 2, 32: 2}, 1, {64: 2, 32: 2}, 5, [SERIAL]),
+        ({64: 4}, 1, {64: 28}, 7, []),  # a loop is written seven times
+        ({64: 4}, 1, {64: 28}, 28, [SERIAL]),
+        ({64: 1}, 1, {64: 1}, 1, []),  # each was to be waited for
+        ({64: 4}, 1, {64: 3}, 1, ["the assembler leaves out 1 of 4 wgmmas of 64 columns"]),
+        ({64: 4, 32: 4}, 1, {64: 8}, 1, ["the assembler leaves out 4 of 4 wgmmas of 32 columns"]),
+        ({64: 4}, 1, {}, 0, ["the assembler leaves out 4 of 4 wgmmas of 64 columns"]),
+    ],
+)
+def test_the_assembler_keeps_products_and_lets_them_overlap(asked, asked_waits, done, waits, faults):
+    assert assembler_faults(Counter(asked), asked_waits, Counter(done), waits) == faults
+
+
+def test_what_ptx_asks_of_wgmma():
+    waits = "wgmma.wait_group.sync.aligned 1;\nwgmma.wait_group.sync.aligned 0;"
+    assert ptx.wgmmas(f"{MMA}\n{MMA}\n{MMA.replace('n16', 'n256')}\n{waits}") == ({16: 2, 256: 1}, 1)
 
 
 # Dots and loops, from Triton's IR
@@ -569,8 +635,8 @@ def test_the_static_gate_finds_the_committed_baseline_in_a_cold_compilation(chec
     assert static.run(Console(quiet=True), ["cross_entropy"], None, file, False, None, summary) == 0
 
 
-BAD_KERNELS = """
-import json, os, subprocess, tempfile, torch
+BAD_KERNELS = r"""
+import json, os, re, subprocess, tempfile, torch
 from collections import Counter
 from kernels import sass
 from kernels.aot import compile_launch
@@ -600,6 +666,17 @@ def _dot(p_x, p_y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
     tl.store(p_y + o[:, None] * BLOCK + o[None, :], acc)
 
 @triton.jit
+def _serial(p_x, p_y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    k = tl.arange(0, STEP)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for i in range(0, n, STEP):
+        a = tl.load(p_x + o[:, None] * n + (i + k)[None, :])
+        b = tl.load(p_x + o[None, :] * n + (i + k)[:, None])
+        acc = tl.dot(tl.where(a > 0, a, 0.0).to(tl.float16), b, acc)  # of values in registers
+    tl.store(p_y + o[:, None] * BLOCK + o[None, :], acc)
+
+@triton.jit
 def _wrong(p_x, p_y, n, BLOCK: tl.constexpr):
     tl.store(p_y + tl.arange(0, BLOCK), tl.zeros((2 * BLOCK,), tl.float32))
 
@@ -614,6 +691,11 @@ with recording() as launches:
     launch(_wrong, (4,), x, x, 65536, BLOCK=1024)
 names = ("good", "spilling", "strided", "dot", "large", "bytes", "wrong")
 found = {name: violations(one, compile_launch(one, 80)) for name, one in zip(names, launches)}
+with recording() as wide:
+    for kernel in (_dot, _serial):
+        launch(kernel, (4,), half, x, 512, BLOCK=64, STEP=64, num_stages=3)
+for name, one in zip(("overlapping", "serial"), wide):
+    found[name] = violations(one, compile_launch(one, 90))
 
 class Driver:  # of a GPU that is not there
     get_current_device = get_current_stream = lambda self, device=0: 0
@@ -626,7 +708,26 @@ for one in launches[:6]:
     one.kernel.warmup(*one.arguments, **options, **one.constants)
 found["new in the cache"] = sorted(set(os.listdir(os.environ["TRITON_CACHE_DIR"])) - cached)
 
-count, whole = sass.counts, {}
+read, whole, products = sass.read, {}, {}
+
+def loop(text):
+    # Instructions of the loop with a product, and of what it passes through behind it.
+    found = re.findall(r"^(?:(\.L\w+):|\s+/\*([0-9a-f]{4,})\*/\s+(.*?) *;)", text, re.M)
+    labels, lines = {}, []
+    for label, _, line in found:
+        labels |= {label: len(lines)} if label else {}
+        lines += [line] * (not label)
+    to = [re.search(r"BRA.*`\((\.L\w+)\)", line) for line in lines]
+    goes = {i: labels[label[1]] for i, label in enumerate(to) if label}
+    spans = [range(to, i + 1) for i, to in goes.items() if any("MMA" in line for line in lines[to : i + 1])]
+    (span,) = (span for span in spans if span.start < span.stop - 1)
+    inside = set(span)
+    for i in span:
+        there = goes.get(i, 0)
+        end = next(k for k in range(there, len(lines)) if lines[k].startswith(("BRA", "EXIT")))
+        if there > span.stop and goes.get(end) in span:
+            inside |= set(range(there, end + 1))
+    return len([i for i in inside if not lines[i].startswith("NOP")])
 
 def disassembled(cubin, cc):  # all of it, which takes longer
     with tempfile.NamedTemporaryFile() as file:
@@ -634,12 +735,17 @@ def disassembled(cubin, cc):  # all of it, which takes longer
         file.flush()
         command = (triton.knobs.nvidia.nvdisasm.path, "-ndf", "-c", file.name)
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    whole[cc] = sass.grouped(Counter(sass.names(text)))
-    return count(cubin, cc)
+    whole[cc] = sass.grouped(Counter(sass.names(text))) | {"loop": loop(text)}
+    waits = text.count("WARPGROUP.DEPBAR.LE gsb0, 0x0")
+    code = read(cubin, cc)
+    products[cc] = sass.wgmmas(code), (Counter(map(int, re.findall(r"HGMMA\.64x(\d+)x", text))), waits)
+    return code
 
-sass.counts = disassembled
+sass.read = disassembled
+compile_launch(wide[1], 90)
+serial = products[90]
 counted = {cc: compile_launch(launches[3], cc).instructions for cc in (80, 90, 100)}
-print(json.dumps(found | {"counted": counted, "disassembled": whole}))
+print(json.dumps(found | {"counted": counted, "disassembled": whole, "products": serial}))
 """
 
 
@@ -670,7 +776,7 @@ def test_a_kernel_that_breaks_a_rule_fails(faults, kernel, message):
     assert any(fault.startswith(message) for fault in faults[kernel]), faults[kernel]
 
 
-@pytest.mark.parametrize("kernel", ["good", "dot"])
+@pytest.mark.parametrize("kernel", ["good", "dot", "overlapping"])
 def test_a_kernel_that_breaks_none_passes(faults, kernel):
     assert faults[kernel] == []
 
@@ -678,6 +784,8 @@ def test_a_kernel_that_breaks_none_passes(faults, kernel):
 def test_instructions_counted_by_opcode_are_those_of_the_whole_disassembly(faults):
     assert faults["counted"].keys() == {"80", "90", "100"}
     assert faults["counted"] == faults["disassembled"]
+    decoded, read = faults["products"]
+    assert decoded == read == [{"64": 4}, 4]
 
 
 @pytest.mark.parametrize("cc", ["80", "90", "100"])
