@@ -145,6 +145,7 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
         faults=tuple(
             dot_faults(binary.asm["ttir"], binary.asm["ttgir"], binary.asm["ptx"], launch.num_stages)
             + (wgmma_faults(binary.asm["ttgir"]) if cc == 90 and launch.num_warps >= 4 else [])
+            + assembler_faults(*ptx.wgmmas(binary.asm["ptx"]), *sass.wgmmas(code))
         ),
     )
 

@@ -4,7 +4,8 @@
 launch on each chip, `compile_all` compiles that, `judge` applies the rules:
 
 - no local-memory stack, so no register is spilled; shared memory within the chip's limit; a possible grid;
-- tensor-core instructions for every `tl.dot` of float16, bfloat16 and tf32, those of 9.0 (wgmma) there;
+- tensor-core instructions for every `tl.dot` of float16, bfloat16 and tf32, those of 9.0 (wgmma) there, of
+  which the assembler leaves out none and lets one begin before the last one ends;
 - an asynchronous copy in every loop that loads for a `tl.dot`, where the launch asks for pipeline stages;
 - 16-byte accesses wherever each thread has an address of its own and rows are multiples of 16 bytes, but for
   the arguments that the SPEC names in `narrow`; and those really are accessed in narrower pieces somewhere.

@@ -13,6 +13,8 @@ Source: Chetlur et al., arXiv 1410.0759 (implicit matrix product).
 
 from __future__ import annotations
 
+from math import prod
+
 from torch import Tensor
 
 from . import tiling, window_gradients
@@ -57,9 +59,11 @@ def _conv_dgrad(
     first_wide = first.to(tl.int64)
     p_dz += first_wide * (DH * DW * OUT)
     p_argmax += first_wide * (DH * DW * OUT)
+    # Of smaller filters, pixels at the end may lie in no window that pooling keeps.
+    FULL: tl.constexpr = H - VH < SIZE - PAD and W - VW < SIZE - PAD
     b_dx = product(
         p_dz, p_argmax, p_filters, d_dz, d_argmax, d_filters, first, image, m_rows, y, x, start,
-        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, EXPAND, True, UPCAST, PRECISION,
+        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, FULL, EXPAND, True, UPCAST, PRECISION,
         ROWS, COLS, DEPTH,
     )  # fmt: skip
     columns = start + tl.arange(0, COLS)[None, :]
@@ -89,6 +93,7 @@ def _conv_wgrad(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     IMAGES: tl.constexpr,
+    LEAST: tl.constexpr,  # 1: each program has a step, and without a way around the loop wgmmas can overlap
     EXPAND: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -118,9 +123,11 @@ def _conv_wgrad(
         steps = height * width * blocks
     else:
         steps = tl.cdiv(n * (VH * VW), DEPTH)
-    share = tl.cdiv(steps, splits)
+    begin, end = steps * split // splits, steps * (split + 1) // splits
     b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for step in tl.range(split * share, tl.minimum(split * share + share, steps)):
+    if LEAST:
+        tl.assume(begin < end)
+    for step in tl.range(begin, end):
         if IMAGES:
             first, image = step % blocks * DEPTH, tl.arange(0, DEPTH)[:, None]
             m_rows = first + image < n  # [DEPTH, 1]
@@ -175,6 +182,20 @@ def dgrad(
     )
 
 
+def fewest_steps(problem: Problem, config: Config) -> int:
+    """Of a tile of wgrad; where padding is skipped, of the one whose tap the fewest outputs have."""
+    kept = problem.kept
+    if config.order == "rows":
+        return cdiv(problem.n * prod(kept), config.depth)
+    if not tiling.flat(problem, config):
+        extents, pad, size = (problem.h, problem.w), problem.pad, problem.size
+        kept = [
+            min(min(extent + pad - r, outputs) - max(pad - r, 0) for r in range(size))
+            for extent, outputs in zip(extents, kept)
+        ]
+    return cdiv(problem.n, config.depth) * prod(kept)
+
+
 def wgrad(
     problem: Problem, config: Config, dz: Tensor, argmax: Tensor | None, x: Tensor, d_filters: Tensor
 ) -> None:
@@ -196,6 +217,7 @@ def wgrad(
         images_box(dz, config, config.depth, config.rows),
         images_box(argmax, config, config.depth, config.rows),
         images_box(x, config, config.depth, config.cols),
+        LEAST=min(1, fewest_steps(problem, config) // config.splits),
         **_extents(problem, dz, argmax),
         **constants(problem, config),
     )

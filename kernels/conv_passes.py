@@ -111,6 +111,7 @@ def product(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     IMAGES: tl.constexpr,
+    FULL: tl.constexpr,
     EXPAND: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -121,7 +122,8 @@ def product(
 ):
     """Sum over taps (r, s) and channels of x at (y + r - PAD, x + s - PAD) times filters: [ROWS, COLS].
 
-    filters [OUT, SIZE, SIZE, C]; TRANSPOSED, they are [C, SIZE, SIZE, OUT], and taps count backwards.
+    filters [OUT, SIZE, SIZE, C]; TRANSPOSED, they are [C, SIZE, SIZE, OUT], and taps count backwards. FULL
+    says that each place has a tap whose pixel is there: without a way around the loop wgmmas can overlap.
     """
     TAPS: tl.constexpr = SIZE * SIZE
     FLAT: tl.constexpr = C % DEPTH != 0  # then a step of depth may go over several taps
@@ -135,6 +137,8 @@ def product(
     else:
         r0, s0, width, taps = 0, 0, SIZE, TAPS
     b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
+    if SKIP and FULL:
+        tl.assume(taps * STEPS > 0)
     for step in tl.range(0, STEPS if FLAT else taps * STEPS):
         if FLAT:
             depth = step * DEPTH + tl.arange(0, DEPTH)  # [DEPTH], as are tap and channel
@@ -224,7 +228,8 @@ def _conv_fwd(
             b_next = product(
                 p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows,
                 oy * 2 + place // 2, ox * 2 + place % 2, start,
-                H, W, H, W, C, OUT, SIZE, PAD, IMAGES, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
+                H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION,
+                ROWS, COLS, DEPTH,
             )  # fmt: skip
             if not NORM:  # the argmax and the statistics are of what is stored
                 b_next = b_next.to(p_out.dtype.element_ty).to(tl.float32)
@@ -234,10 +239,11 @@ def _conv_fwd(
     else:
         b_u = product(
             p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows, oy, ox, start,
-            H, W, H, W, C, OUT, SIZE, PAD, IMAGES, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
+            H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
         )  # fmt: skip
         if not NORM:
-            b_u = b_u.to(p_out.dtype.element_ty).to(tl.float32)
+            # Rounded at once, the assembler takes it for part of the loop, and no two wgmmas overlap.
+            b_u = (b_u + 0.0).to(p_out.dtype.element_ty).to(tl.float32)
 
     columns = start + tl.arange(0, COLS)[None, :]
     m_columns = columns < OUT

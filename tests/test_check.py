@@ -770,6 +770,7 @@ def faults(tmp_path_factory):
         ("large", "shared memory: "),
         ("bytes", "a loop around a dot loads without asynchronous copies"),
         ("wrong", "does not compile: "),
+        ("serial", SERIAL),
     ],
 )
 def test_a_kernel_that_breaks_a_rule_fails(faults, kernel, message):

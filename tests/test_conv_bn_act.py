@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_near
 
-from kernels import chips, conv, conv_bn_act, launch, launches, tiling
+from kernels import chips, conv, conv_bn_act, conv_gradients, launch, launches, measure, tiling
 from kernels.chips import AIMED_AT
 from kernels.compare import check, execute
 from kernels.conv import make_filters, make_images
 from kernels.counting import counting
+from kernels.launch import cdiv
 from kernels.launches import ALL
 from kernels.spec import Case
-from kernels.tiling import Problem
+from kernels.tiling import Config, Problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-12
@@ -322,6 +323,38 @@ def test_descriptors_are_of_matrices():
     boxes = [a for one in launched for a in one.arguments if isinstance(a, launch.TensorDescriptor)]
     assert [one.block_shape for one in boxes] == [[16, 32], [32, 32], [32, 16], [32, 32]]
     assert {tuple(one.shape) for one in boxes} == {(17, 3 * 2 * 32), (32, 9 * 32)}
+
+
+@pytest.mark.parametrize(
+    "problem, splits",
+    [
+        (Problem("dgrad", 2, 3, 3, 16, 16, size=1, pool=True), 1),  # the last pixels are in no window
+        (Problem("wgrad", 2, 1, 1, 16, 16), 1),  # eight taps of nine have no output
+        (Problem("wgrad", 2, 2, 2, 16, 16), 3),  # more programs than some taps have outputs
+    ],
+)
+def test_a_tile_may_have_nothing_to_add_up(problem, splits):
+    problem = replace(problem, dtype=torch.float32)
+    t = measure.tensors(problem, DEVICE)
+    measure.kernel(problem, Config("images", 16, 16, 16, 1, 2, splits=splits), t)()
+    assert not measure.wrong(problem, t, measure.expected(problem, t))
+
+
+@pytest.mark.parametrize("extents, size", [((4, 7), 3), ((1, 3), 3), ((5, 6), 2), ((3, 3), 1)])
+@pytest.mark.parametrize("pool", [False, True])
+def test_the_fewest_steps_are_those_of_the_tap_of_the_fewest_outputs(extents, size, pool):
+    problem = Problem("wgrad", 40, *extents, 32, 16, size, pool and min(extents) > 1)
+    (h, w), (oh, ow), pad = extents, problem.kept, problem.pad
+    outputs = [
+        sum(0 <= y + r - pad < h and 0 <= x + s - pad < w for y in range(oh) for x in range(ow))
+        for r in range(size)
+        for s in range(size)
+    ]
+    config = Config("images", 16, 16, 16, 1, 2)
+    fewest = conv_gradients.fewest_steps
+    assert fewest(problem, config) == 3 * min(outputs)
+    assert fewest(replace(problem, c=24), config) == 3 * oh * ow  # of taps together nothing is skipped
+    assert fewest(problem, replace(config, order="rows")) == cdiv(40 * oh * ow, 16)
 
 
 def test_no_gradient_of_x_is_computed_where_none_is_wanted():
