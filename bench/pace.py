@@ -47,7 +47,6 @@ ISSUED = 4 * CHIP.multiprocessors * CLOCK  # instructions of warps a second
 OVERLAP = 0.86
 LATENCY = 6 / CLOCK  # seconds of an instruction of a warp that few others stand beside
 RECIPES = ("record94", "seed")
-WAS = {}  # kernel -> the one that it was measured as
 
 Numbers = dict[str, Any]
 
@@ -106,43 +105,41 @@ def modelled(launch: Numbers, bytes: int, case: Case) -> Numbers:
     }
 
 
-def of_recipes(record: Numbers) -> dict[tuple[str, str], Numbers]:
-    """(recipe, kernel) -> of its launches in a check's record the most registers and shared memory, the mean
-    of the rest, and their `codes`.
-    """
+def by_case(record: Numbers) -> dict[tuple[str, str, str], list[Numbers]]:
+    """(kernel, op, case) -> its launches in a check's record, of cases of RECIPES in float16."""
     work = {(w["op"], w["case"]): w["chips"].get(CC, {}) for w in record["work"] if w["dtype"] == "float16"}
     cases = {(op, case.name): case for op in record["names"] for case in CATALOGUE[op].cases}
-    found, codes = defaultdict(list), defaultdict(list)
+    found = defaultdict(list)
     for launch in record["launches"]:
         for name in launch["cases"]:
             moved = work.get((launch["op"], name), {}).get(launch["kernel"])
             if launch["dtype"] == "float16" and CC in launch["chips"] and moved and recipe_of(name):
-                key = recipe_of(name), launch["kernel"]
-                found[key].append(modelled(launch, moved["bytes"], cases[launch["op"], name]))
-                codes[key].append([launch["grid"], launch["warps"], launch["chips"][CC]["instructions"]])
-    return {
-        key: {
-            **{of: max(one[of] for one in launches) for of in ("registers", "shared")},
-            **{of: statistics.fmean(one[of] for one in launches) for of in ("instructions", "modelled")},
-            "codes": sorted(map(json.dumps, codes[key])),
-        }
-        for key, launches in found.items()
+                numbers = modelled(launch, moved["bytes"], cases[launch["op"], name])
+                code = [launch["grid"], launch["warps"], launch["chips"][CC]["instructions"]]
+                found[launch["kernel"], launch["op"], name].append(numbers | {"code": code})
+    return found
+
+
+def together(launches: list[Numbers]) -> Numbers:
+    """The most registers and shared memory, the mean of the rest."""
+    return {of: max(one[of] for one in launches) for of in ("registers", "shared")} | {
+        of: statistics.fmean(one[of] for one in launches) for of in ("instructions", "modelled")
     }
 
 
 def compare(before: Numbers, after: Numbers) -> list[Numbers]:
-    """A row for each kernel of a recipe that is launched by other code than before."""
-    there, here = of_recipes(before), of_recipes(after)
+    """A row for each kernel of a recipe that both records have, at the same cases, in different code."""
+    there, here = by_case(before), by_case(after)
+    sides: dict[tuple[str, str], tuple[list, list]] = defaultdict(lambda: ([], []))
+    for kernel, op, case in sorted(there.keys() & here.keys()):
+        for side, launches in zip(sides[recipe_of(case), kernel], (there, here)):
+            side += launches[kernel, op, case]
     rows = []
-    for (recipe, kernel), now in sorted(here.items()):
-        was = there.get((recipe, WAS.get(kernel, kernel)))
-        if was is None or was["codes"] == now["codes"]:
-            continue
-        sides = {"before": was, "after": now}
-        numbers = {side: {of: v for of, v in one.items() if of != "codes"} for side, one in sides.items()}
-        rows.append(
-            {"recipe": recipe, "kernel": kernel, **numbers, "factor": now["modelled"] / was["modelled"]}
-        )
+    for (recipe, kernel), both in sorted(sides.items()):
+        was, now = map(together, both)
+        if [one["code"] for one in both[0]] != [one["code"] for one in both[1]]:
+            factor = now["modelled"] / was["modelled"]
+            rows.append({"recipe": recipe, "kernel": kernel, "before": was, "after": now, "factor": factor})
     return rows
 
 

@@ -40,6 +40,8 @@ OF_KERNELS = {
     "conv_bn_act, the rest": r"reduce_kernel<128, 4.*float",
     "pool_head, the rest": r"simt_sgemm|splitKreduce",
     "cross_entropy, the rest": r"reduce_kernel<512, 1.*float",
+    "se_gate, the rest": r"xmma_gemm_f32f32|_fused_gelu_\d|_fused_sum_\d",
+    "stem, the rest": r"gemmSN_NN",
 }
 OF_REFERENCES = {
     "": CONVOLUTION
@@ -55,11 +57,13 @@ PROFILES = {
     "record94": {"tri": OF_KERNELS, "mix": OF_REFERENCES},
     "seed": {"seed-tri": OF_KERNELS, "seed-ref": OF_REFERENCES},
 }
-# What PyTorch's operators did beside a kernel that does it now: measured then, and gone.
+# Operators of PyTorch beside a kernel: what it has spared of them since it was measured is counted with it.
 BESIDE = {
     "conv_bn_act, the rest": "_sums",
     "pool_head, the rest": "_pool_head_bwd",
     "cross_entropy, the rest": "_cross_entropy",
+    "se_gate, the rest": "_se_gate_bwd",
+    "stem, the rest": "_stem_bwd",
 }
 
 
@@ -90,14 +94,21 @@ def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> di
     of = passes_of(recipe, choice)
     names = {name: name for name in of if name.startswith("_")}
     seconds: Counter = Counter({expected.BETWEEN: profile["remainder"]["ms"] / 1e3})
+    counts: Counter = Counter()
     for row in profile["rows"]:
         known = names.get(row["name"])
         fits = (name for name, pattern in patterns.items() if re.search(pattern, row["name"]))
-        seconds[known or next(fits, expected.BETWEEN)] += row["ms"] / 1e3
+        name = known or next(fits, expected.BETWEEN)
+        seconds[name] += row["ms"] / 1e3
+        counts[name] += row["count"]
     kept = (name for name in seconds if name and name in of)
     found = {name: {"seconds": seconds[name], **of[name]} for name in kept}
-    for gone in BESIDE.keys() & seconds.keys() - of.keys():
-        found[BESIDE[gone]]["beside"] = seconds[gone]
+    for rest in BESIDE.keys() & counts.keys():
+        spared = seconds[rest] * max(0.0, 1 - of.get(rest, Counter())["launches"] / counts[rest])
+        if rest in found:
+            found[rest]["launches"] = counts[rest]
+        if spared:
+            found[BESIDE[rest]]["beside"] = found[BESIDE[rest]].get("beside", 0.0) + spared
     return found
 
 
