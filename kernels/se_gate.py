@@ -280,6 +280,8 @@ SPEC = KernelSpec(
     reduction=lambda case: max(case.c, case.n),
     narrow={
         "p_z1": "a block of 16 images has fewer of these values than threads can read 16 bytes of",
+        "p_partial": "among others, a sum for each channel",
+        "p_rest": "there are fewer sums for biases than threads",
         **SUMS,
         "p_bias1": "fewer values than a warp has threads",
         "p_bias2": "fewer values than a warp has threads",
