@@ -104,7 +104,7 @@ def _se_gate_bwd(
     images = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     channels, hidden = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
     m_images, m_hidden = images < n, hidden < R
-    p_dweight1 = p_partial + tl.program_id(0) * (2 * R * C + R + C)
+    p_dweight1 = p_partial + tl.program_id(0).to(tl.int64) * (2 * R * C + R + C)
     p_dweight2 = p_dweight1 + R * C
     p_dbias1 = p_dweight2 + C * R
     p_dbias2 = p_dbias1 + R
