@@ -218,7 +218,7 @@ def _cudnn(problem: Problem, flops: int, bytes: int) -> Pass:
     return Pass("", problem.kind, "cuDNN", flops, bytes, tiling.useful(problem), problem=problem)
 
 
-BACKWARD = ("_stem_bwd", "_se_gate_bwd", "_pool_head_bwd")
+BACKWARD = ("_stem_bwd", "_se_gate_bwd", "_pool_head_bwd", "_sum_splits")
 CUDNN = tiling.Config("rows", 128, 128, 64, 8, 3)  # for bytes alone, which need splits only
 REPEATED = ("_gram", "_poly", "_apply")  # kernels of muon, launched in each step of its iteration
 

@@ -128,7 +128,7 @@ BLOCK_BWD = 16  # images of a program, backward: the depth of the smallest produ
 
 def _block(c: int) -> int:
     """Images of a program, forward."""
-    return max(1, ELEMENTS // power_of_2(c))
+    return max(1, min(16, ELEMENTS // power_of_2(c)))
 
 
 def _channels(c: int) -> int:
@@ -270,7 +270,6 @@ SPEC = KernelSpec(
     differentiable=("x", "weight"),
     reduction=lambda case: max(case.c, case.n),
     narrow={
-        "p_weight": "one row at a time, shared by all threads, from the cache",
         "p_logits": "rows of 10 classes are no multiple of 16 bytes",
         "p_dlogits": "rows of 10 classes are no multiple of 16 bytes",
         **SUMS,

@@ -9,12 +9,13 @@ b2 [c] -> gate [n, c], in the dtype of s (float32, float64 for float64). The gat
 than x in this network, the last convolution's output, which is why the op ends at the gate.
 
 Weights may be 16-bit, s and biases are float32. Products are three tf32 ones each, which is float32's
-precision on tensor cores. Backward, sums over images are those of a program's 16, in float32, added up by
-kernels/sums.py in a fixed order, so results repeat bit for bit.
+precision on tensor cores. A program has 16 images and a slice of the channels; the hidden values, or their
+gradients, which take all channels, each slice computes anew. Sums over a program's images are float32, and
+added up by kernels/sums.py in a fixed order, so results repeat bit for bit.
 
 Bytes: s read, the gate written forward; s, the gate and its gradient read, d s written backward, all float32
-[n, c]; the sums of each program. FLOPs: 4 * c * c / r per image, twice that backward. Source: Hu, Shen, Sun,
-arXiv 1709.01507.
+[n, c]; the sums of 16 images each. FLOPs: 4 * c * c / r per image, twice that backward. Source: Hu, Shen,
+Sun, arXiv 1709.01507.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def _se_gate_fwd(
     n,
     C: tl.constexpr,
     R: tl.constexpr,
+    SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -62,16 +64,23 @@ def _se_gate_fwd(
         b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_hidden[:, None] & m_c, other=0.0)
         b_z1 = tl.dot(b_s, tl.trans(b_weight1).to(tl.float32), b_z1, input_precision="tf32x3")
     b_z1 += tl.load(p_bias1 + hidden, mask=m_hidden, other=0.0)
-    tl.store(p_z1 + images * R + hidden, b_z1, mask=m_images & m_hidden)
+    tl.store(p_z1 + images * R + hidden, b_z1, mask=m_images & m_hidden & (tl.program_id(1) == 0))
 
     b_hidden = activate(b_z1, "gelu")  # 0 in the columns that are padding
-    for c in range(0, C, BLOCK_C):
+    for i in range(0, SLICE, BLOCK_C):
+        c = tl.program_id(1) * SLICE + i
         m_c = c + channels < C
         o_weight2 = (c + channels)[:, None] * R + hidden
         b_weight2 = tl.load(p_weight2 + o_weight2, mask=m_c[:, None] & m_hidden, other=0.0)
         b_z2 = tl.dot(b_hidden, tl.trans(b_weight2).to(tl.float32), input_precision="tf32x3")
         b_z2 += tl.load(p_bias2 + c + channels, mask=m_c, other=0.0)
         tl.store(p_gate + images * C + c + channels, tl.sigmoid(b_z2), mask=m_images & m_c)
+
+
+@triton.jit
+def _dz2(p_dgate, p_gate, o_all, m_all):
+    b_gate = tl.load(p_gate + o_all, mask=m_all, other=0.0)
+    return tl.load(p_dgate + o_all, mask=m_all, other=0.0) * b_gate * (1.0 - b_gate)
 
 
 @triton.jit
@@ -87,6 +96,7 @@ def _se_gate_bwd(
     n,
     C: tl.constexpr,
     R: tl.constexpr,
+    SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -94,46 +104,55 @@ def _se_gate_bwd(
     images = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     channels, hidden = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
     m_images, m_hidden = images < n, hidden < R
-    p_dweight1 = p_partial + tl.program_id(0) * (2 * R * C + R + C)
+    p_dweight1 = p_partial + tl.program_id(0).to(tl.int64) * (2 * R * C + R + C)
     p_dweight2 = p_dweight1 + R * C
     p_dbias1 = p_dweight2 + C * R
     p_dbias2 = p_dbias1 + R
     b_z1 = tl.load(p_z1 + images * R + hidden, mask=m_images & m_hidden, other=0.0)  # [BLOCK, BLOCK_R]
-    b_hidden = activate(b_z1, "gelu")  # 0 beyond the images and in the columns that are padding
     b_dhidden = tl.zeros([BLOCK, BLOCK_R], tl.float32)
     for c in range(0, C, BLOCK_C):
-        m_c = c + channels < C  # [BLOCK_C]
-        m_all, o_all = m_images & m_c, images * C + c + channels  # [BLOCK, BLOCK_C]
-        b_gate = tl.load(p_gate + o_all, mask=m_all, other=0.0)
-        b_dz2 = tl.load(p_dgate + o_all, mask=m_all, other=0.0) * b_gate * (1.0 - b_gate)
-        tl.store(p_dbias2 + c + channels, tl.sum(b_dz2, axis=0), mask=m_c)
-        o_weight2, m_weight2 = (c + channels)[:, None] * R + hidden, m_c[:, None] & m_hidden
+        o_all, m_all = images * C + c + channels, m_images & (c + channels < C)  # [BLOCK, BLOCK_C]
+        o_weight2, m_weight2 = (c + channels)[:, None] * R + hidden, (c + channels < C)[:, None] & m_hidden
         b_weight2 = tl.load(p_weight2 + o_weight2, mask=m_weight2, other=0.0)  # [BLOCK_C, BLOCK_R]
+        b_dz2 = _dz2(p_dgate, p_gate, o_all, m_all)
         b_dhidden = tl.dot(b_dz2, b_weight2.to(tl.float32), b_dhidden, input_precision="tf32x3")
-        b_dweight2 = tl.dot(tl.trans(b_dz2), b_hidden, input_precision="tf32x3")
+
+    b_hidden = activate(b_z1, "gelu")  # 0 beyond the images and in the columns that are padding
+    b_dz1 = b_dhidden * activation_slope(b_z1, "gelu")
+    tl.store(p_dbias1 + hidden, tl.sum(b_dz1, axis=0), mask=m_hidden & (tl.program_id(1) == 0))
+    for i in range(0, SLICE, BLOCK_C):
+        c = tl.program_id(1) * SLICE + i
+        m_c = c + channels < C  # [BLOCK_C]
+        o_all, m_all = images * C + c + channels, m_images & m_c
+        b_dz2 = _dz2(p_dgate, p_gate, o_all, m_all)  # again, from the cache
+        tl.store(p_dbias2 + c + channels, tl.sum(b_dz2, axis=0), mask=m_c)
+        b_dweight2 = tl.dot(tl.trans(b_dz2), b_hidden, input_precision="tf32x3")  # [BLOCK_C, BLOCK_R]
+        o_weight2, m_weight2 = (c + channels)[:, None] * R + hidden, m_c[:, None] & m_hidden
         tl.store(p_dweight2 + o_weight2, b_dweight2, mask=m_weight2)
 
-    b_dz1 = b_dhidden * activation_slope(b_z1, "gelu")
-    tl.store(p_dbias1 + hidden, tl.sum(b_dz1, axis=0), mask=m_hidden)
-    for c in range(0, C, BLOCK_C):
-        m_c = c + channels < C
-        m_all, o_all = m_images & m_c, images * C + c + channels
         o_weight1, m_weight1 = hidden[:, None] * C + c + channels, m_hidden[:, None] & m_c
         b_s = tl.load(p_s + o_all, mask=m_all, other=0.0)
-        b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_weight1, other=0.0)  # [BLOCK_R, BLOCK_C]
-        b_dweight1 = tl.dot(tl.trans(b_dz1), b_s, input_precision="tf32x3")
+        b_dweight1 = tl.dot(tl.trans(b_dz1), b_s, input_precision="tf32x3")  # [BLOCK_R, BLOCK_C]
         tl.store(p_dweight1 + o_weight1, b_dweight1, mask=m_weight1)
+        b_weight1 = tl.load(p_weight1 + o_weight1, mask=m_weight1, other=0.0)
         b_ds = tl.dot(b_dz1, b_weight1.to(tl.float32), input_precision="tf32x3")
         tl.store(p_ds + o_all, b_ds, mask=m_all)
 
 
 BLOCK = 16  # images of a program, the rows of a tensor-core tile
+SLICE = (
+    128  # channels for which a program computes what is of one channel; what is of all, it computes itself
+)
 
 
-def _constants(weight1: Tensor) -> dict:
-    r, c = weight1.shape
+def _blocks(c: int, r: int) -> dict[str, int]:
     block_c = min(64, max(16, power_of_2(c)))
-    return {"C": c, "R": r, "BLOCK": BLOCK, "BLOCK_C": block_c, "BLOCK_R": max(16, power_of_2(r))}
+    width = min(SLICE, cdiv(c, block_c) * block_c)
+    return {"SLICE": width, "BLOCK": BLOCK, "BLOCK_C": block_c, "BLOCK_R": max(16, power_of_2(r))}
+
+
+def _grid(n: int, c: int) -> tuple[int, int]:
+    return cdiv(n, BLOCK), cdiv(c, SLICE)
 
 
 @register("hlb::se_gate")
@@ -142,9 +161,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """(gate [n, c], z1 [n, c / r])"""
     gate, z1 = torch.empty_like(s), s.new_empty((len(s), len(weight1)))
-    grid = (cdiv(len(s), BLOCK),)
+    r, c = weight1.shape
     arguments = s, weight1, bias1, weight2, bias2, z1, gate, len(s)
-    launch(_se_gate_fwd, grid, *arguments, **_constants(weight1))
+    launch(_se_gate_fwd, _grid(len(s), c), *arguments, C=c, R=r, **_blocks(c, r))
     return gate, z1
 
 
@@ -158,11 +177,11 @@ def _backward_all(
     d_gate: Tensor, gate: Tensor, s: Tensor, z1: Tensor, weight1: Tensor, weight2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d s, d W1 and behind it d W2, d b1 and behind it d b2)"""
-    programs = cdiv(len(gate), BLOCK)
+    (r, c), n = weight1.shape, len(gate)
     d_s, d_weights, d_biases = _gradients(gate, weight1)
-    partial = gate.new_empty((programs, d_weights.numel() + d_biases.numel()))
-    arguments = d_gate, gate, s, z1, weight1, weight2, d_s, partial, len(gate)
-    launch(_se_gate_bwd, (programs,), *arguments, **_constants(weight1))
+    partial = gate.new_empty((cdiv(n, BLOCK), d_weights.numel() + d_biases.numel()))
+    arguments = d_gate, gate, s, z1, weight1, weight2, d_s, partial, n
+    launch(_se_gate_bwd, _grid(n, c), *arguments, C=c, R=r, **_blocks(c, r))
     sum_splits(partial, d_weights, d_biases)
     return d_s, d_weights, d_biases
 
@@ -239,22 +258,24 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    programs = cdiv(case.n, BLOCK)
-    weights, biases = 2 * case.c * case.r, case.c + case.r
-    read, partial = programs * weights * dtype.itemsize, programs * 4 * (weights + biases)
+    programs, sides = _grid(case.n, case.c)
+    product, biases = case.c * case.r, case.c + case.r
+    channels, hidden = 4 * case.n * case.c, 4 * case.n * case.r
+    weights = programs * (sides + 1) * product * dtype.itemsize  # one read whole by each program
+    partial = programs * 4 * (2 * product + biases)
     return {
-        "_se_gate_fwd": 4 * case.n * (2 * case.c + case.r) + read + programs * 4 * biases,
-        "_se_gate_bwd": 4 * case.n * (4 * case.c + case.r) + read + partial,
-        "_sum_splits": partial + weights * dtype.itemsize + 4 * biases,
+        "_se_gate_fwd": (sides + 1) * channels + hidden + weights + programs * 4 * (case.c + sides * case.r),
+        "_se_gate_bwd": (2 * sides + 2) * channels + sides * hidden + weights + partial,
+        "_sum_splits": partial + 2 * product * dtype.itemsize + 4 * biases,
     }
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    """Both matrix products, and four backward, on whole tiles."""
-    block_c = min(64, max(16, power_of_2(case.c)))
-    c, r = cdiv(case.c, block_c) * block_c, max(16, power_of_2(case.r))
-    forward = cdiv(case.n, BLOCK) * BLOCK * 4 * c * r
-    return {"_se_gate_fwd": forward, "_se_gate_bwd": 2 * forward}
+    """Matrix products on whole tiles, one of them for each slice of the channels anew."""
+    programs, sides = _grid(case.n, case.c)
+    blocks = _blocks(case.c, case.r)
+    product = 2 * programs * BLOCK * cdiv(case.c, blocks["BLOCK_C"]) * blocks["BLOCK_C"] * blocks["BLOCK_R"]
+    return {"_se_gate_fwd": (sides + 1) * product, "_se_gate_bwd": (sides + 3) * product}
 
 
 SPEC = KernelSpec(
@@ -271,8 +292,8 @@ SPEC = KernelSpec(
         Case("seed.1 eval", n=1000, c=128, r=8),
         Case("seed.3 eval", n=1000, c=512, r=32),
     ),
-    space={"n": (1, 3, 17, 48), "c": (3, 12, 24, 40, 64, 96), "r": (1, 3, 4, 17)},
-    counted=(Case(n=48, c=128, r=8),),
+    space={"n": (1, 3, 17, 48), "c": (3, 12, 24, 64, 96, 160), "r": (1, 3, 4, 17)},
+    counted=(Case(n=48, c=128, r=8), Case(n=32, c=256, r=16)),
     bytes=_bytes,
     flops=_flops,
     dtypes=FLOATS,
@@ -280,6 +301,8 @@ SPEC = KernelSpec(
     reduction=lambda case: max(case.c, case.n),
     narrow={
         "p_z1": "a block of 16 images has fewer of these values than threads can read 16 bytes of",
+        "p_partial": "among others, a sum for each channel",
+        "p_rest": "there are fewer sums for biases than threads",
         **SUMS,
         "p_bias1": "fewer values than a warp has threads",
         "p_bias2": "fewer values than a warp has threads",

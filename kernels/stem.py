@@ -446,6 +446,7 @@ SPEC = KernelSpec(
         "p_whiten": _SMALL,
         "p_project": _SMALL,
         "p_bias": _SMALL,
+        "p_partial": "a sum for each column, once a program",
         **SUMS,
     },
     shared_reads=("_stem_fwd", "_stem_bwd"),

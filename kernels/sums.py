@@ -43,9 +43,9 @@ def _sum_splits(
         tl.store(p_rest + cols - FIRST, b_sum.to(p_rest.dtype.element_ty), mask=m_rest)
 
 
-PARTS = 4096  # that a program asks for at once: 32 a thread
-PROGRAMS = 128  # at least, if there are columns for them: nearly a multiprocessor each
-LEAST, MOST = 8, 512  # columns of a program: the 32 bytes that memory gives at a time; four a thread
+LEAST, MOST = 512, 4096  # parts that a program asks for at once: 4 to 32 a thread
+NARROW, WIDE = 8, 512  # columns of a program: the 32 bytes that memory gives at a time; four a thread
+PROGRAMS = 128  # that share the columns, if these are enough: nearly a multiprocessor each
 
 
 def sum_splits(partial: Tensor, sum: Tensor, rest: Tensor | None = None) -> None:
@@ -54,9 +54,9 @@ def sum_splits(partial: Tensor, sum: Tensor, rest: Tensor | None = None) -> None
     """
     splits, first = len(partial), sum.numel()
     size = first + (0 if rest is None else rest.numel())
-    rows = power_of_2(splits)
-    cols = max(LEAST, min(MOST, PARTS // rows, power_of_2(cdiv(size, PROGRAMS) + 1) // 2))
-    blocks = {"ROWS": min(rows, PARTS // cols), "COLS": cols}
+    rows, share = power_of_2(splits), power_of_2(cdiv(size, PROGRAMS) + 1) // 2
+    cols = max(NARROW, LEAST // rows, min(WIDE, MOST // rows, share))
+    blocks = {"ROWS": min(rows, MOST // cols), "COLS": cols}
     launch(_sum_splits, (cdiv(size, cols),), partial, sum, rest, splits, SIZE=size, FIRST=first, **blocks)
 
 
