@@ -402,7 +402,8 @@ def _gradient(
 BLOCK = 2048  # values of a tile
 # About as many programs at most, and columns of each, where each leaves a partial result.
 STATISTICS = {"programs": 512, "widest": 64}
-SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200: all of them at once
+SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200, all of them at once
+SUMS_OF_IMAGES = SUMS | {"programs": 264}  # two: what is read per image takes registers
 TILES = 4  # of a program that leaves none, where there are at least MANY programs of so many
 MANY = 512
 MERGED = 128  # tiles that a program merges, at most
@@ -411,10 +412,13 @@ WARPS = 8
 
 
 def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
-    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans."""
+    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans. Where
+    a span would be two tiles it is one: without a loop a program needs half the registers, and all still fit.
+    """
     cols = min(widest, power_of_2(c))
     rows = BLOCK // cols
     steps = cdiv(cdiv(m, rows) * cdiv(c, cols), programs)
+    steps = 1 if steps == 2 else steps
     return {"SPAN": rows * steps, "ROWS": rows, "COLS": cols}
 
 
@@ -587,7 +591,7 @@ def sums(
     """Pass C: the sums of dz and of dz * xhat [2, c], which are d bias and d weight."""
     n, c, h, w = u.shape
     m = n * h * w
-    blocks = spans(m, c, **SUMS)
+    blocks = spans(m, c, **(SUMS if gate is None and d_mean is None else SUMS_OF_IMAGES))
     grid = _grid(m, c, blocks)
     partial, both = float32_like(u, grid[0], 2, c), float32_like(u, 2, c)
     launch(
