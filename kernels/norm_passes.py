@@ -342,6 +342,7 @@ def _gradient(
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     PH: tl.constexpr = H // 2 if POOL else H  # the extents of u
     PW: tl.constexpr = W // 2 if POOL else W
@@ -357,7 +358,7 @@ def _gradient(
     first = tl.program_id(0).to(tl.int64) * SPAN
     o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
     b_dgate = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for start in range(0, SPAN, ROWS):
+    for start in tl.range(0, SPAN, ROWS, num_stages=STAGES):
         o_rows = start + tl.arange(0, ROWS)  # [ROWS]
         rows = tl.program_id(0) * SPAN + o_rows
         m_rows = (o_rows < SPAN) & (rows < m)
@@ -664,6 +665,7 @@ def gradient(
         GATE=gate is not None,
         DMEAN=d_mean is not None,
         ACTIVATION=activation,
+        STAGES=STAGES,
         num_warps=WARPS,
         **blocks,
     )
