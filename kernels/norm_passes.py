@@ -11,7 +11,9 @@ those of kernels/norm_act.py.
     D  gradient     dv and d gate from dz and the sums; back through the pool
 
 v is never stored: u * gate is recomputed in float32 wherever it is needed, so the gradient of the gate is
-exact, and x itself is u where nothing pools. Everything is accumulated in float32, tiles in a fixed order.
+exact, and x itself is u where nothing pools. Everything is accumulated in float32, tiles in a fixed order;
+the last program of a merge or of sums adds up what all of them left (kernels/arrival.py). v - mean is taken
+before it is scaled: of a constant channel it is 0, and rstd a million.
 Source of the merge: Chan, Golub, LeVeque (1983).
 """
 
@@ -405,16 +407,16 @@ BLOCK = 2048  # values of a tile
 STATISTICS = {"programs": 512, "widest": 64}
 SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200, all of them at once
 SUMS_OF_IMAGES = SUMS | {"programs": 264}  # two: what is read per image takes registers
-TILES = 4  # of a program that leaves none, where there are at least MANY programs of so many
-MANY = 512
+TILES = 4  # of a program that leaves none, at most
+MANY = 2048  # of such programs, at least, where each has several tiles
 MERGED = 128  # tiles that a program merges, at most
 STAGES = 3  # tiles that a program has loaded or asked for
 WARPS = 8
 
 
 def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
-    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans. Where
-    a span would be two tiles it is one: without a loop a program needs half the registers, and all still fit.
+    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans. Of
+    what would be spans of two tiles each is one: without a loop, programs need half as many registers.
     """
     cols = min(widest, power_of_2(c))
     rows = BLOCK // cols
@@ -424,12 +426,13 @@ def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
 
 
 def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image of `image` rows: a span is a few tiles, or it."""
+    """Those of a kernel that leaves none, or one per image of `image` rows: a span is few tiles, or an image.
+    """
     cols = min(64, power_of_2(c))
     if not image:
         rows = BLOCK // cols
         tiles = cdiv(m, rows) * cdiv(c, cols)
-        return {"SPAN": rows * max(1, min(TILES, tiles // MANY // TILES)), "ROWS": rows, "COLS": cols}
+        return {"SPAN": rows * max(1, min(TILES, tiles // MANY)), "ROWS": rows, "COLS": cols}
     rows = min(BLOCK // cols, power_of_2(image))
     return {"SPAN": image, "ROWS": rows, "COLS": min(power_of_2(c), max(cols, BLOCK // rows))}
 
