@@ -426,8 +426,7 @@ def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
 
 
 def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image of `image` rows: a span is few tiles, or an image.
-    """
+    """Those of a kernel that leaves none, or one per image: spans of a few tiles, or of its `image` rows."""
     cols = min(64, power_of_2(c))
     if not image:
         rows = BLOCK // cols
