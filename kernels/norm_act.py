@@ -37,6 +37,7 @@ from .launch import cdiv, expect, register
 from .norm_passes import (
     STATISTICS,
     SUMS,
+    SUMS_OF_IMAGES,
     float32_like,
     gradient,
     groups_of,
@@ -414,7 +415,8 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     values, channels = m * c * dtype.itemsize, 4 * c  # bytes of y, of a float32 a channel
     image = m // case.n
     window = 4 if case.pool else 1
-    of_statistics, of_sums = spans(m, c, **STATISTICS)["SPAN"], spans(m, c, **SUMS)["SPAN"]
+    of_statistics = spans(m, c, **STATISTICS)["SPAN"]
+    of_sums = spans(m, c, **(SUMS_OF_IMAGES if case.gate or case.spatial else SUMS))["SPAN"]
     forward = tiles_of(m, c, image if case.spatial else 0)["SPAN"]
     backward = tiles_of(m, c, image if case.gate else 0)["SPAN"]
 

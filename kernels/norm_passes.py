@@ -11,7 +11,9 @@ those of kernels/norm_act.py.
     D  gradient     dv and d gate from dz and the sums; back through the pool
 
 v is never stored: u * gate is recomputed in float32 wherever it is needed, so the gradient of the gate is
-exact, and x itself is u where nothing pools. Everything is accumulated in float32, tiles in a fixed order.
+exact, and x itself is u where nothing pools. Everything is accumulated in float32, tiles in a fixed order;
+the last program of a merge or of sums adds up what all of them left (kernels/arrival.py). v - mean is taken
+before it is scaled: of a constant channel it is 0, and rstd a million.
 Source of the merge: Chan, Golub, LeVeque (1983).
 """
 
@@ -342,6 +344,7 @@ def _gradient(
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     PH: tl.constexpr = H // 2 if POOL else H  # the extents of u
     PW: tl.constexpr = W // 2 if POOL else W
@@ -357,7 +360,7 @@ def _gradient(
     first = tl.program_id(0).to(tl.int64) * SPAN
     o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
     b_dgate = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for start in range(0, SPAN, ROWS):
+    for start in tl.range(0, SPAN, ROWS, num_stages=STAGES):
         o_rows = start + tl.arange(0, ROWS)  # [ROWS]
         rows = tl.program_id(0) * SPAN + o_rows
         m_rows = (o_rows < SPAN) & (rows < m)
@@ -402,29 +405,33 @@ def _gradient(
 BLOCK = 2048  # values of a tile
 # About as many programs at most, and columns of each, where each leaves a partial result.
 STATISTICS = {"programs": 512, "widest": 64}
-SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200: all of them at once
-TILES = 4  # of a program that leaves none, where there are at least MANY programs of so many
-MANY = 512
+SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200, all of them at once
+SUMS_OF_IMAGES = SUMS | {"programs": 264}  # two: what is read per image takes registers
+TILES = 4  # of a program that leaves none, at most
+MANY = 2048  # of such programs, at least, where each has several tiles
 MERGED = 128  # tiles that a program merges, at most
 STAGES = 3  # tiles that a program has loaded or asked for
 WARPS = 8
 
 
 def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
-    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans."""
+    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans. Of
+    what would be spans of two tiles each is one: without a loop, programs need half as many registers.
+    """
     cols = min(widest, power_of_2(c))
     rows = BLOCK // cols
     steps = cdiv(cdiv(m, rows) * cdiv(c, cols), programs)
+    steps = 1 if steps == 2 else steps
     return {"SPAN": rows * steps, "ROWS": rows, "COLS": cols}
 
 
 def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image of `image` rows: a span is a few tiles, or it."""
+    """Those of a kernel that leaves none, or one per image: spans of a few tiles, or of its `image` rows."""
     cols = min(64, power_of_2(c))
     if not image:
         rows = BLOCK // cols
         tiles = cdiv(m, rows) * cdiv(c, cols)
-        return {"SPAN": rows * max(1, min(TILES, tiles // MANY // TILES)), "ROWS": rows, "COLS": cols}
+        return {"SPAN": rows * max(1, min(TILES, tiles // MANY)), "ROWS": rows, "COLS": cols}
     rows = min(BLOCK // cols, power_of_2(image))
     return {"SPAN": image, "ROWS": rows, "COLS": min(power_of_2(c), max(cols, BLOCK // rows))}
 
@@ -587,7 +594,7 @@ def sums(
     """Pass C: the sums of dz and of dz * xhat [2, c], which are d bias and d weight."""
     n, c, h, w = u.shape
     m = n * h * w
-    blocks = spans(m, c, **SUMS)
+    blocks = spans(m, c, **(SUMS if gate is None and d_mean is None else SUMS_OF_IMAGES))
     grid = _grid(m, c, blocks)
     partial, both = float32_like(u, grid[0], 2, c), float32_like(u, 2, c)
     launch(
@@ -660,6 +667,7 @@ def gradient(
         GATE=gate is not None,
         DMEAN=d_mean is not None,
         ACTIVATION=activation,
+        STAGES=STAGES,
         num_warps=WARPS,
         **blocks,
     )

@@ -84,7 +84,7 @@ def test_activations_of_what_is_not_finite_and_of_0_are_those_of_torch(name):
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_few_programs_walking_many_tiles_give_the_same(case, offset, monkeypatch):
     monkeypatch.setattr(norm_passes, "BLOCK", 32)  # 4 rows of 8 channels
-    for few in (norm_passes.STATISTICS, norm_passes.SUMS):
+    for few in (norm_passes.STATISTICS, norm_passes.SUMS, norm_passes.SUMS_OF_IMAGES):
         monkeypatch.setitem(few, "programs", 3)
     monkeypatch.setattr(norm_passes, "MANY", 1)
     monkeypatch.setattr(norm_passes, "MERGED", 2)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from math import prod
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from rich.console import Console
 
 from bench import snapshot, static
 from hlb import UserError
-from kernels import CATALOGUE, launch, sass
+from kernels import CATALOGUE, aot, check, launch, norm_act, sass
 
 CHIPS = ("8.0", "9.0", "10.0")
 CODE = {"registers": 100, "stack": 0, "shared memory": 10_000, "instructions": 1000, "tensor": 16, "async": 8}
@@ -375,3 +377,16 @@ def test_junit_has_every_entry_and_the_summary_every_kernel(gate):
         "| `conv _conv`",
         "| `sgd _sgd`",
     ]
+
+
+def test_the_programs_that_leave_sums_of_a_norm_fit_on_an_h200_at_once():
+    found = snapshot.read(static.BASELINE)["sections"]["launches"]
+    for case in norm_act.SPEC.cases:
+        launched = next(
+            one for one in check.record(norm_act.SPEC, case, torch.float16) if one.name == "_sums"
+        )
+        code = found.get(f"norm_act/_sums/{case.name}/float16/8 warps 2 stages")
+        if code:  # else it is as that of another case
+            numbers = (code["9.0"][column] for column in ("registers", "stack", "shared memory"))
+            resident = aot.Compiled(90, *numbers, launched.num_warps, {}).occupancy * 64 // launched.num_warps
+            assert prod(launched.grid) <= 132 * resident, case.name
