@@ -108,8 +108,8 @@ _only: dict = {}
 @contextlib.contextmanager
 def only(**having) -> Iterator[None]:
     """Inside, only configurations that have these fields are taken, and the table is not asked. Where no
-    candidate has them they are forced on all, but descriptors only where there can be any:
-    only(rows=16, cols=16, depth=16) is for the interpreter. `splits` means wgrad alone.
+    candidate has them they are forced on all, but descriptors and the order `windows` only where there can be
+    any: only(rows=16, cols=16, depth=16) is for the interpreter. `splits` means wgrad alone.
     """
     global _only
     if unknown := having.keys() - {field.name for field in fields(Config)}:
@@ -262,6 +262,8 @@ def spills(problem: Problem, config: Config, chip: Chip) -> bool:
 
 def _having(problem: Problem, found: list[Config], chip: Chip) -> list[Config]:
     wanted = {name: value for name, value in _only.items() if name != "splits" or problem.kind == "wgrad"}
+    if wanted.get("order") == "windows" and not by_windows(problem, chip):
+        del wanted["order"]
     if having := [c for c in found if all(getattr(c, name) == value for name, value in wanted.items())]:
         return having
     forced = [replace(config, **wanted) for config in found]

@@ -345,8 +345,8 @@ def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
     """Of `norm_act` on z, or on u, which is left of the block after its convolution and pool."""
     ((problem, _),) = passes(case, dtype, ("forward",)).values()
     map = case.map if whole else problem.output
-    pool = case.pool and whole
-    return norm_act.SPEC.bytes(Case(case.name, **{**case, "c": case.o, "map": map, "pool": pool}), dtype)
+    fields = {"c": case.o, "map": map, "pool": case.pool and whole, "spatial": case.spatial and case.training}
+    return norm_act.SPEC.bytes(Case(case.name, **{**case, **fields}), dtype)
 
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:

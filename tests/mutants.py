@@ -82,10 +82,11 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
         if mutant.old:
             path = copy / "kernels" / f"{mutant.module}.py"
             path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        names = list(dict.fromkeys((mutant.module, *ops)))
-        own = (f"tests/test_{name}.py" for name in names)
-        files = [*(file for file in own if (copy / file).exists()), "tests/test_kernels.py"]
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
+        files = {name: f"tests/test_{name}.py" for name in (mutant.module, *ops)}
+        files = {name: file for name, file in files.items() if (copy / file).exists()}
+        names = list(dict.fromkeys((*files, *ops)))
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
+        command += [*files.values(), "tests/test_kernels.py"]
         command += ["-k", " or ".join(names)]
         try:
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=seconds)

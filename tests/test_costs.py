@@ -194,8 +194,8 @@ def test_the_launches_of_a_part_of_a_run_are_those_that_it_makes(name, part):
         if p.form in ("PyTorch", "reference"):
             operators += p.launches
         else:
-            by_windows = p.form.startswith("windows")
-            told[conv.WINDOWS if by_windows else conv.NAMES.get(p.name, p.name)] += p.launches
+            names = conv.WINDOWS if p.form.startswith("windows") else conv.NAMES
+            told[names.get(p.name, p.name)] += p.launches
     assert (told, operators) == Fake(recipe).launches(PARTS[part])
 
 

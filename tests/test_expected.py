@@ -46,7 +46,7 @@ def test_record94_is_expected_below_0_70_s_with_the_tuned_kernels():
     found = expected.of(hlb.recipe("record94"), "tuned", H200)
     assert found.seconds <= 0.70
     assert found.seconds < 0.85 * expectation("hard").seconds
-    assert found.measured_share > 0.6 and found.shares["modelled"] < 0.06  # the form by windows, mostly
+    assert found.measured_share > 0.6 and found.shares["modelled"] < 0.10  # windows, mostly
     with launches.as_measured():
         measured = expected.of(hlb.recipe("record94"), "tuned", H200)
     assert measured.shares["modelled"] < 0.02 and measured.seconds > found.seconds

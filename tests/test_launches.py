@@ -93,7 +93,7 @@ def test_candidates_are_possible(cc, dtype):
             assert all(extent >= 16 and extent & (extent - 1) == 0 for extent in tile)
             assert config.cols < 2 * max(16, problem.columns)
             assert candidates.shared_bytes(problem, config) <= TARGETS[cc].shared * 1024
-            assert config.splits == 1 or problem.kind == "wgrad"
+            assert config.splits == 1 or problem.kind == "wgrad" or config.order == "windows"
 
 
 def test_few_images_go_row_by_row():
@@ -296,6 +296,15 @@ def test_what_the_model_chooses_is_mostly_among_the_fastest_that_were_measured()
     assert max(lost) < 1.5
 
 
+def test_nearly_all_that_was_measured_took_less_than_the_margin_times_the_modelled():
+    within = [
+        (best := min(times, key=times.get))
+        and times[best] < launches.MARGIN * candidates.model(problem, best, H200)
+        for problem, times in measured_passes()
+    ]
+    assert sum(within) >= 45
+
+
 # The table
 
 
@@ -486,7 +495,7 @@ def test_a_file_of_no_passes_is_one_line_and_changes_nothing(launch_table, tmp_p
 
 # label of record94 at 32, 28 and 24 pixels, and of seed -> the passes that `tuned` leaves to kernels
 PLAN = {
-    "record94 g1.conv1": ("wgrad", "wgrad", "wgrad"),
+    "record94 g1.conv1": ("forward wgrad", "forward wgrad", "forward wgrad"),
     "record94 g1.conv2": ("forward dgrad", "forward dgrad", "forward dgrad"),
     "record94 g2.conv1": ("", "", ""),
     "record94 g2.conv2": ("dgrad", "dgrad", "dgrad"),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import assert_near
 
 from kernels import candidates, conv_bn_act, launch, launches, measure, tiling
-from kernels.chips import AIMED_AT, TARGETS
+from kernels.chips import TARGETS
 from kernels.counting import counting
 from kernels.spec import Case
 from kernels.tiling import Config, Problem
@@ -132,6 +130,7 @@ def table(kernel: float, cudnn: float, unpool: float = 0.0, dgrad: tuple = (1.0,
             (replace(FIRST, kind="dgrad"), *dgrad),
         )
     }
+    entries[launches.key(forward)]["windows"] = True
     if windows:
         entries[launches.key(FIRST)]["windows"] = True
     written = {launches.key(forward): {"seconds": unpool}}
@@ -199,16 +198,6 @@ def test_what_windows_save_must_pay_for_the_second_gradient(launch_table):
         assert launches.by_kernel(replace(FIRST, kind="forward"), H200) == chosen
 
 
-def test_the_margin_is_that_of_nearly_all_passes_that_were_measured():
-    record = Path(__file__).parents[1] / "bench" / "results" / "h200" / "conv-passes.json"
-    within = 0
-    for entry in json.loads(record.read_text())["found"].values():
-        text = min(entry["seconds"], key=entry["seconds"].get)
-        seconds = candidates.model(launches.problem_of(entry["key"]), launches.parsed(text), AIMED_AT)
-        within += entry["seconds"][text] < launches.MARGIN * seconds
-    assert within >= 45
-
-
 # In the block
 
 
@@ -223,17 +212,15 @@ def test_the_block_reads_the_pooled_gradient_by_windows_and_that_of_all_outputs_
     dy = torch.randn_like(u)
     saved = (inputs["x"], inputs["filters"], u, stats, rstd, inputs["weight"], inputs["bias"], inputs["gate"])
 
-    def gradients(config: dict, kinds: str, wants_dx: bool = True) -> tuple[tuple, list[str]]:
-        with launches.only(**config):
-            arguments = (argmax, dy, None, *saved, "silu", wants_dx, kinds)
+    def gradients(order: str, kinds: str) -> tuple[tuple, list[str]]:
+        arguments = (argmax, dy, None, *saved, "silu", True, kinds)
+        with launches.only(order=order):
             with launch.recording() as launched:
                 conv_bn_act._train_backward(*arguments)
             return conv_bn_act._train_backward(*arguments), [one.name for one in launched]
 
-    windows = {"order": "windows", "rows": 64, "cols": 32, "depth": 16, "splits": 2}
-    (dx, d_filters, both, d_gate), names = gradients(windows if by_kernel != "dgrad wgrad" else {}, by_kernel)
+    found, names = gradients("windows", by_kernel)
     assert "_window_wgrad" in names and "_conv_wgrad" not in names
     assert names.count("_gradient") == (1 if by_kernel == "dgrad wgrad" else 2)
-    want, _ = gradients({"order": "rows"}, "")
-    for got, wanted in zip((dx, d_filters, both, d_gate), want):
-        assert_near(got, wanted.double(), 2e-3)
+    for got, want in zip(found, gradients("rows", "")[0]):
+        assert_near(got, want.double(), 2e-3)
