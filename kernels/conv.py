@@ -233,7 +233,7 @@ SPEC = KernelSpec(
         "n": (1, 3, 20),
         "c": (3, 24, 32, 64),
         "o": (12, 40),
-        "map": ((23, 27), (13, 11), (7, 6), (3, 2)),
+        "map": ((17, 21), (13, 11), (7, 6), (3, 2)),
         "size": SIZES,
     },
     counted=(
@@ -243,7 +243,7 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
-    valid=lambda case: case.n * prod(case.map) * max(case.c, case.o) <= 1 << 15,
+    valid=lambda case: case.n * prod(case.map) * max(case.c, case.o) <= 1 << 14,
     dtypes=FLOATS,
     differentiable=("x", "filters"),
     reduction=lambda case: max(case.c * case.size**2, case.n * prod(case.map)),

@@ -490,7 +490,7 @@ def _network(training: bool) -> tuple[Case, ...]:
 SPACE = {
     "n": (1, 3),
     "c": (3, 12, 32, 40, 72),
-    "map": ((31, 27), (23, 15), (13, 11), (7, 6), (5, 3), (3, 2), (2, 7)),
+    "map": ((21, 17), (15, 23), (13, 11), (7, 6), (5, 3), (3, 2), (2, 7)),
     "pool": (False, True),
     "gate": (False, True),
     "residual": (False, True),

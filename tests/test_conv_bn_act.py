@@ -36,8 +36,8 @@ BLOCK = {
     "training": True,
 }
 CASES = (
-    Case("pool", n=17, c=32, o=64, map=(3, 5), **BLOCK | {"pool": True, "gate": True}),
-    Case("no pool", n=18, c=64, o=32, map=(2, 2), **BLOCK | {"residual": True}),
+    Case("pool", n=17, c=32, o=32, map=(3, 5), **BLOCK | {"pool": True, "gate": True}),
+    Case("no pool", n=18, c=32, o=32, map=(2, 2), **BLOCK | {"residual": True}),
     Case("flat", n=3, c=24, o=16, map=(4, 4), **BLOCK | {"pool": True, "spatial": True}),
     Case("outputs beyond a box", n=17, c=32, o=24, map=(3, 2), **BLOCK),
 )
