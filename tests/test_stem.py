@@ -57,9 +57,7 @@ def test_unknown_activation_and_one_after_a_projection_are_errors(function, opti
 
 @pytest.mark.skipif(not launch.runnable("cpu"), reason="needs Triton's interpreter")
 @pytest.mark.parametrize("trained, activation", [("bias", "silu"), ("project", None)])
-def test_results_are_whole_where_a_program_steps_through_many_images(
-    trained, activation, monkeypatch
-):
+def test_results_are_whole_where_a_program_steps_through_many_images(trained, activation, monkeypatch):
     monkeypatch.setattr(stem, "PROGRAMS", 2)
     x, whiten = channels_last(9, 3, 5, 21, dtype=torch.float32), torch.randn(6, 3, 2, 2)
     weight = torch.randn(6) if trained == "bias" else torch.randn(6, 6, 1, 1)
