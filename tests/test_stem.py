@@ -56,13 +56,16 @@ def test_unknown_activation_and_one_after_a_projection_are_errors(function, opti
 
 
 @pytest.mark.skipif(not launch.runnable("cpu"), reason="needs Triton's interpreter")
-def test_gradient_is_whole_when_a_program_takes_several_blocks(monkeypatch):
+@pytest.mark.parametrize("trained, activation", [("bias", "silu"), ("project", None)])
+def test_results_are_whole_where_a_program_steps_through_many_images(trained, activation, monkeypatch):
     monkeypatch.setattr(stem, "PROGRAMS", 2)
-    whiten = torch.randn(6, 3, 2, 2)
-    inputs = {"x": channels_last(2, 3, 18, 21, dtype=torch.float32), "bias": torch.randn(6)}
-    grads = []
+    x, whiten = channels_last(9, 3, 5, 21, dtype=torch.float32), torch.randn(6, 3, 2, 2)
+    weight = torch.randn(6) if trained == "bias" else torch.randn(6, 6, 1, 1)
+    found = []
     for function, cast in ((stem.op, Tensor.float), (stem.reference, Tensor.double)):
-        bias = cast(inputs["bias"]).detach().requires_grad_()
-        function(cast(inputs["x"]), cast(whiten), bias=bias, activation="silu").square().sum().backward()
-        grads.append(bias.grad)
-    assert_near(*grads, 1e-5, "d bias")
+        leaf = cast(weight).detach().requires_grad_()
+        y = function(cast(x), cast(whiten), activation=activation, **{trained: leaf})
+        y.square().sum().backward()
+        found.append((y.detach(), leaf.grad))
+    for got, expected, what in zip(*found, ("y", f"d {trained}"), strict=True):
+        assert_near(got, expected, 1e-5, what)
