@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import assert_near
 
-from kernels import candidates, conv_bn_act, launch, launches, measure, tiling
+from kernels import candidates, conv_bn_act, launch, launches, measure, tiling, window_gradients
 from kernels.chips import TARGETS
 from kernels.counting import counting
 from kernels.spec import Case
@@ -36,7 +36,7 @@ def small(n: int, h: int, w: int, c: int, dtype: torch.dtype = torch.float16) ->
     "problem, config",
     [
         (small(3, 7, 5, 24), replace(CONFIG, rows=16, cols=64)),  # a piece of 64 values and one of 32
-        (small(2, 6, 9, 32, torch.bfloat16), CONFIG),  # an edge that a window reaches over
+        (small(3, 6, 9, 32, torch.bfloat16), replace(CONFIG, splits=2)),  # an edge that a window reaches over
         (small(5, 5, 4, 16), replace(CONFIG, splits=1000)),  # a step for each program, the last one not full
     ],
     ids=lambda value: launches.key(value) if isinstance(value, Problem) else "",
@@ -71,6 +71,17 @@ def test_sums_by_windows_are_exact_and_the_same_in_any_number_of_shares():
     for place, view in enumerate(measure._places(t.full, *problem.output)):
         view.copy_(torch.where(t.argmax == place, t.dz, 0))
     assert torch.equal(one.double(), measure.expected(problem, t))
+
+
+@runs
+def test_more_shares_than_are_added_at_once_are_added_up():
+    c, o, shares = 8, 2, window_gradients.FOLDED + 3
+    partial = torch.randn(shares, 2, o, 3, 4, c, device=DEVICE)
+    total = torch.empty(o, 3, 3, c, device=DEVICE)
+    extents = {"C": c, "OUT": o, "ROWS": window_gradients.FOLDED, "COLS": 32}
+    launch.launch(window_gradients._fold, (3 * o,), partial, total, shares, **extents)
+    left, right = partial.double().sum(0)
+    assert_near(total, left[:, :, :3] + right[:, :, 1:], 1e-6)
 
 
 def test_shares_are_even_and_none_is_empty():

@@ -40,7 +40,10 @@ def small(n: int, h: int, w: int, c: int, dtype: torch.dtype = torch.float16) ->
             small(19, 7, 5, 24),
             replace(CONFIG, depth=64),
         ),  # pieces of 64 and 32 values, a tile that is not full
-        (small(3, 6, 8, 16, torch.bfloat16), replace(CONFIG, cols=16)),  # edges that a window reaches over
+        (
+            small(3, 6, 6, 16, torch.bfloat16),
+            replace(CONFIG, cols=16, splits=2),
+        ),  # edges that windows reach over
         (small(3, 9, 3, 8), replace(CONFIG, splits=100)),  # a window for each program
     ],
     ids=lambda value: launches.key(value) if isinstance(value, Problem) else "",
