@@ -19,7 +19,7 @@ HELP = """\
 usage: python -m kernels [--json | --markdown]
        python -m kernels check [NAME ...] [--all] [--json FILE|-] [--jobs N]
        python -m kernels tune [NAME ...] [--all] [--dry-run] [--json FILE|-] [--jobs N]
-       python -m kernels tune --from FILE
+       python -m kernels tune --from FILE | --fit FILE
 
 Alone: the ops that have a kernel. check: compiles every launch of these ops, or of all, for compute
 capability 8.0, 8.9, 9.0 and 10.0, which needs no GPU, and fails on spills, too much shared memory, dots
@@ -35,6 +35,7 @@ GPU that is here, beside cuDNN, and keeps the fastest for later runs.
   --json FILE  everything that was found; - is standard output
   --jobs N     processes; as many as there are CPUs
   --from FILE  takes what such a file holds, such as bench/results/h200/conv-passes.json
+  --fit FILE   how far modelled times are off those of such a file, and the constants that suit it best
 """
 WIDTH = 100
 
@@ -81,6 +82,7 @@ def parser() -> Parser:
     tune.add_argument("--all", action="store_true")
     tune.add_argument("--dry-run", action="store_true")
     tune.add_argument("--from", dest="source", metavar="FILE")
+    tune.add_argument("--fit", metavar="FILE")
     tune.add_argument("--json", metavar="FILE|-")
     tune.add_argument("--jobs", type=positive)
     tune.set_defaults(run=_tune)
@@ -167,8 +169,13 @@ def _tune(options: argparse.Namespace) -> int:
     _expect_writable(options.json)
     if not launch.INSTALLED:
         fail("tune needs triton, which is not installed here")
-    from . import conversion, launches, tune
+    from . import conversion, fitting, launches, tune
 
+    if options.fit:
+        try:
+            return fitting.run(Path(options.fit))
+        except ValueError as error:
+            fail(str(error))
     if options.source:
         try:
             chip, count = conversion.take(Path(options.source))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from math import prod
+from dataclasses import dataclass, fields, replace
+from math import hypot, prod
 
 import torch
 
@@ -237,9 +237,7 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     if config.order == "windows":
         return (config.stages * _window_bytes(problem, config) + config.rows) * config.depth + 256
     tiles = config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize
-    expanded = (
-        (config.stages - 1) * config.depth * config.rows if problem.pool and problem.kind != "forward" else 0
-    )
+    expanded = (config.stages - 1) * config.depth * config.rows if _expanded(problem) else 0
     return tiles + expanded + 256
 
 
@@ -275,9 +273,64 @@ def _having(problem: Problem, found: list[Config], chip: Chip) -> list[Config]:
 # The model
 
 
-def model(problem: Problem, config: Config, chip: Chip) -> float:
-    """Seconds of a pass by arithmetic, of this order."""
-    return (_windows_model if config.order == "windows" else _model)(problem, config, chip)
+@dataclass(frozen=True)
+class Constants:
+    """What the model takes from measurements, beside a chip's `l2_bandwidth`."""
+
+    issue: float  # instructions a second of a scheduler, of which a multiprocessor has four
+    gather: float  # instructions, of a load of 16 bytes whose taps and channels are one axis
+    wait: float  # seconds, for one of the products of depth 16 that are waited for one by one
+    output: float  # seconds, of an output of a forward tile: it is rounded, stored, and in its statistics
+    start: float  # seconds, of programs that begin together
+    sums: float  # seconds, of the launch that adds up wgrad's splits
+    partial: float  # bytes a second of these
+
+
+# By `python -m kernels tune --fit bench/results/h200/conv-passes.json`.
+FITTED = Constants(
+    issue=1.04e9, gather=25.3, wait=6.22e-8, output=9.75e-11, start=8.19e-7, sums=1.45e-5, partial=2.8e12
+)
+
+
+def model(
+    problem: Problem, config: Config, chip: Chip, constants: Constants = FITTED, serial: bool = False
+) -> float:
+    """Seconds of a pass by arithmetic: its programs' steps on the busiest multiprocessor, or the bytes that
+    device memory moves, and the launches; by windows as `_windows_model` says. `serial`: each product is waited for before the next.
+
+    Programs that are resident together share tensor cores, L2 and issue slots, and the root of the summed
+    squares of what a step takes of these is its time; but no step takes less than one alone, in which
+    products follow instructions. The multiprocessor has programs / multiprocessors, rounded up, to do, as
+    many at once as it holds. A step loads its tiles from L2, those of a pooled gradient with a byte of argmax
+    beside each value; device memory moves each tensor once, the partial sums of wgrad twice.
+    """
+    if config.order == "windows":
+        return _windows_model(problem, config, chip)
+    programs = tiling.programs(problem, config)
+    itemsize = problem.dtype.itemsize
+    rate = chip.flops["tf32" if precision(problem) == "tf32" else problem.dtype]
+    flops = 2 * config.rows * config.cols * config.depth  # of a step
+    steps = tiling.flops(problem, config) / (flops * programs)
+    loaded = config.depth * (config.rows * (itemsize + _expanded(problem)) + config.cols * itemsize)
+    products = flops * chip.multiprocessors / rate
+    loads = loaded * chip.multiprocessors / chip.l2_bandwidth
+    issued = instructions(problem, config, constants.gather) * config.warps / (4 * constants.issue)
+    shared = hypot(products, loads, issued)
+    alone = products + issued + serial * constants.wait * config.depth / 16
+    forward = problem.kind == "forward"
+    outputs = forward * config.rows * config.cols * (4 if problem.pool else 1) * constants.output
+
+    def together(count: int) -> float:
+        return steps * max(count * shared, alone) + count * outputs + constants.start if count else 0.0
+
+    rounds = cdiv(programs, chip.multiprocessors)
+    full, rest = divmod(rounds, most := min(rounds, residents(problem, config, chip)))
+    work = full * together(most) + together(rest)
+    seconds = max(work, tiling.bytes(problem, config) / chip.bandwidth) + chip.launch
+    if problem.kind == "wgrad":
+        partial = 2 * 4 * config.splits * problem.o * problem.columns
+        seconds += constants.sums + partial / constants.partial
+    return seconds
 
 
 def _windows_model(problem: Problem, config: Config, chip: Chip) -> float:
@@ -322,30 +375,20 @@ def _instructions(problem: Problem, config: Config) -> float:
     return 703 if problem.kind == "forward" else 140 + 6 * config.depth
 
 
-def _model(problem: Problem, config: Config, chip: Chip) -> float:
-    """Of the other orders: the slowest of tensor cores, L2 and device memory, and the launches.
+def _expanded(problem: Problem) -> bool:
+    """Whether values are expanded as they are loaded."""
+    return problem.pool and problem.kind != "forward"
 
-    The busiest multiprocessor has programs / multiprocessors, rounded up, to do. It is busy a / (a + 8) of
-    the time, where a is how far loads run ahead: its resident warps times the stages but one, in steps of 64.
-    Each step loads its tiles from L2, those of a pooled gradient with a byte of argmax beside each value;
-    device memory moves each tensor once, and the partial sums of wgrad again, to be added up.
+
+def instructions(problem: Problem, config: Config, gather: float = FITTED.gather) -> float:
+    """Of a warp in a step of depth, about, as the compiler was seen to make them for 9.0; `gather` is fitted,
+    for what it takes of them depends on how they were unrolled.
     """
-    programs = tiling.programs(problem, config)
-    rounds = cdiv(programs, chip.multiprocessors)
-    warps = config.warps * min(rounds, residents(problem, config, chip))
-    ahead = warps * (config.stages - 1) * config.depth / 64
-    flops = tiling.flops(problem, config) * rounds * chip.multiprocessors / programs * (ahead + 8) / ahead
-    itemsize = problem.dtype.itemsize
-    expanded = problem.pool and problem.kind != "forward"
-    loaded = config.rows * (itemsize + expanded) + config.cols * itemsize  # bytes of L2, for each of depth
-    flops_per_byte = 2 * config.rows * config.cols / loaded
-    rate = chip.flops["tf32" if precision(problem) == "tf32" else problem.dtype]
-    moved, launches = tiling.bytes(problem, config), 1
-    if problem.kind == "wgrad":
-        moved += problem.o * problem.columns * (4 * config.splits + itemsize)
-        launches = 2
-    work = max(flops / rate, flops / flops_per_byte / chip.l2_bandwidth)
-    return max(work, moved / chip.bandwidth) + launches * chip.launch
+    threads = 32 * config.warps
+    loads = (config.rows + config.cols) * config.depth * problem.dtype.itemsize / (16 * threads)
+    found = 120 + (0 if config.descriptors else 2 * loads)
+    found += gather * loads if tiling.flat(problem, config) else 0
+    return found + (7 * config.rows * config.depth / threads if _expanded(problem) else 0)
 
 
 def residents(problem: Problem, config: Config, chip: Chip) -> int:

@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable
+from math import exp
 from pathlib import Path
 from statistics import fmean, geometric_mean
 
@@ -14,7 +15,7 @@ from test_docs import FACTS, PAGES, rows, runs_of
 
 from hlb import ledger
 from hlb.statistics import summary
-from kernels import candidates, chips, launches
+from kernels import chips, fitting
 
 ROOT = Path(__file__).parents[1]
 H200 = ROOT / "bench" / "results" / "h200"
@@ -132,19 +133,14 @@ def modelled() -> str:
 
 
 def refitted() -> str:
+    chip, found = fitting.read(H200 / "conv-passes.json")
+
     def off(kind: str) -> str:
-        ratios = []
-        for one in passes(kind).values():
-            problem = launches.problem_of(one["key"])
-            ratios += [
-                seconds / candidates.model(problem, launches.parsed(config), chips.AIMED_AT)
-                for config, seconds in one["seconds"].items()
-            ]
-        return f"{geometric_mean(ratios):.2f}"
+        errors = fitting.errors([one for one in found if one.problem.kind.startswith(kind)], chip)
+        return f"{exp(fmean(errors)):.2f}"
 
     kinds = ", ".join(f"{kind} {off(kind)}" for kind in ("forward", "dgrad", "wgrad"))
-    rate = chips.AIMED_AT.l2_bandwidth / 1e12
-    return f"{rate:.1f} TB/s; {off('')} times the modelled, {kinds}"
+    return f"{fitting.described(list(fitting.errors(found, chip)))}; {off('')} times the modelled, {kinds}"
 
 
 def launched(profile: str, *words: str) -> list[dict]:
