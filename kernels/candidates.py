@@ -296,7 +296,8 @@ def model(
     problem: Problem, config: Config, chip: Chip, constants: Constants = FITTED, serial: bool = False
 ) -> float:
     """Seconds of a pass by arithmetic: its programs' steps on the busiest multiprocessor, or the bytes that
-    device memory moves, and the launches; by windows as `_windows_model` says. `serial`: each product is waited for before the next.
+    device memory moves, and the launches; by windows as `_windows_model` says. `serial`: each product is
+    waited for before the next.
 
     Programs that are resident together share tensor cores, L2 and issue slots, and the root of the summed
     squares of what a step takes of these is its time; but no step takes less than one alone, in which
