@@ -276,8 +276,9 @@ def _having(problem: Problem, found: list[Config], chip: Chip) -> list[Config]:
 
 @dataclass(frozen=True)
 class Constants:
-    """What the model takes from measurements, beside a chip's `l2_bandwidth`."""
+    """What the model takes from measurements."""
 
+    reuse: float  # times that tiles come faster than L2's bandwidth says: several programs load the same
     issue: float  # instructions a second of a scheduler, of which a multiprocessor has four
     gather: float  # instructions, of a load of 16 bytes whose taps and channels are one axis
     wait: float  # seconds, for one of the products of depth 16 that are waited for one by one
@@ -289,7 +290,14 @@ class Constants:
 
 # By `python -m kernels tune --fit bench/results/h200/conv-passes.json`.
 FITTED = Constants(
-    issue=1.04e9, gather=25.3, wait=6.22e-8, output=9.75e-11, start=8.19e-7, sums=1.45e-5, partial=2.8e12
+    reuse=2.59,
+    issue=1.04e9,
+    gather=25.3,
+    wait=6.22e-8,
+    output=9.75e-11,
+    start=8.19e-7,
+    sums=1.45e-5,
+    partial=2.8e12,
 )
 
 
@@ -315,7 +323,7 @@ def model(
     steps = tiling.flops(problem, config) / (flops * programs)
     loaded = config.depth * (config.rows * (itemsize + _expanded(problem)) + config.cols * itemsize)
     products = flops * chip.multiprocessors / rate
-    loads = loaded * chip.multiprocessors / chip.l2_bandwidth
+    loads = loaded * chip.multiprocessors / (chip.l2_bandwidth * constants.reuse)
     issued = instructions(problem, config, constants.gather) * config.warps / (4 * constants.issue)
     shared = hypot(products, loads, issued)
     alone = products + issued + serial * constants.wait * config.depth / 16

@@ -38,15 +38,14 @@ def _rates(half: float, tf32: float, float32: float) -> dict[torch.dtype | str, 
 
 
 # From data sheets, but for H200's copy and half-precision rates, which were measured. No sheet has the
-# bandwidth of L2: H200's, and H100's of the same die, is the one by which kernels/candidates.py errs least,
-# as `python -m kernels tune --fit` finds; the others' are in proportion to bytes a clock, A100's 5,120 as
-# here, twice that for B200's two dies. A launch is taken for 1.5 µs on all of them.
+# bandwidth of L2: for A100 5,120 bytes a clock are taken, for H200, and H100's same die, 30 bytes a clock and
+# multiprocessor, for B200's two dies more than twice that. A launch is taken for 1.5 µs on all of them.
 CHIPS = (
-    Chip("NVIDIA A100-SXM4-80GB", 80, 108, 163, 2.04e12, 14.5e12, _rates(312e12, 156e12, 19.5e12)),
-    Chip("NVIDIA GeForce RTX 4090", 89, 128, 99, 1.01e12, 10.5e12, _rates(165e12, 82.6e12, 82.6e12)),
-    Chip("NVIDIA H200", 90, 132, 227, 4.3e12, 18.1e12, _rates(790e12, 395e12, 67e12)),
-    Chip("NVIDIA H100 80GB HBM3", 90, 132, 227, 3.35e12, 18.1e12, _rates(989e12, 495e12, 67e12)),
-    Chip("NVIDIA B200", 100, 148, 227, 8.0e12, 36e12, _rates(2250e12, 1100e12, 80e12)),
+    Chip("NVIDIA A100-SXM4-80GB", 80, 108, 163, 2.04e12, 7.2e12, _rates(312e12, 156e12, 19.5e12)),
+    Chip("NVIDIA GeForce RTX 4090", 89, 128, 99, 1.01e12, 5.2e12, _rates(165e12, 82.6e12, 82.6e12)),
+    Chip("NVIDIA H200", 90, 132, 227, 4.3e12, 7.0e12, _rates(790e12, 395e12, 67e12)),
+    Chip("NVIDIA H100 80GB HBM3", 90, 132, 227, 3.35e12, 7.0e12, _rates(989e12, 495e12, 67e12)),
+    Chip("NVIDIA B200", 100, 148, 227, 8.0e12, 18e12, _rates(2250e12, 1100e12, 80e12)),
 )
 AIMED_AT = CHIPS[2]
 # What launches are compiled for ahead of time: compute capability -> chip.

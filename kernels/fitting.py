@@ -2,8 +2,8 @@
 
 The file is one that `tune --json` writes (kernels/conversion.py says what it holds); "serial" in it names the
 kinds of passes, such as "dgrad pool", in whose kernels each product was waited for before the next. Sought
-are candidates.Constants, and the chip's rate of L2, with the least mean square of log(measured / modelled)
-over all configurations, by steps in one of them after the other, from those that are in use.
+are candidates.Constants with the least mean square of log(measured / modelled) over all configurations, by
+steps in one of them after the other, from those that are in use.
 """
 
 from __future__ import annotations
@@ -65,27 +65,20 @@ def described(found: list[float]) -> str:
     return f"{100 * fmean(map(abs, found)):.1f} % off in the mean, {100 * worst:.0f} % at worst"
 
 
-def values(chip: Chip, constants: Constants = FITTED) -> dict[str, float]:
-    """By name, all that is fitted."""
-    return {"l2_bandwidth": chip.l2_bandwidth} | asdict(constants)
+def squares(passes: list[Pass], chip: Chip, constants: Constants) -> float:
+    """The mean square of the errors."""
+    return fmean(error**2 for error in errors(passes, chip, constants))
 
 
-def squares(passes: list[Pass], chip: Chip, of: dict[str, float]) -> float:
-    """The mean square of the errors with these values."""
-    others = {name: value for name, value in of.items() if name != "l2_bandwidth"}
-    chip = replace(chip, l2_bandwidth=of["l2_bandwidth"])
-    return fmean(error**2 for error in errors(passes, chip, Constants(**others)))
-
-
-def fit(passes: list[Pass], chip: Chip) -> dict[str, float]:
-    """The values of the least square that steps from those in use lead to."""
-    best, step = values(chip), FIRST
+def fit(passes: list[Pass], chip: Chip, start: Constants = FITTED) -> Constants:
+    """Those of the least square that steps from others lead to."""
+    best, step = start, FIRST
     least = squares(passes, chip, best)
     while step >= LAST:
         before = least
-        for name in best:
+        for name in asdict(best):
             for factor in (1 + step, 1 / (1 + step)):
-                tried = best | {name: float(f"{best[name] * factor:.{DIGITS}g}")}
+                tried = replace(best, **{name: float(f"{getattr(best, name) * factor:.{DIGITS}g}")})
                 if (found := squares(passes, chip, tried)) < least:
                     best, least = tried, found
         if least > 0.9999 * before:
@@ -101,9 +94,7 @@ def run(path: Path) -> int:
     print(f"{len(passes)} passes, {sum(len(one.seconds) for one in passes)} configurations on {chip.name}")
     print(f"now: {described(list(errors(passes, chip)))}")
     best = fit(passes, chip)
-    constants = Constants(**{name: value for name, value in best.items() if name != "l2_bandwidth"})
-    chip = replace(chip, l2_bandwidth=best["l2_bandwidth"])
-    print(f"fitted: {described(list(errors(passes, chip, constants)))}")
-    for name, value in best.items():
-        print(f"  {name:12} {value:.{DIGITS}g}")
+    print(f"fitted: {described(list(errors(passes, chip, best)))}")
+    for name, value in asdict(best).items():
+        print(f"  {name:8} {value:.{DIGITS}g}")
     return 0

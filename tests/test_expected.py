@@ -42,15 +42,27 @@ def test_the_measured_runs_are_as_expected_within_7_percent(ledger):
     assert abs(expectation(ledger).seconds / measured - 1) < 0.07
 
 
-def test_record94_is_expected_below_0_70_s_with_the_tuned_kernels():
+def test_record94_is_expected_below_0_58_s_with_the_tuned_kernels_and_below_0_70_as_they_were_measured():
     found = expected.of(hlb.recipe("record94"), "tuned", H200)
-    assert found.seconds <= 0.70
-    assert found.seconds < 0.85 * expectation("hard").seconds
-    assert found.measured_share > 0.6 and found.shares["modelled"] < 0.10  # windows, mostly
     with launches.as_measured():
         measured = expected.of(hlb.recipe("record94"), "tuned", H200)
-    assert measured.shares["modelled"] < 0.02 and measured.seconds > found.seconds
+    assert found.seconds <= 0.58 and measured.seconds <= 0.70
+    assert measured.seconds < 0.85 * expectation("hard").seconds
+    assert measured.measured_share > 0.6 and measured.shares["modelled"] < 0.02
+    assert found.measured_share > 0.4  # convolutions, mostly; what was rewritten is modelled
     assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_a_rewritten_kernel_takes_its_part_of_what_was_measured_and_no_operators_beside_it(monkeypatch):
+    recipe = hlb.recipe("smoke")
+    shapes = {name: getattr(recipe, name) for name in (*expected.SHAPES, "sizes")}
+    rate = {"seconds": 3.0, "bytes": 300, "launches": 1, "factor": 0.5, "beside": 1.0}
+    content = {H200.name: {"recipes": {"it": {"shapes": shapes, "passes": {"_sums": rate}}}, "prepare": {}}}
+    monkeypatch.setattr(expected, "_times", lambda: content)
+    rates, sums = expected._Rates(recipe, "triton", H200), Pass("", "_sums", "triton", 0, 600)
+    assert expected._seconds(sums, rates, H200) == (pytest.approx(3.0), "modelled")
+    with launches.as_measured():
+        assert expected._seconds(sums, rates, H200) == (pytest.approx(8.0), "measured")
 
 
 def test_the_table_is_what_the_command_makes_of_the_record(monkeypatch, tmp_path, capsys):
