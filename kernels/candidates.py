@@ -413,11 +413,9 @@ def registers(problem: Problem, config: Config, chip: Chip) -> int:
     (below 9.0). Not from the ahead-of-time code: that follows from what is chosen.
     """
     sums = config.rows * config.cols / (32 * config.warps)
-    if config.order == "windows":  # forward, two rows of both outputs
-        sums = (
-            4 * sums if problem.kind == "forward" else 2 * config.rows * 12 * problem.c / (32 * config.warps)
-        )
-        return min(255, round(100 + sums))
+    if config.order == "windows":  # forward two rows of z, wgrad a program's share of all sums
+        sums = config.rows * (4 * config.cols if problem.kind == "forward" else 24 * problem.c)
+        return min(255, round(100 + sums / (32 * config.warps)))
     if problem.kind != "forward":
         return min(255, round(40 + (1.2 if chip.cc >= 90 else 1.8) * sums))
     return min(255, round(50 + 3 * sums if problem.pool else 30 + 2.5 * sums))
