@@ -13,9 +13,10 @@ from statistics import fmean, geometric_mean
 import torch
 from test_docs import FACTS, PAGES, rows, runs_of
 
-from hlb import ledger
+from bench import pace
+from hlb import expected, ledger, recipe
 from hlb.statistics import summary
-from kernels import chips, fitting
+from kernels import chips, fitting, launches
 
 ROOT = Path(__file__).parents[1]
 H200 = ROOT / "bench" / "results" / "h200"
@@ -280,3 +281,34 @@ def test_the_rooflines_example_took_what_its_record_says():
     floor = (33.22e9 / 790e12) + 1.5e-6
     page = re.sub(r"\s+", " ", PAGES["docs/roofline.md"].read_text())
     assert f"took {1e6 * seconds:.1f} µs, {seconds / floor:.1f} times its floor" in page
+
+
+# What no card has run
+
+
+def test_what_rewritten_kernels_should_take_is_what_the_record_says():
+    lines = pace.table([row for row in read("rewritten.json")["rows"]])
+    wanted = [[f"`{kernel}`", recipe, *numbers] for recipe, kernel, *numbers in lines if numbers[-1]]
+    assert rows(FACTS, "expected µs") == wanted
+
+
+def test_what_windows_should_take_is_what_the_plan_says():
+    found = []
+    for kind in ("forward", "wgrad"):
+        problem = launches.problem_of(passes()[f"{FIRST} {kind}"]["key"])
+        form = launches.estimate(problem, chips.AIMED_AT)
+        spared = launches.unpool(problem, chips.AIMED_AT)[0] if kind == "wgrad" else 0.0
+        times = form.seconds, form.replaced.seconds, form.replaced.cudnn + spared
+        modelled, kernel, cudnn = (f"{1e6 * seconds:.0f}" for seconds in times)
+        found.append([kind, modelled, f"{kernel}, {cudnn}"])
+    assert rows(FACTS, "measured µs, Triton, cuDNN") == found
+
+
+def test_what_runs_are_expected_to_take_is_what_the_command_says():
+    found = []
+    for name in ("record94", "seed"):
+        now = expected.of(recipe(name), "tuned", chips.AIMED_AT).seconds
+        with launches.as_measured():
+            then = expected.of(recipe(name), "tuned", chips.AIMED_AT).seconds
+        found.append([f"`{name}`", f"{then:.3f}", f"{now:.3f}"])
+    assert rows(FACTS, "with the kernels as measured") == found
