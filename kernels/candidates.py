@@ -77,6 +77,7 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
     ("pooled forward", (64, 64, 64, 8, 3)): (80,),
     ("pooled forward", (64, 64, 64, 4, 3)): (89,),
     ("pooled forward", (256, 64, 64, 8, 3)): (89,),
+    ("pooled forward", (256, 64, 16, 4, 3)): (80, 90, 100),
     ("pooled forward by rows", (128, 64, 32, 8, 3)): (89, 100),
     ("pooled forward by rows", (128, 64, 32, 8, 4)): (100,),
     ("pooled forward by rows", (64, 64, 64, 4, 3)): (89,),
@@ -84,6 +85,7 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
     ("forward", (256, 128, 64, 8, 3)): (80, 90, 100),  # on 9.0 with a gate
     ("gradient", (256, 128, 64, 8, 3)): (80, 89),
     ("gradient", (128, 128, 64, 4, 3)): (89,),
+    ("gradient", (64, 16, 64, 2, 3)): (100,),
     ("gradient", (128, 32, 64, 8, 3)): (80, 89),
     ("tf32", (128, 64, 32, 8, 3)): (89,),
     ("float32", (64, 64, 16, 8, 3)): (80, 89),
