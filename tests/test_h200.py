@@ -287,7 +287,7 @@ def test_the_rooflines_example_took_what_its_record_says():
 
 
 def test_what_rewritten_kernels_should_take_is_what_the_record_says():
-    lines = pace.table([row for row in read("rewritten.json")["rows"]])
+    lines = pace.table(read("rewritten.json")["rows"])
     wanted = [[f"`{kernel}`", recipe, *numbers] for recipe, kernel, *numbers in lines if numbers[-1]]
     assert rows(FACTS, "expected µs") == wanted
 
