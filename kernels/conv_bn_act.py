@@ -447,7 +447,6 @@ NARROW = {
     for name in ("p_rstd", "p_stats", "p_partial", "p_groups", "p_sums", "p_spatial", "p_dgate")
 } | {
     "p_filters": _FEW,
-    "p_dz": "of 16 channels, across the depth of a wide tile: as p_filters",
     "p_argmax": "one byte beside each value of u",
     **conv.SUMS,
 }

@@ -133,7 +133,7 @@ def test_a_forward_pass_has_another_form_where_no_descriptor_can_begin():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("gate", [True, False])
 def test_a_block_by_windows_is_that_of_float64_and_does_what_its_spec_declares(training, gate):
-    case = Case("windows", n=3, c=8, o=64, map=(5, 6), gate=gate, **BLOCK | {"training": training})
+    case = Case("windows", n=3, c=24, o=64, map=(5, 6), gate=gate, **BLOCK | {"training": training})
     spec = conv_bn_act.SPEC if training else conv_bn_act.EVAL_SPEC
     with launches.only(order="windows", rows=16, cols=32, depth=32):
         assert not check(spec, case, torch.float16, DEVICE)
