@@ -32,8 +32,8 @@ from .launch import cdiv
 
 PASSES = ("forward", "dgrad", "wgrad")
 ORDERS = ("images", "rows", "windows")
-# Channels of x that windows can have, of a pass: with 16 a forward pass has so little to do for a row of x that
-# the assembler waits for each product, with 32 a multiprocessor holds one program.
+# Channels of x that windows can have, of a pass: with 16 a forward pass has so little to do for a row of x
+# that the assembler waits for each product, with 32 a multiprocessor holds one program.
 FEW = {"forward": (24,), "wgrad": (8, 16, 24, 32)}
 
 

@@ -148,7 +148,6 @@ def test_evaluation_has_forward_kernels_only(phases):
         "_weigh_views",
         "_stem_fwd",
         "forward",
-        "_normalise",  # after a forward pass by windows
         "_pool_head_fwd",
         "_cross_entropy",
     }

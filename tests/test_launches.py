@@ -65,7 +65,7 @@ def test_a_gpu_has_the_rates_of_its_entry_or_of_the_nearest():
     unknown = chips.described("NVIDIA L40S", 89, 142, 99)
     assert (unknown.name, unknown.multiprocessors) == ("NVIDIA L40S", 142)
     assert unknown.flops == TARGETS[89].flops
-    assert len({*chips.H200S, unknown}) == len(chips.H200S) + 1
+    assert len({*chips.CHIPS, unknown}) == len(chips.CHIPS) + 1
 
 
 # Candidates
@@ -431,7 +431,7 @@ def test_the_nearest_chip_stands_in_where_its_configuration_fits(launch_table):
     assert launches.choose(PROBLEM, a100) == rows[80]
     assert launches.choose(PROBLEM, ada) == launches.choose(PROBLEM, b200) == rows[90]
     assert launches.choose(PROBLEM, replace(a100, name="another", multiprocessors=98)) == rows[80]
-    h100 = next(chip for chip in chips.H200S if "H100" in chip.name)
+    h100 = next(chip for chip in chips.CHIPS if "H100" in chip.name)
     launch_table({chip.name: section(chip, rows[cc]) for chip, cc in ((h100, 80), (H200, 90))})
     assert (launches.choose(PROBLEM, h100), launches.choose(PROBLEM, H200)) == (rows[80], rows[90])
     large = replace(CONFIG, rows=128, cols=128, depth=64, stages=4)  # 128 KiB

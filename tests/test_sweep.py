@@ -296,8 +296,9 @@ def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, cap
     assert said[1] == str(len(ARMS)) and said[0].startswith(("2 h", "3 h"))
     ran = [(record["recipe"], record["seed"]) for record in ledger.load("results/sweep-record94.jsonl")]
     assert ran == [("record94", 0)] * len(ARMS)
-    assert main([*toy, "--quiet"]) == 0
-    assert len(ledger.load("results/sweep-record94.jsonl")) == 50 * len(ARMS)
+    assert main([*toy, "--quiet", "--runs", "2"]) == 0
+    assert len(ledger.load("results/sweep-record94.jsonl")) == 2 * len(ARMS)
+    assert grid.READY["record94"].runs == 50  # without --runs
 
 
 # -- what is printed -----------------------------------------------------------------------------------------

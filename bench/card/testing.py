@@ -26,7 +26,10 @@ from .steps import Context, result, say
 
 FILES = tuple(
     f"tests/test_{name}.py"
-    for name in ("kernels", "conv_bn_act", "norm_act", "stem", "patch_covariance", "random", "views", "graph")
+    for name in (
+        *("kernels", "conv_bn_act", "window_passes", "window_gradients", "norm_act", "sums", "arrival"),
+        *("stem", "patch_covariance", "random", "views", "graph"),
+    )
 )
 TOY_FILES = ("tests/test_stem.py",)
 SEED = 0  # of the order of the small tests
