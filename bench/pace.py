@@ -46,7 +46,7 @@ CLOCK = 1.755e9  # Hz, of an H200 under load
 ISSUED = 4 * CHIP.multiprocessors * CLOCK  # instructions of warps a second
 OVERLAP = 0.86
 LATENCY = 6 / CLOCK  # seconds of an instruction of a warp that few others stand beside
-RECIPES = ("record94", "seed")
+SPLITS = 16  # rows that the measured `_sum_splits` took at a time
 
 Numbers = dict[str, Any]
 
@@ -76,11 +76,10 @@ TRIPS: dict[str, Callable[[dict[str, int], list[int], int, Case], float]] = {
         ("_stem_fwd", "_stem_bwd"), lambda constants, grid, _, case: _rows(constants, case) / grid[0]
     ),
 }
-SPLITS = 16  # rows that the measured `_sum_splits` took at a time
 
 
 def recipe_of(case: str) -> str | None:
-    """The one of RECIPES whose training steps have this case."""
+    """The recipe, of the two that were measured, whose training steps have this case."""
     if case.split()[0] in ("smoke", "airbench94", "evaluation") or "eval" in case.split():
         return None
     return "record94" if case.startswith("record94") else "seed"
@@ -106,7 +105,7 @@ def modelled(launch: Numbers, bytes: int, case: Case) -> Numbers:
 
 
 def by_case(record: Numbers) -> dict[tuple[str, str, str], list[Numbers]]:
-    """(kernel, op, case) -> its launches in a check's record, of cases of RECIPES in float16."""
+    """(kernel, op, case) -> its launches in a check's record, of training steps in float16."""
     work = {(w["op"], w["case"]): w["chips"].get(CC, {}) for w in record["work"] if w["dtype"] == "float16"}
     cases = {(op, case.name): case for op in record["names"] for case in CATALOGUE[op].cases}
     found = defaultdict(list)
