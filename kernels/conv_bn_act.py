@@ -461,7 +461,7 @@ def _outputs_of(case: Case) -> int:
 def _small(case: Case) -> bool:
     """Whether the interpreter has it done in seconds."""
     h, w = case.map
-    return case.n * h * w * max(case.c, case.o) <= 1 << 14
+    return case.n * h * w * max(case.c, case.o) <= 1 << 13
 
 
 SPEC = KernelSpec(

@@ -73,10 +73,10 @@ def integers(n: int, c: int, h: int, w: int, dtype: torch.dtype, device=DEVICE):
     return torch.randint(-2, 3, (n, h, w, c), device=device).to(dtype).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "case, dtype",
-    [(case, torch.float32) for case in CASES] + [(CASES[0], torch.float16)],
+    "case, dtype, form",
+    [(case, torch.float32, form) for case in CASES for form in FORMS]
+    + [(CASES[0], torch.float16, "descriptors")],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_every_form_of_launch_gives_the_results_and_gradients_of_the_reference(case, form, dtype):

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from test_docs import FACTS, rows
 
 import hlb
 from bench import times
@@ -42,15 +43,26 @@ def test_the_measured_runs_are_as_expected_within_7_percent(ledger):
     assert abs(expectation(ledger).seconds / measured - 1) < 0.07
 
 
-def test_record94_is_expected_below_0_58_s_with_the_tuned_kernels_and_below_0_70_as_they_were_measured():
-    found = expected.of(hlb.recipe("record94"), "tuned", H200)
+@cache
+def tuned(name: str) -> tuple[expected.Expectation, expected.Expectation]:
+    """Of a recipe with the tuned kernels: as they were when they were measured, and now."""
     with launches.as_measured():
-        measured = expected.of(hlb.recipe("record94"), "tuned", H200)
+        then = expected.of(hlb.recipe(name), "tuned", H200)
+    return then, expected.of(hlb.recipe(name), "tuned", H200)
+
+
+def test_record94_is_expected_below_0_58_s_with_the_tuned_kernels_and_below_0_70_as_they_were_measured():
+    measured, found = tuned("record94")
     assert found.seconds <= 0.58 and measured.seconds <= 0.70
     assert measured.seconds < 0.85 * expectation("hard").seconds
     assert measured.measured_share > 0.6 and measured.shares["modelled"] < 0.02
     assert found.measured_share > 0.4  # convolutions, mostly; what was rewritten is modelled
     assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_measured_facts_tell_what_runs_are_expected_to_take():
+    wanted = [[f"`{name}`", *(f"{one.seconds:.3f}" for one in tuned(name))] for name in ("record94", "seed")]
+    assert rows(FACTS, "with the kernels as measured") == wanted
 
 
 def test_a_rewritten_kernel_takes_its_part_of_what_was_measured_and_no_operators_beside_it(monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from test_docs import FACTS, PAGES, rows, runs_of
 
 from bench import pace
-from hlb import expected, ledger, recipe
+from hlb import ledger
 from hlb.statistics import summary
 from kernels import chips, fitting, launches
 
@@ -302,13 +302,3 @@ def test_what_windows_should_take_is_what_the_plan_says():
         modelled, kernel, cudnn = (f"{1e6 * seconds:.0f}" for seconds in times)
         found.append([kind, modelled, f"{kernel}, {cudnn}"])
     assert rows(FACTS, "measured µs, Triton, cuDNN") == found
-
-
-def test_what_runs_are_expected_to_take_is_what_the_command_says():
-    found = []
-    for name in ("record94", "seed"):
-        now = expected.of(recipe(name), "tuned", chips.AIMED_AT).seconds
-        with launches.as_measured():
-            then = expected.of(recipe(name), "tuned", chips.AIMED_AT).seconds
-        found.append([f"`{name}`", f"{then:.3f}", f"{now:.3f}"])
-    assert rows(FACTS, "with the kernels as measured") == found
