@@ -276,23 +276,29 @@ def _conv_fwd(
         tl.store(p_partial + o_partial + OUT, tl.sum(b_v * b_v, axis=0)[None, :], mask=m_columns)
 
 
-def constants(problem: Problem, config: Config) -> dict:
-    """What all kernels are told."""
+def tile_constants(problem: Problem, config: Config) -> dict:
+    """What the kernels of every order are told."""
     return {
-        "H": problem.h,
-        "W": problem.w,
         "C": problem.c,
         "OUT": problem.o,
-        "SIZE": problem.size,
-        "PAD": problem.pad,
-        "IMAGES": config.order == "images",
         "UPCAST": INTERPRETED and problem.dtype == torch.bfloat16,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         "ROWS": config.rows,
         "COLS": config.cols,
         "DEPTH": config.depth,
         "num_warps": config.warps,
         "num_stages": config.stages,
+    }
+
+
+def constants(problem: Problem, config: Config) -> dict:
+    """What the kernels of implicit matrix products are told."""
+    return tile_constants(problem, config) | {
+        "H": problem.h,
+        "W": problem.w,
+        "SIZE": problem.size,
+        "PAD": problem.pad,
+        "IMAGES": config.order == "images",
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
     }
 
 

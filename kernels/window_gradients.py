@@ -23,12 +23,11 @@ Source: the project's own; the pieces of x are those of Chetlur et al., arXiv 14
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import tiling
-from .conv_passes import place_of
-from .launch import INTERPRETED, launch, power_of_2, tl, triton
+from .conv_passes import place_of, tile_constants
+from .launch import launch, power_of_2, tl, triton
 from .norm_passes import float32_like
 from .tiling import Config, Problem
 
@@ -185,14 +184,7 @@ def wgrad(problem: Problem, config: Config, dz: Tensor, argmax: Tensor, x: Tenso
         tiling.steps(problem, config),
         H=problem.h,
         W=problem.w,
-        C=c,
-        OUT=o,
-        UPCAST=INTERPRETED and problem.dtype == torch.bfloat16,
-        ROWS=config.rows,
-        COLS=config.cols,
-        DEPTH=config.depth,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **tile_constants(problem, config),
     )
     extents = {"C": c, "OUT": o, "ROWS": FOLDED, "COLS": power_of_2(3 * c)}
     launch(_fold, (3 * o,), partial, d_filters, shares, **extents)

@@ -24,11 +24,11 @@ Source: the project's own; rows of x that count for several rows of z are those 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import tiling
-from .launch import INTERPRETED, box, launch, tl, triton
+from .conv_passes import tile_constants
+from .launch import box, launch, tl, triton
 from .tiling import Config, Problem
 
 
@@ -155,7 +155,7 @@ def forward(
     problem: Problem, config: Config, x: Tensor, filters: Tensor, out: Tensor, argmax: Tensor | None
 ) -> None:
     """Writes u to `out`, and argmax where it is wanted."""
-    o, c, (ph, pw) = problem.o, problem.c, problem.output
+    c, (ph, pw) = problem.c, problem.output
     share, _ = tiling.shares(problem, config)
     by_row = x.permute(2, 0, 3, 1).flatten(2)  # [h, n, w * c]
     rest = 4 * c % config.depth
@@ -172,12 +172,5 @@ def forward(
         box(by_row, 1, config.rows, rest) if rest else None,
         PH=ph,
         PW=pw,
-        C=c,
-        OUT=o,
-        UPCAST=INTERPRETED and problem.dtype == torch.bfloat16,
-        ROWS=config.rows,
-        COLS=config.cols,
-        DEPTH=config.depth,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **tile_constants(problem, config),
     )
