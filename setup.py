@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="hlb",
@@ -9,8 +9,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["hlb", "kernels"],
-    package_data={"hlb": ["*.json"], "kernels": ["*.json"]},
+    packages=find_packages(include=["hlb", "hlb.*", "kernels", "kernels.*"]),
+    package_data={"hlb.cost": ["*.json"], "kernels.convolution": ["*.json"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.11", "torchvision", "numpy", "rich", "scipy"],
     extras_require={

@@ -1,27 +1,37 @@
-"""`python -m bench`: the microbenchmark; `bench gate`: the speed gate; `bench card`: all of it on a new
-GPU.
-"""
+"""`python -m bench`: the microbenchmark, and the commands beside it; `python -m bench --help` lists them."""
 
+import importlib
 import signal
 import sys
 import time
 
+BEGAN = time.time()  # importing torch is in the minutes of a card
+# First word -> module, whose `main` takes the words behind it; without one it is the microbenchmark.
+COMMANDS = {
+    "card": "card.cli",
+    "check": "check.cli",
+    "gate": "gate.cli",
+    "pace": "expect.pace",
+    "pairs": "pairs",
+    "report": "report.cli",
+    "times": "expect.times",
+    "tune": "tune.cli",
+}
 
-def main() -> int:
+
+def main(arguments: list[str] | None = None) -> int:
     """The exit status of any, which a kill ends as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if sys.argv[1:2] == ["gate"]:
-        from . import gate
-
-        return gate.main(sys.argv[2:])
-    if sys.argv[1:2] == ["card"]:
-        began = time.time()  # importing torch is in the card's minutes
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["card"]:
         from .card import cli as card
 
-        return card.main(sys.argv[2:], began)
+        return card.main(arguments[1:], BEGAN)
+    if arguments and arguments[0] in COMMANDS:
+        return importlib.import_module(f"bench.{COMMANDS[arguments[0]]}").main(arguments[1:])
     from . import cli
 
-    return cli.main()
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":

@@ -8,36 +8,33 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from rich.console import Console
 
 import kernels
-from hlb import UserError, ledger
-from hlb.errors import exit_status
+from hlb import UserError
+from hlb.errors import Parser, exit_status, positive
 from hlb.files import check_writable
-from kernels import timing
-from kernels.calls import DIRECTIONS
-from kernels.spec import Case, KernelSpec
+from hlb.runs import ledger
+from kernels.base import timing
+from kernels.base.spec import Case, KernelSpec
 
 from . import micro
-from .asm import CHIPS, STAGES
+from .calls import DIRECTIONS
+from .inspect.asm import CHIPS, STAGES
 from .rows import write_csv
 
 HELP = """\
 usage: python -m bench [NAME ...] [--case TEXT] [--dtype NAME] [options]
-       python -m bench [NAME ...] --asm STAGE [--chip CC] | --trace FILE
-       python -m bench [NAME ...] --ncu [--kernel NAME] | --vs REF [--rounds N]
-       python -m bench card ...    everything, on a new GPU: `bench card --help`
-       python -m bench gate ...    the speed gate: `python -m bench gate --help`
-       pytest bench                the same times, for pytest-benchmark
+       python -m bench COMMAND ...    `python -m bench COMMAND --help`
+       pytest bench                   the same times, for pytest-benchmark
 
 Times ops beside the PyTorch that they replace, at the shapes of record94, or
 all the recipes' where NAME or --case or --all says so: eager, compiled and
-cudnn against triton, its forms and tuned; forward, backward and both. What is
-wrong is not timed. Without a GPU the references alone, on the CPU, at a small
-batch.
+cudnn against triton, its forms and tuned; forward, backward and both.
+Incorrect kernels are not timed. Without a GPU the references alone, on the
+CPU, at a small batch.
 
   NAME             {names}
   --case TEXT      only cases whose name contains this: --case r1.conv1
@@ -53,18 +50,69 @@ batch.
   --out FOLDER     rows.json and rows.csv, and roofline and speedup as .png and
                    .svg; needs matplotlib
 
-Instead of times:
-  --asm STAGE      the code of one case: {stages}
-  --chip CC        for another GPU: {chips}
-  --trace FILE     a Chrome trace of a few calls of each case
-  --ncu            Nsight Compute's counters of one launch
-  --kernel NAME    of this kernel
-  --vs REF         ratios to the times at another git revision
-  --rounds N       runs of each revision, in turn, {rounds} if not given
+Commands:
+  asm STAGE NAME   the code of a case: {stages}
+  trace FILE NAME  a Chrome trace of a few calls of each case
+  ncu NAME         Nsight Compute's counters of a launch
+  vs REF NAME      ratios to the times at another git revision
+  pairs A B        steps of two settings, interleaved
+  check            kernels compiled ahead of time for four chips; needs no GPU
+  tune             the fastest launches of convolutions on this GPU
+  gate             the speed gate: is anything slower than its baseline?
+  report           what was measured as one page with its plots
+  card             everything, on a new GPU
+  pace             what rewritten kernels should take, from two checks
+  times            what a measured card's kernels take, for expected times
 """
+HELP_OF = {
+    "asm": """\
+usage: python -m bench asm STAGE NAME ... [--case TEXT] [--dtype NAME]
+                               [--chip CC]
+
+The code of the one case that these name: {stages}.
+
+  --case TEXT      the case whose name contains this
+  --dtype NAME     {dtypes}; float16 if not given
+  --chip CC        for another GPU: {chips}
+""",
+    "trace": """\
+usage: python -m bench trace FILE [NAME ...] [--case TEXT] [--dtype NAME]
+
+A Chrome trace of a few calls of each case, and a table of where their time
+goes.
+
+  --case TEXT      only cases whose name contains this
+  --dtype NAME     {dtypes}
+""",
+    "ncu": """\
+usage: python -m bench ncu NAME ... [--case TEXT] [--dtype NAME]
+                           [--direction WAY] [--kernel NAME]
+
+Nsight Compute's counters of one launch of the one case that these name.
+
+  --case TEXT      the case whose name contains this
+  --dtype NAME     {dtypes}
+  --direction WAY  {directions}
+  --kernel NAME    of this kernel
+""",
+    "vs": """\
+usage: python -m bench vs REF [NAME ...] [--case TEXT] [--dtype NAME]
+                          [--direction WAY] [--samples N] [--rounds N]
+                          [--json FILE]
+
+Ratios to the times at another git revision.
+
+  --case TEXT      only cases whose name contains this
+  --dtype NAME     {dtypes}
+  --direction WAY  {directions}
+  --samples N      times taken of each, {samples} if not given
+  --json FILE      all that was measured
+  --rounds N       runs of each revision, in turn, {rounds} if not given
+""",
+}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ROUNDS = 5
-# What is done -> options that say how; "" is the benchmark itself.
+# Command -> options that it takes; "" is the benchmark itself.
 MODES = {
     "": ("direction", "samples", "all", "max_autotune", "compile", "json", "csv", "out"),
     "asm": ("chip",),
@@ -72,85 +120,67 @@ MODES = {
     "ncu": ("direction", "kernel"),
     "vs": ("direction", "samples", "rounds", "json"),
 }
+ARGUMENTS = {"asm": "stage", "trace": "file", "vs": "ref"}  # what a command takes before the names of ops
 FILES = ("rows.json", "rows.csv", "roofline.png", "roofline.svg", "speedup.png", "speedup.svg")  # of --out
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-class _Parser(Parser):
-    """The benchmark's, with its help."""
-
-    def format_help(self) -> str:
-        names, lines = list(kernels.CATALOGUE), [""]
-        for name in names:
-            word = name + "," * (name != names[-1])
-            if len(lines[-1]) + len(word) > 60:
-                lines.append("")
-            lines[-1] += word + " "
-        return HELP.format(
-            names=("\n" + " " * 19).join(line.strip() for line in lines),
-            dtypes=", ".join(DTYPES),
-            directions=", ".join(DIRECTIONS),
-            samples=timing.SAMPLES,
-            stages=", ".join(STAGES),
-            chips=", ".join(CHIPS),
-            rounds=ROUNDS,
-        )
+def _help(mode: str) -> str:
+    names, lines = list(kernels.CATALOGUE), [""]
+    for name in names:
+        word = name + "," * (name != names[-1])
+        if len(lines[-1]) + len(word) > 60:
+            lines.append("")
+        lines[-1] += word + " "
+    return HELP_OF.get(mode, HELP).format(
+        names=("\n" + " " * 19).join(line.strip() for line in lines),
+        dtypes=", ".join(DTYPES),
+        directions=", ".join(DIRECTIONS),
+        samples=timing.SAMPLES,
+        stages=", ".join(STAGES),
+        chips=", ".join(CHIPS),
+        rounds=ROUNDS,
+    )
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    """The options, checked; `mode` is a key of MODES. UserError for what is none."""
-    parser = _Parser(allow_abbrev=False)
+    """The options of a command line, checked; `mode` is a key of MODES. Raises UserError for invalid ones."""
+    mode = arguments[0] if arguments and arguments[0] in MODES else ""
+    arguments = arguments[1:] if mode else arguments
+    for old in MODES:
+        if old and any(word.partition("=")[0] == f"--{old}" for word in arguments):
+            what = ARGUMENTS.get(old, "").upper()
+            raise UserError(f"--{old} is now `python -m bench {' '.join(filter(None, (old, what)))} NAME`")
+    parser = Parser(description=_help(mode))
+    if mode in ARGUMENTS:
+        kinds = {"asm": {"choices": STAGES}, "trace": {"type": Path}}
+        parser.add_argument(ARGUMENTS[mode], **kinds.get(mode, {}))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--case", default="")
     parser.add_argument("--dtype", choices=DTYPES)
-    parser.add_argument("--direction", choices=DIRECTIONS)
-    parser.add_argument("--samples", type=int)
-    for option in ("--all", "--max-autotune", "--compile"):
-        parser.add_argument(option, action="store_true", default=None)
-    for option in ("--json", "--csv", "--out", "--trace"):
-        parser.add_argument(option, type=Path)
-    parser.add_argument("--asm", choices=STAGES)
-    parser.add_argument("--chip")
-    parser.add_argument("--ncu", action="store_true", default=None)
-    parser.add_argument("--kernel")
-    parser.add_argument("--vs")
-    parser.add_argument("--rounds", type=int)
-    options = parser.parse_args(arguments)
+    ways = {
+        "direction": {"choices": DIRECTIONS},
+        **dict.fromkeys(("samples", "rounds"), {"type": positive}),
+        **dict.fromkeys(("all", "max_autotune", "compile"), {"action": "store_true"}),
+        **dict.fromkeys(("json", "csv", "out"), {"type": Path}),
+    }
+    for option in dict.fromkeys(option for options in MODES.values() for option in options):
+        if option in MODES[mode]:
+            parser.add_argument("--" + option.replace("_", "-"), **ways.get(option, {}))
+        else:
+            parser.set_defaults(**{option: None})
+    options = parser.parse_intermixed_args(arguments)
+    options.mode = mode
     for name in options.names:
         if name not in kernels.CATALOGUE:
             raise UserError(f"NAME: got {name!r}, accepted are {', '.join(kernels.CATALOGUE)}")
-    options.mode = _mode(options)
-    for option in ("samples", "rounds"):
-        number = getattr(options, option)
-        if number is not None and number < 1:
-            raise UserError(f"--{option}: got {number}, accepted is 1 or more")
     _check_files(options)
     return options
 
 
-def _mode(options: argparse.Namespace) -> str:
-    """What is done. UserError for two things at once, and for an option that the one does not have."""
-    asked = [mode for mode in MODES if mode and getattr(options, mode) is not None]
-    if len(asked) > 1:
-        raise UserError(f"--{' and --'.join(asked)}: one at a time")
-    mode = asked[0] if asked else ""
-    for option in dict.fromkeys(option for known in MODES.values() for option in known):
-        if getattr(options, option) is not None and option not in MODES[mode]:
-            others = " or ".join(f"--{other}" for other in MODES if other and option in MODES[other])
-            needs = f"needs {others}" if others and not mode else f"does not go with --{mode}"
-            raise UserError(f"--{option.replace('_', '-')}: {needs}")
-    return mode
-
-
 def _check_files(options: argparse.Namespace) -> None:
-    """UserError for a file that could not be written, or that two options name."""
-    files = {f"--{name}": getattr(options, name) for name in ("json", "csv", "trace")}
+    """Raises UserError for a file that cannot be written, or that two options name."""
+    files = {f"--{name}": getattr(options, name) for name in ("json", "csv")}
+    files["FILE"] = getattr(options, "file", None)
     files = {option: path for option, path in files.items() if path}
     if options.out:
         if importlib.util.find_spec("matplotlib") is None:
@@ -229,7 +259,7 @@ def _benchmark(
     for path in filter(None, (options.csv, out and out / "rows.csv")):
         write_csv(path, record)
     if out:
-        from hlb import plots
+        from .report import plots
 
         plots.roofline(record, out / "roofline.png", out / "roofline.svg")
         plots.speed_up(record, out / "speedup.png", out / "speedup.svg")
@@ -247,19 +277,19 @@ def _instead(
     """What is done instead of the benchmark, of the ops that have this dtype."""
     todo = {spec: cases for spec, cases in todo.items() if dtype in spec.dtypes}
     if options.mode == "asm":
-        from . import asm
+        from .inspect import asm
 
-        return asm.run(console, todo, dtype, options.asm, options.chip)
+        return asm.run(console, todo, dtype, options.stage, options.chip)
     if options.mode == "trace":
-        from . import trace
+        from .inspect import trace
 
-        return trace.run(console, todo, dtype, device, options.trace)
+        return trace.run(console, todo, dtype, device, options.file)
     if options.mode == "ncu":
-        from . import ncu
+        from .inspect import ncu
 
         return ncu.run(console, todo, dtype, options.direction, options.kernel)
-    from . import versus
+    from .inspect import versus
 
     names, samples, rounds = options.names, options.samples or timing.SAMPLES, options.rounds or ROUNDS
-    asked = (options.case, kernels.launch.short(dtype), options.direction)
-    return versus.run(console, options.vs, names, *asked, samples, rounds, options.json)
+    asked = (options.case, kernels.base.launch.short(dtype), options.direction)
+    return versus.run(console, options.ref, names, *asked, samples, rounds, options.json)

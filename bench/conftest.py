@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hlb import environment
+from hlb.runs import environment
 
 from . import micro
 

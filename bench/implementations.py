@@ -1,12 +1,13 @@
 """The ways to do an op that the benchmark times side by side.
 
     eager            the reference
-    compiled         torch.compile of the reference, with the options that training has (kernels/calls.py)
+    compiled         torch.compile of the reference, with the options that training has (calls.py)
     max-autotune     the same, with everything measured that Inductor can measure
     cudnn            the reference's results from library calls alone, where it has a formula of its own: on a
                      GPU cuDNN's, elsewhere the processor's
     triton           the op, in the configurations that it looks up
-    triton images    a convolution's kernels with the outputs of a tile from many images (kernels/tiling.py)
+    triton images    a convolution's kernels with the outputs of a tile from many images
+                     (kernels/convolution/tiling.py)
     triton rows      the same, image by image and row by row
     tuned            what `--kernels tuned` takes
 
@@ -26,12 +27,16 @@ from torch import Tensor
 from torch._functorch import config as functorch
 
 import kernels
-from kernels import candidates, chips, compare, conv, conv_bn_act, launch, launches
-from kernels.calls import AUTOTUNED, DIRECTIONS, INDUCTOR, roots
-from kernels.compare import leaves
-from kernels.launch import Launch
-from kernels.norm_act import ACTIVATIONS
-from kernels.spec import Case, KernelSpec
+from hlb.execution import INDUCTOR
+from kernels import conv_bn_act
+from kernels.base import chips, correctness, launch
+from kernels.base.correctness import leaves
+from kernels.base.launch import Launch
+from kernels.base.spec import Case, KernelSpec
+from kernels.convolution import candidates, conv, selection
+from kernels.norm.norm_act import ACTIVATIONS
+
+from .calls import AUTOTUNED, DIRECTIONS, roots
 
 
 def compiled(function: Callable, **options) -> Callable:
@@ -113,7 +118,7 @@ def by_kernel(inputs: dict) -> dict:
     if "by_kernel" not in inputs:
         return {}
     problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
-    return {"by_kernel": launches.by_kernel(problem, chips.current(inputs["x"].device))}
+    return {"by_kernel": selection.by_kernel(problem, chips.current(inputs["x"].device))}
 
 
 @contextlib.contextmanager
@@ -184,10 +189,10 @@ def faults(spec: KernelSpec, implementation: str, case: Case, dtype: torch.dtype
     """
     if implementation == "cudnn":
         inputs = spec.make(case, dtype, device)
-        got = compare.execute(spec, LIBRARY[spec.name], inputs)
-        expected = compare.execute(spec, spec.reference, inputs | taken(inputs))
-        expected = {name: compare.widened(value) for name, value in expected.items()}
-        return compare.faults(spec, case, dtype, got, expected)
+        got = correctness.execute(spec, LIBRARY[spec.name], inputs)
+        expected = correctness.execute(spec, spec.reference, inputs | taken(inputs))
+        expected = {name: correctness.widened(value) for name, value in expected.items()}
+        return correctness.faults(spec, case, dtype, got, expected)
     if implementation not in KERNELS:
         return []
     if implementation == "tuned":
@@ -195,4 +200,4 @@ def faults(spec: KernelSpec, implementation: str, case: Case, dtype: torch.dtype
         told = dataclasses.replace(spec, given=lambda inputs: given(inputs | by_kernel(inputs)))
         spec = dataclasses.replace(told, op=tuned(spec))
     with scope(implementation):
-        return compare.check(spec, case, dtype, device)
+        return correctness.check(spec, case, dtype, device)

@@ -1,10 +1,10 @@
 """Every kernel beside the PyTorch that it replaces, at the recipes' shapes: time, rate, memory, launches.
 
-What is timed beside what: bench/implementations.py. An op is compared with its reference first; where it is
+What is timed beside what: implementations.py. An op is compared with its reference first; where it is
 wrong it is not timed, its row says so, and the exit status is 1. `forward` saves what the backward needs, as
 in training; `backward` is that of graphs made before the clock; `both` is the two together. Rates are of the
 bytes and FLOPs that the op must move and do, whatever an implementation moves; the ceilings are a copy of as
-many bytes and a large matrix product, timed the same way in the same process (kernels/timing.py).
+many bytes and a large matrix product, timed the same way in the same process (kernels/base/timing.py).
 
 Without a CUDA device no kernel is timed: the references run on the CPU, at a small batch.
 """
@@ -25,12 +25,13 @@ from rich.console import Console
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from hlb import environment
-from kernels import check, chips, launch, timing
-from kernels.calls import DIRECTIONS, calls, roots
-from kernels.compare import leaves
-from kernels.spec import Case, KernelSpec
+from hlb.runs import environment
+from kernels.base import chips, launch, timing
+from kernels.base.correctness import leaves
+from kernels.base.spec import Case, KernelSpec
 
+from .calls import DIRECTIONS, calls, roots
+from .check import check
 from .implementations import FORMS, IMPLEMENTATIONS, KERNELS, distinct, faults, known, launched, scope
 from .rows import Row, show, speed_ups
 

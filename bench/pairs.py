@@ -1,6 +1,6 @@
 """Training steps of two settings, interleaved, and the ratio of their times pair by pair.
 
-    python -m bench.pairs dtype=bfloat16 dtype=float32 --recipe seed --pairs 20
+    python -m bench pairs dtype=bfloat16 dtype=float32 --recipe seed --pairs 20
 
 A machine's speed drifts; within a pair it hardly does, so the median of the pairs' ratios is worth more than
 the ratio of two medians taken one after the other. Which goes first alternates. Settings are fields of the
@@ -10,6 +10,7 @@ nothing. Where a run's steps are captured, so are these.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import shlex
@@ -21,15 +22,25 @@ from pathlib import Path
 
 import torch
 
-from hlb import Dataset, Execution, Recipe, UserError, ledger, recipe
-from hlb.errors import exit_status
+from hlb import Dataset, Execution, Recipe, UserError, recipe
+from hlb.errors import Parser, exit_status, positive
 from hlb.execution import apply, resolve
 from hlb.files import check_writable
+from hlb.runs import ledger
 from hlb.settings import read
 from hlb.train import Trainer
 
-from .cli import Parser
+HELP = """\
+usage: python -m bench pairs A B [--recipe NAME] [--pairs N] [--json FILE]
 
+Steps of two settings, interleaved, and the ratio of their times pair by pair.
+A and B are fields of the recipe or of the execution, joined by commas, such as
+dtype=bfloat16,compile=off; '' changes nothing.
+
+  --recipe NAME  seed if not given
+  --pairs N      10 if not given
+  --json FILE    the record
+"""
 KEPT = ("recipe", "device", "device_name", "versions", "commit", "dirty")  # of a run's provenance
 
 
@@ -76,23 +87,31 @@ def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:
     return out
 
 
+def moved() -> int:
+    raise UserError("this is now `python -m bench pairs`")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, 2 (a mistake), 130 (interrupted)."""
     return exit_status("bench", partial(_main, sys.argv[1:] if arguments is None else arguments))
 
 
-def _main(arguments: list[str]) -> int:
-    parser = Parser(prog="python -m bench.pairs", description=__doc__.split("\n")[0])
-    parser.add_argument("a", help="settings of the one, e.g. dtype=bfloat16")
-    parser.add_argument("b", help="settings of the other, e.g. dtype=float32")
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line, checked. Raises UserError for invalid ones."""
+    parser = Parser(description=HELP)
+    parser.add_argument("a")
+    parser.add_argument("b")
     parser.add_argument("--recipe", default="seed")
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="where the record goes")
+    parser.add_argument("--pairs", type=positive, default=10)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.pairs < 1:
-        raise UserError(f"--pairs: got {options.pairs}, accepted is 1 or more")
     if options.json:
         check_writable(options.json, "--json")
+    return options
+
+
+def _main(arguments: list[str]) -> int:
+    options = parsed(arguments)
     trainers = [trainer(options.recipe, settings) for settings in (options.a, options.b)]
     pairs = measure(*trainers, options.pairs)
     ratios = sorted(x / y for x, y in pairs)
@@ -107,7 +126,7 @@ def _main(arguments: list[str]) -> int:
     if options.json:
         shared = ledger.provenance(trainers[0])
         record = {
-            "command": shlex.join(["python", "-m", "bench.pairs", *arguments]),
+            "command": shlex.join(["python", "-m", "bench", "pairs", *arguments]),
             "a": options.a,
             "b": options.b,
             "seconds": pairs,
@@ -121,4 +140,4 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status("bench.pairs", moved))

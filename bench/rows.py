@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hlb.files import atomic
-from kernels.spec import KernelSpec
+from kernels.base.spec import KernelSpec
 
 from .implementations import KERNELS, REFERENCES
 

@@ -5,8 +5,8 @@
     pytest bench --benchmark-disable                 once each: does every benchmark still run?
 
 What is timed, and how, is what `python -m bench` times: on a GPU all implementations, by events on the device
-and with a cold L2 cache (kernels/timing.py); elsewhere the references, by the wall clock, at a batch of two.
-What is wrong fails and has no time. Times are of one call, whatever their name says of rounds.
+and with a cold L2 cache (kernels/base/timing.py); elsewhere the references, by the wall clock, at a batch of
+two. What is wrong fails and has no time. Times are of one call, whatever their name says of rounds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import kernels
-from kernels import launch, timing
-from kernels.calls import calls
+from kernels.base import launch, timing
 
 from . import micro
+from .calls import calls
 from .implementations import FORMS, IMPLEMENTATIONS, KERNELS, distinct, known, scope
 
 DEVICE, UNTIMED = micro.timed_on()

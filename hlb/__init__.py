@@ -9,12 +9,12 @@ import time
 
 STARTED = time.perf_counter()  # before torch is imported, so that wall clocks can include that
 
-from .checkpoint import load as load_checkpoint  # noqa: E402
 from .data import Dataset  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .execution import Execution  # noqa: E402
-from .experiment import Result, train  # noqa: E402
 from .recipes import RECIPES, Recipe  # noqa: E402
+from .runs.checkpoint import load as load_checkpoint  # noqa: E402
+from .runs.experiment import Result, train  # noqa: E402
 from .settings import recipe  # noqa: E402
 
 __all__ = [

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from . import graph
+from . import execution
 
 # what is counted -> the op whose calls are counted
 COUNTED = {
@@ -51,7 +51,7 @@ class Audit:
         return counting
 
     def capture(self, *works: Callable[[], None]) -> list[Callable[[], None]]:
-        """`graph.capture(*works)`, whose replays count for what their work calls."""
+        """`execution.capture(*works)`, whose replays count for what their work calls."""
         inside: list[Counter] = []
 
         def noted(work: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class Audit:
             (self.on if self.running else self.off).update(calls)
             replay()
 
-        replays = graph.capture(*(functools.partial(noted, work) for work in works))
+        replays = execution.capture(*(functools.partial(noted, work) for work in works))
         return [functools.partial(counting, *pair) for pair in zip(replays, inside)]
 
 

@@ -12,44 +12,33 @@ import typing
 from rich.console import Console
 from rich.table import Table
 
-from kernels import chips
+from kernels.base import chips
 
-from . import (
-    STARTED,
-    __version__,
-    audit,
-    checkpoint,
-    cost,
-    environment,
-    expected,
-    floor,
-    ledger,
-    profiling,
-    report,
-)
-from .compare import HELP as COMPARE_HELP
-from .compare import Sample, compare, show
+from . import STARTED, __version__, audit, errors
+from .cost import complexity, expected, floor, profiling
+from .cost.passes import Pass, launched
 from .data import FOLDER, cache_dir, load
-from .display import duration, print_table
-from .errors import UserError, exit_status
+from .errors import UserError, exit_status, whole
 from .evaluate import evaluate
-from .execution import COMPILE, Execution, apply, available, out_of_memory_explained, resolve
-from .experiment import begin, default, train
+from .execution import COMPILE, GRAPHS, Execution, apply, available, out_of_memory_explained, resolve
 from .files import check_writable
-from .graph import MODES
-from .grid import READY
-from .ledger import DEFAULT as LEDGER
-from .ledger import select
-from .passes import Pass, launched
 from .recipes import DTYPES, RECIPES
+from .runs import checkpoint, environment, ledger
+from .runs.display import duration, print_table
+from .runs.experiment import begin, default, train
+from .runs.ledger import DEFAULT as LEDGER
+from .runs.ledger import select
 from .settings import recipe
-from .sweep import HELP as SWEEP_HELP
-from .sweep import default_ledger, sweep
+from .study.compare import HELP as COMPARE_HELP
+from .study.compare import Sample, compare, show
+from .study.grid import READY
+from .study.sweep import HELP as SWEEP_HELP
+from .study.sweep import default_ledger, sweep
 from .train import Clock, Trainer
 
 HELP = """\
 usage: hlb [train] [options] | hlb eval MODEL | hlb recipes [NAME] | hlb env
-       hlb sweep [options] | hlb compare A B | hlb audit | hlb report  (--help)
+       hlb sweep [options] | hlb compare A B | hlb audit   (--help)
 
 Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
@@ -108,8 +97,8 @@ PHASE_COLUMNS = {  # heading -> cell, from an entry of `floor.summary`
 LEFT = ("recipe", "layer", "pass or kernel", "form", "bound by", "phase")  # columns of words
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+class Parser(errors.Parser):
+    """A command's; its errors say where help is."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; `hlb --help` shows what there is")
@@ -120,21 +109,13 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def whole(text: str) -> int:
-    """An option's whole number; argparse names the option when it is none."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a whole number") from None
-
-
 def parser() -> Parser:
     """The parser of all commands."""
-    top = Parser(prog="hlb", allow_abbrev=False)
+    top = Parser(prog="hlb")
     top.add_argument("--version", action="version", version=f"hlb {__version__}")
     commands = top.add_subparsers(dest="command", parser_class=Parser)
 
-    shared = Parser(add_help=False, allow_abbrev=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--data", default="auto")
     shared.add_argument("--device", default="auto")
     shared.add_argument("--dtype", choices=("auto", *DTYPES))
@@ -143,16 +124,16 @@ def parser() -> Parser:
     shared.add_argument("--quiet", action="store_true")
     shared.add_argument("--json", metavar="FILE|-")
 
-    training = Parser(add_help=False, allow_abbrev=False)
+    training = Parser(add_help=False)
     training.add_argument("--recipe")
     training.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
     training.add_argument("--compile", choices=COMPILE, default="auto")
-    training.add_argument("--graph", choices=MODES, default="auto")
+    training.add_argument("--graph", choices=GRAPHS, default="auto")
     training.add_argument("--kernels", default="auto")
     training.add_argument("--seed", type=whole, default=0)
     training.add_argument("--deterministic", action="store_true")
 
-    run = commands.add_parser("train", parents=[shared, training], allow_abbrev=False)
+    run = commands.add_parser("train", parents=[shared, training])
     run.add_argument("--runs", type=whole, default=1)
     run.add_argument("--epochs")
     run.add_argument("--eval-every", type=whole, default=1)
@@ -161,9 +142,7 @@ def parser() -> Parser:
     run.add_argument("--profile", metavar="FILE")
     run.set_defaults(run=_train)
 
-    grid = commands.add_parser(
-        "sweep", parents=[shared, training], allow_abbrev=False, description=SWEEP_HELP
-    )
+    grid = commands.add_parser("sweep", parents=[shared, training], description=SWEEP_HELP)
     grid.add_argument("--runs", type=whole)
     grid.add_argument("--random", type=whole, metavar="K")
     grid.add_argument("--grid", metavar="NAME")
@@ -172,30 +151,27 @@ def parser() -> Parser:
     grid.add_argument("--shard", action="store_true")
     grid.set_defaults(run=_sweep)
 
-    pair = commands.add_parser("compare", allow_abbrev=False, description=COMPARE_HELP)
+    pair = commands.add_parser("compare", description=COMPARE_HELP)
     pair.add_argument("A")
     pair.add_argument("B")
     pair.add_argument("--json", action="store_true")
     pair.set_defaults(run=_compare)
 
-    test = commands.add_parser("eval", parents=[shared], allow_abbrev=False)
+    test = commands.add_parser("eval", parents=[shared])
     test.add_argument("model")
     test.add_argument("--views")
     test.set_defaults(run=_eval)
 
-    clock = commands.add_parser("audit", parents=[shared, training], allow_abbrev=False)
+    clock = commands.add_parser("audit", parents=[shared, training])
     clock.set_defaults(run=_audit)
 
-    show = commands.add_parser("recipes", allow_abbrev=False)
+    show = commands.add_parser("recipes")
     show.add_argument("name", nargs="?")
     show.add_argument("--kernels")
     show.add_argument("--json", action="store_true")
     show.set_defaults(run=_recipes)
 
-    page = commands.add_parser("report", allow_abbrev=False, description=report.HELP)
-    report.options(page)
-
-    commands.add_parser("env", allow_abbrev=False).set_defaults(run=_env)
+    commands.add_parser("env").set_defaults(run=_env)
     return top
 
 
@@ -204,6 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     (interrupted).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["report"]:
+        print("hlb: report is now `python -m bench report`", file=sys.stderr)
+        return 2
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["train", *arguments]
 
@@ -384,7 +363,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _recipes(options: argparse.Namespace) -> int:
     names = [options.name] if options.name is not None else list(RECIPES)
-    reports = {name: cost.report(recipe(name)) for name in names}
+    reports = {name: complexity.report(recipe(name)) for name in names}
     chip, step = chips.here(), []
     if options.kernels is not None:
         if options.name is None:

@@ -17,16 +17,19 @@ import torch
 from torch._functorch import config as functorch
 
 import kernels
-from kernels import launch
-from kernels.calls import INDUCTOR
+from kernels.base import launch
+from kernels.base.timing import no_collection
 
-from . import graph
 from .errors import UserError
 from .recipes import Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DEVICES = ("auto", "cpu", "cuda", "mps")
 COMPILE = ("auto", "on", "off")
+GRAPHS = ("auto", "off", "step", "run")
+# Options of torch.compile wherever it is called. Batch norm reads five tensors: beyond 4 Inductor writes its
+# result to memory, in float32, for each kernel of the backward pass to read, rather than to compute it there.
+INDUCTOR = {"realize_reads_threshold": 8}
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
     if not 0 <= execution.threads <= 1024:
         raise UserError(f"--threads: got {execution.threads}, accepted is 1 to 1024 (0 is PyTorch's choice)")
-    if execution.graph not in graph.MODES:
-        raise UserError(f"--graph: got {execution.graph!r}, accepted are {', '.join(graph.MODES)}")
+    if execution.graph not in GRAPHS:
+        raise UserError(f"--graph: got {execution.graph!r}, accepted are {', '.join(GRAPHS)}")
     if execution.graph in ("step", "run") and kind != "cuda":
         raise UserError(
             f"--graph {execution.graph}: CUDA graphs need a CUDA device, this is {device}; leave it out"
@@ -192,6 +195,27 @@ def apply(recipe: Recipe, execution: Execution) -> None:
 def compiled(work: Callable) -> Callable:
     """`work` compiled as one graph without a break, for each shape that it is called with."""
     return torch.compile(work, fullgraph=True, dynamic=False, options=INDUCTOR)
+
+
+def capture(*works: Callable[[], None]) -> list[Callable[[], None]]:
+    """Functions that do what each `work()` does on the current CUDA device, to be called one at a time. They
+    share their memory, since nothing that is made in one is read in another. Each has run before, so that
+    nothing is made for the first time while it is captured; what would be compiled then is an error.
+
+    A replay does what was captured, at the addresses and with the host's values of that time: whatever
+    changes from step to step or from run to run must be read from the device. Nothing is executed during the
+    capture.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what the warm-up held; a graph's memory is its own
+    pool, replays = torch.cuda.graph_pool_handle(), []
+    with no_collection(), torch.compiler.set_stance("fail_on_recompile"):
+        for work in works:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                work()
+            replays.append(graph.replay)
+    return replays
 
 
 def _keep_memory() -> None:

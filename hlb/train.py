@@ -20,7 +20,7 @@ from torch import Tensor
 import kernels
 from kernels.views import VIEWS
 
-from . import graph, whitening
+from . import execution, whitening
 from .audit import Audit
 from .averaging import Averaging
 from .data import Dataset
@@ -283,7 +283,8 @@ class Trainer:
         """What a run replays: the beginning of each kind of round and the step of each variant, or all steps,
         as `--graph` says; and its final evaluation. Replaying is the run's; nothing is computed here.
         """
-        capture, final = self.audit.capture if self.audit else graph.capture, self.evaluations[self.final]
+        capture = self.audit.capture if self.audit else execution.capture
+        final = self.evaluations[self.final]
         kinds = len(self.kinds)
         parts = [functools.partial(self.step.shuffle, images) for images in self.kinds]
         parts += self.steppers.values()

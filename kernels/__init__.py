@@ -10,21 +10,20 @@ from types import SimpleNamespace
 
 from . import (
     augment,
-    conv,
     conv_bn_act,
     cross_entropy,
     muon,
-    norm_act,
     patch_covariance,
     pool_head,
     random,
-    running_stats,
     scatter_losses,
     se_gate,
     sgd,
     stem,
     views,
 )
+from .convolution import conv
+from .norm import norm_act, running_stats
 
 # backend -> op -> implementation. A caller picks a backend once; no network asks which one it has.
 BACKENDS: dict[str, dict] = {

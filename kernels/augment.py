@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, short, tl, triton
+from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, short, tl, triton
+from .base.spec import Case, KernelSpec
 from .random import AUGMENT, _below, _philox, _unit, below, philox, unit
-from .spec import Case, KernelSpec
 
 FLIPS = ("none", "random", "alternating")
 

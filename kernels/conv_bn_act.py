@@ -9,18 +9,18 @@ x [n, c, h, w], filters [o, c, 3, 3], y and residual [n, o, h', w'], all channel
 [n, o], weight and bias [o], running [2, o] float32. Convolutions accumulate in float32, statistics are those
 of v in float32, u as rounded to its dtype. In training mean and var are the batch's, in evaluation running.
 
-    forward   A  the convolution, pool and tile statistics (kernels/conv_passes.py); their merge
-              B  y from u, and its spatial mean (kernels/norm_passes.py, as C and D)
+    forward   A  the convolution, pool and tile statistics (convolution/conv_passes.py); their merge
+              B  y from u, and its spatial mean (norm/norm_passes.py, as C and D)
     backward  C  the sums of dz = dy * act'(...), which are d bias and d weight
               D  du, and d gate
-              E  d x and F  d filters (kernels/conv_passes.py), expanding a pooled du as they load it
+              E  d x and F  d filters (convolution/conv_passes.py), expanding a pooled du as they load it
     eval         one kernel; the spatial mean is another pass over y
 
 A, E and F may each be cuDNN's (`by_kernel`). Then z is stored, and a pass over it makes u, argmax and
 statistics; and where u was pooled, D writes the gradient of all of z, once, since cuDNN reads no pooled one.
-An A by windows (kernels/window_passes.py) leaves the statistics to a pass over u, and in evaluation the rest
-to the one that B is; an F by windows (kernels/window_gradients.py) reads du in any case: beside a dgrad of
-cuDNN's D writes both gradients, one after the other.
+An A by windows (convolution/window_passes.py) leaves the statistics to a pass over u, and in evaluation the
+rest to the one that B is; an F by windows (convolution/window_gradients.py) reads du in any case: beside a
+dgrad of cuDNN's D writes both gradients, one after the other.
 
 Saved for backward: x, u, and of a pool a byte of argmax each; gate, mean and rstd in float32. A gradient goes
 to the first of the largest of its window, as stored; where two are equal but for rounding, an op in another
@@ -28,8 +28,8 @@ precision may choose otherwise.
 
 Bytes: x, filters and u, and in B u and y, once forward; C and D read u and dy and write du; E and F read du,
 x and filters and write dx and d filters. FLOPs: 2 * 9 * c * o for each output that is kept, and as many for
-each gradient, without the taps that kernels/tiling.py skips.
-Sources: those of kernels/conv_passes.py and kernels/norm_act.py.
+each gradient, without the taps that convolution/tiling.py skips.
+Sources: those of convolution/conv_passes.py and norm/norm_act.py.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chips, conv, conv_passes, launch, launches, norm_act, norm_passes, tiling, window_passes
-from .conv import configured, declared, expect_conv, make_filters, make_images, passes
-from .launch import FLOATS, register
-from .launches import ALL
-from .norm_passes import float32_like, image_like
-from .spec import EVALUATED, Case, KernelSpec
-from .tiling import Config, Problem
+from .base import chips, launch
+from .base.launch import FLOATS, register
+from .base.spec import EVALUATED, Case, KernelSpec
+from .convolution import conv, conv_passes, selection, tiling, window_passes
+from .convolution.conv import configured, declared, expect_conv, make_filters, make_images, passes
+from .convolution.selection import ALL
+from .convolution.tiling import Config, Problem
+from .norm import norm_act, norm_passes
+from .norm.norm_passes import float32_like, image_like
 
 LARGE = 6  # maps above it are convolved without what the pool drops, on a CPU
 
@@ -303,7 +305,7 @@ def _by_kernel(extents: tuple, device: torch.device, wants_dx: bool) -> str:
     """For x [n, c, h, w] and filters [o, c, size, size]."""
     n, c, h, w, o, size, pool, dtype = extents
     problem = Problem("forward", n, h, w, c, o, size, pool, dtype)
-    return launches.by_kernel(problem, chips.current(device), wants_dx)
+    return selection.by_kernel(problem, chips.current(device), wants_dx)
 
 
 def _make(case: Case, dtype: torch.dtype, device) -> dict:

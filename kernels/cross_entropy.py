@@ -7,7 +7,7 @@
 logits [n, classes] -> loss scalar in float32 (float64 for float64), correct int64 scalar, both on the
 device: nothing waits for the host. Sums are taken in float32, so no loss scale is needed to keep a 16-bit
 sum from overflowing. Each program writes a partial sum; the last to arrive adds up all in their order, so
-the result repeats bit for bit. Launches share a counter and must not overlap: see kernels/arrival.py.
+the result repeats bit for bit. Launches share a counter and must not overlap: see base/arrival.py.
 
 Bytes: logits read and their gradient written, 8 of target per row. Source: Szegedy et al., arXiv 1512.00567.
 """
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arrival import counters, last
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .spec import Case, KernelSpec
+from .base.arrival import counters, last
+from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
+from .base.spec import Case, KernelSpec
 
 
 def reference(

@@ -10,7 +10,7 @@ which drives them towards 1 (into about [0.7, 1.2], not to 1 exactly) and leaves
 bfloat16 for a 16-bit network and in the network's own dtype otherwise; a permutation of columns changes
 nothing, so filters may be flattened in any memory order.
 
-Arena, tables and averaging are those of kernels/sgd.py; a matrix (offset, rows, columns) is a piece of the
+Arena, tables and averaging are those of sgd.py; a matrix (offset, rows, columns) is a piece of the
 arena. The kernels hold X in a workspace, the smaller side m as rows, both sides padded with zeros to
 multiples of 64, and treat all filters in each launch: 1 for the momentum, 3 per step for gram = X X^T,
 poly = b gram + c gram gram and X <- a X + poly X, 1 for the update. Dots and norms accumulate in float32. X
@@ -30,9 +30,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETED, cdiv, launch, power_of_2, register, tl, triton
+from .base.launch import INTERPRETED, cdiv, launch, power_of_2, register, tl, triton
+from .base.spec import Case, KernelSpec
 from .sgd import _average, arena_bytes, average, check_arena, make_arena
-from .spec import Case, KernelSpec
 
 Matrix = tuple[int, int, int]  # where a filter starts in the arena, its rows and columns
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

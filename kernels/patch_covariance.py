@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .augment import normalise
-from .launch import cdiv, expect, launch, register, tl, triton
-from .spec import Case, KernelSpec
+from .base.launch import cdiv, expect, launch, register, tl, triton
+from .base.spec import Case, KernelSpec
 
 
 def reference(

@@ -8,7 +8,7 @@ x [n, c, h, w] channels-last, weight [classes, c] in the dtype of x -> logits [n
 for float64), summed in float32. Where several positions hold the maximum, its gradient is shared among them
 equally, as `amax` does; a NaN is the maximum of its map. The maxima [n, c] are kept in the dtype of x, which
 holds them exactly. d weight is summed over the images of a program by three tf32 products, which is float32's
-precision on tensor cores, and over programs by kernels/sums.py.
+precision on tensor cores, and over programs by base/sums.py.
 
 Bytes: x read once forward; x read and its gradient written once backward.
 """
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .spec import EVALUATED, Case, KernelSpec
-from .sums import SUMS, sum_splits
+from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
+from .base.spec import EVALUATED, Case, KernelSpec
+from .base.sums import SUMS, sum_splits
 
 
 def reference(x: Tensor, weight: Tensor, scale: float) -> Tensor:

@@ -25,8 +25,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import cdiv, expect, launch, register, tl, triton
-from .spec import Case, KernelSpec
+from .base.launch import cdiv, expect, launch, register, tl, triton
+from .base.spec import Case, KernelSpec
 
 INIT, ORDER, AUGMENT, DATA = range(4)  # streams
 

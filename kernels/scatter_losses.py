@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .spec import Case, KernelSpec
+from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
+from .base.spec import Case, KernelSpec
 
 
 def reference(losses: Tensor, ids: Tensor, logits: Tensor, targets: Tensor) -> None:

@@ -11,7 +11,7 @@ than x in this network, the last convolution's output, which is why the op ends 
 Weights may be 16-bit, s and biases are float32. Products are three tf32 ones each, which is float32's
 precision on tensor cores. A program has 16 images and a slice of the channels; the hidden values, or their
 gradients, which take all channels, each slice computes anew. Sums over a program's images are float32, and
-added up by kernels/sums.py in a fixed order, so results repeat bit for bit.
+added up by base/sums.py in a fixed order, so results repeat bit for bit.
 
 Bytes: s read, the gate written forward; s, the gate and its gradient read, d s written backward, all float32
 [n, c]; the sums of 16 images each. FLOPs: 4 * c * c / r per image, twice that backward. Source: Hu, Shen,
@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import activate, activation_slope
-from .launch import FLOATS, cdiv, expect, launch, power_of_2, register, runnable, tl, triton
-from .spec import Case, KernelSpec
-from .sums import SUMS, sum_splits
+from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, runnable, tl, triton
+from .base.spec import Case, KernelSpec
+from .base.sums import SUMS, sum_splits
+from .norm.activations import activate, activation_slope
 
 
 def reference(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:

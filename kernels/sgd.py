@@ -27,8 +27,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .launch import cdiv, expect, launch, register, tl, triton
-from .spec import Case, KernelSpec
+from .base.launch import cdiv, expect, launch, register, tl, triton
+from .base.spec import Case, KernelSpec
 
 Segment = tuple[int, int, int, float]  # start, end, column of the rate table, weight decay
 

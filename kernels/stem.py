@@ -17,7 +17,7 @@ Twelve values in and 24 to 32 out make a thin matrix product, and pixels of thre
 outputs of a row are computed side by side: a product of the 2 x 16 values that begin with their pixels, and
 of the filters four times over, each output's shifted by a pixel and 0 elsewhere. Hence an infinite pixel
 makes NaN of the outputs beside its own. Programs step through all rows, so that each makes the filters once.
-Sums over pixels are float32, of a program and then, by kernels/sums.py, over programs.
+Sums over pixels are float32, of a program and then, by base/sums.py, over programs.
 
 Bytes (16-bit, 32 x 32, c = 32): 6,144 read + 61,504 written per image forward, as much read backward. FLOPs:
 2 * 12 * c * 31 * 31 per image, more than twice that as they are computed.
@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import activate, activation_slope
-from .launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
-from .norm_act import ACTIVATIONS
+from .base.launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
+from .base.spec import EVALUATED, Case, KernelSpec
+from .base.sums import SUMS, sum_splits
+from .norm.activations import activate, activation_slope
+from .norm.norm_act import ACTIVATIONS
 from .patch_covariance import patch_count
-from .spec import EVALUATED, Case, KernelSpec
-from .sums import SUMS, sum_splits
 
 
 def reference(

@@ -27,8 +27,8 @@ from .augment import (
     reflect,
     scale_and_shift,
 )
-from .launch import cdiv, expect, launch, register, tl, triton
-from .spec import Case, KernelSpec
+from .base.launch import cdiv, expect, launch, register, tl, triton
+from .base.spec import Case, KernelSpec
 
 # name -> (dy, dx, mirrored, weight) per view
 VIEWS: dict[str, tuple[tuple[int, int, bool, float], ...]] = {

@@ -40,15 +40,15 @@ def tf32():
 
 @pytest.fixture
 def launch_table(monkeypatch, tmp_path):
-    """A function that writes launches.json, from data or as text; until then there is none."""
-    from kernels import launches
+    """A function that writes measured.json, from data or as text; until then there is none."""
+    from kernels.convolution import selection
 
     def write(content: dict | str) -> None:
-        launches.FILE.write_text(content if isinstance(content, str) else json.dumps(content))
-        launches.forget()
+        selection.FILE.write_text(content if isinstance(content, str) else json.dumps(content))
+        selection.forget()
 
-    monkeypatch.setattr(launches, "FILE", tmp_path / "launches.json")
-    launches.forget()
+    monkeypatch.setattr(selection, "FILE", tmp_path / "measured.json")
+    selection.forget()
     yield write
     monkeypatch.undo()
-    launches.forget()
+    selection.forget()

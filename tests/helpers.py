@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.compare import TOLERANCE
+from kernels.base.correctness import TOLERANCE
 
 DTYPES = tuple(TOLERANCE)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

@@ -86,7 +86,7 @@ def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -
         files = {name: file for name, file in files.items() if (copy / file).exists()}
         names = list(dict.fromkeys((*files, *ops)))
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
-        command += [*files.values(), "tests/test_kernels.py"]
+        command += [*files.values(), "tests/kernels/test_kernels.py"]
         command += ["-k", " or ".join(names)]
         try:
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=seconds)

@@ -55,7 +55,7 @@ class Tape(TorchDispatchMode):
 
 
 def capture(*works: Callable[[], None]) -> list[Callable[[], None]]:
-    """As `hlb.graph.capture`, on a CPU."""
+    """As `hlb.execution.capture`, on a CPU."""
     return [_captured(work) for work in works]
 
 

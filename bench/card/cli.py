@@ -14,12 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hlb import UserError, environment, ledger
-from hlb.display import line
-from hlb.errors import exit_status
+from hlb import UserError
+from hlb.errors import Parser, exit_status
 from hlb.files import check_writable
+from hlb.runs import environment, ledger
+from hlb.runs.display import line
 
-from ..cli import Parser
 from . import machine, promises, runner, steps, table
 from .folder import Folder, opened
 from .steps import NAMES, STEPS, Context, Step
@@ -63,7 +63,7 @@ class _Parser(Parser):
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options, checked. UserError for what is none."""
-    parser = _Parser(allow_abbrev=False)
+    parser = _Parser()
     parser.add_argument("--minutes", default=str(MINUTES))
     parser.add_argument("--data")
     parser.add_argument("--out", type=Path)

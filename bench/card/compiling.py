@@ -18,9 +18,11 @@ from collections.abc import Iterator
 import torch
 
 import kernels
-from kernels import check, chips, launch, measure, tune
-from kernels.check import Row
+from kernels.base import chips, launch
 
+from ..check import check
+from ..check.check import Row
+from ..tune import measure, tune
 from .runner import ROOT
 from .steps import Context, result, say
 

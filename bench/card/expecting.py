@@ -6,8 +6,8 @@ needs a CPU alone.
 from __future__ import annotations
 
 import hlb
-from hlb import expected
-from kernels import chips
+from hlb.cost import expected
+from kernels.base import chips
 
 from .steps import result
 from .trains import CONFIGURATIONS

@@ -4,7 +4,7 @@ card.json      what was asked for, where, the steps and their results, the promi
 tests.json     each kernel test that ended
 runs.jsonl     a line for each whole run, as a ledger has it, and for each peer
 profiles.txt   kernels of one whole run of each recipe and choice of kernels, summed by name
-passes.json    passes of convolutions: all that was measured, and launches.json as it then is
+passes.json    passes of convolutions: all that was measured, and measured.json as it then is
 ops.json       ops beside compiled, as `python -m bench --json` writes them
 """
 
@@ -14,7 +14,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hlb import UserError, ledger
+from hlb import UserError
+from hlb.runs import ledger
 
 SAME = ("device_name", "commit", "toy", "data")  # of a card that is gone on with
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from hlb import UserError, environment
+from hlb import UserError
 from hlb.data import FOLDER, cache_dir
-from kernels import chips, launch
+from hlb.runs import environment
+from kernels.base import chips, launch
 
 from .steps import Context, result, say
 

@@ -9,8 +9,8 @@ import itertools
 import torch
 
 import kernels
-from hlb import environment, ledger
-from kernels.spec import Case, KernelSpec
+from hlb.runs import environment, ledger
+from kernels.base.spec import Case, KernelSpec
 
 from .. import micro
 from .steps import Context, result, say

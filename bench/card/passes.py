@@ -1,8 +1,8 @@
 """Step 5: the passes of convolutions beside cuDNN, those first that take longest, as `python -m kernels
 tune` does.
 
-The winners go into launches.json, whose content stands in passes.json as well. At toy size one small block
-goes through the interpreter, and launches.json stays as it is.
+The winners go into measured.json, whose content stands in passes.json as well. At toy size one small block
+goes through the interpreter, and measured.json stays as it is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from kernels import candidates, launches, tune
-from kernels.tiling import Problem, useful
-from kernels.tune import Job
+from kernels.convolution import candidates, selection
+from kernels.convolution.tiling import Problem, useful
 
+from ..tune import tune
+from ..tune.tune import Job
 from .steps import Context
 
 TINY = Problem("forward", 1, 2, 2, 16, 16, 3, True, torch.float16)
@@ -49,7 +50,7 @@ def run(context: Context) -> None:
             left = left[TOGETHER:]
         return
     with tempfile.TemporaryDirectory() as folder, candidates.only(rows=16, cols=16, depth=16):
-        launches.FILE = Path(folder) / "launches.json"
-        launches.forget()
+        selection.FILE = Path(folder) / "measured.json"
+        selection.forget()
         tiny = [Job(TINY, ()), Job(replace(TINY, kind=tune.UNPOOL), ())]
         tune.run(tiny, COMMAND, str(file), 1, "cpu")

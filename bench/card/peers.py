@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from hlb import ledger
+from hlb.runs import ledger
 
 from . import lock
 from .runner import as_object

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hlb import RECIPES, ledger, records
-from hlb.statistics import summary
-from kernels.conversion import converted
+from hlb import RECIPES
+from hlb.runs import ledger
+from hlb.runs.statistics import summary
 
+from ..report import records
+from ..tune.conversion import converted
 from .folder import Folder
 from .runner import ROOT
 from .testing import WRONG

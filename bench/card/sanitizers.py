@@ -15,7 +15,7 @@ import sys
 import torch
 
 import kernels
-from kernels.compare import execute
+from kernels.base.correctness import execute
 
 from .machine import sanitizer
 from .ops import least

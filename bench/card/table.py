@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from hlb.display import line, print_table
+from hlb.runs.display import line, print_table
 
 from .folder import Folder
 from .promises import Promise

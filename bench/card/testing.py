@@ -19,7 +19,7 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
-from hlb import ledger
+from hlb.runs import ledger
 
 from .runner import ROOT, as_object
 from .steps import Context, result, say
@@ -31,7 +31,7 @@ FILES = tuple(
         *("stem", "patch_covariance", "random", "views", "graph"),
     )
 )
-TOY_FILES = ("tests/test_stem.py",)
+TOY_FILES = ("tests/kernels/test_stem.py",)
 SEED = 0  # of the order of the small tests
 WORKERS = 8  # at most: they share the device's memory
 TEST_SECONDS = 60.0  # after which a test hangs

@@ -14,9 +14,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from hlb import Dataset, Execution, ledger, recipe
+from hlb import Dataset, Execution, recipe
 from hlb.data import load
 from hlb.execution import resolve
+from hlb.runs import ledger
 from hlb.train import Trainer
 
 from ..pairs import made_up_data

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hlb import ledger
+from hlb.runs import ledger
 
 from . import lock
 from .runner import ROOT, as_object

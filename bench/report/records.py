@@ -1,0 +1,272 @@
+"""Records as rows: ours, from ledgers, and the published ones beside.
+
+Ours are runs in groups that are alike: those of ledgers by recipe and what was changed of it, dtype, how it
+was executed, device and test-time views; peers.py has those of other systems. Each run counts once. A group
+that was trained on CIFAR-10 and aims at an accuracy is a record. The published records stand in
+published.json, where null is what their authors do not state.
+
+What a ledger's lines do not know stands beside them in notes.json, by the ledger's name: {"a.jsonl":
+{"note": "patched", "untimed": "accuracy only: the card was shared"}}. Where there is "untimed", no time is
+quoted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hlb.errors import UserError
+from hlb.recipes import RECIPES, Recipe
+from hlb.runs import ledger
+from hlb.runs.statistics import summary
+
+ROOT = Path(__file__).parents[2]  # of a checkout
+RESULTS = Path("bench") / "results"
+PUBLISHED = Path(__file__).with_name("published.json")
+CONTRACT = "prepare + train + evaluation"
+LATER = {"hard_fraction": 1.0}  # fields that older records lack, and what those did
+ELSEWHERE = ("name", "dtype", "target", "views", "views_fraction")  # fields that a row shows anyway
+PLAIN = {
+    "kernels": "reference",
+    "compile": "off",
+    "graph": "off",
+    "channels_last": True,
+    "deterministic": False,
+}
+ON_A_GPU = ("kernels", "compile", "graph")  # what is said there even where it is plain
+NOTES = "notes.json"
+NOTED = ("note", "untimed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of the table. Accuracies are fractions; None is what is not known. `own_` is by the rule of the
+    system itself, where the other time is by ours.
+    """
+
+    system: str
+    source: str
+    execution: str | None = None
+    hardware: str | None = None
+    target: float = 0.94
+    accuracy: float | None = None
+    accuracy_std: float | None = None
+    accuracy_ci95: Sequence[float] | None = None
+    n: int | None = None
+    failed: int = 0
+    views: str | None = None
+    views_fraction: float = 1.0
+    seconds: float | None = None
+    seconds_std: float | None = None
+    contract: str | None = None
+    untimed: str | None = None
+    own_seconds: float | None = None
+    own_seconds_std: float | None = None
+    own_contract: str | None = None
+    date: str | None = None
+    gpu: bool = True
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that we made and that are alike, of our recipes or of another system. `runs` are those that ended
+    well, each with "accuracy" and "seconds", and with "own_seconds" where there is an `own_contract`.
+    `untimed` is why their times are not to be quoted.
+    """
+
+    system: str
+    execution: str | None
+    hardware: str | None
+    dataset: str
+    target: float
+    views: str | None
+    views_fraction: float
+    contract: str | None
+    runs: list[dict]
+    failed: int
+    sources: tuple[str, ...]
+    gpu: bool
+    untimed: str | None = None
+    own_contract: str | None = None
+    ours: bool = True
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [run["accuracy"] for run in self.runs]
+
+    @property
+    def seconds(self) -> list[float]:
+        return [] if self.untimed else [run["seconds"] for run in self.runs]
+
+    @property
+    def record(self) -> Record:
+        accuracy, time = summary(self.accuracies), summary(self.seconds)
+        own = summary([run["own_seconds"] for run in self.runs] if self.own_contract else [])
+        common = {field.name for field in dataclasses.fields(Record)} & {
+            field.name for field in dataclasses.fields(Group)
+        }
+        return Record(
+            accuracy=accuracy["mean"],
+            accuracy_ci95=accuracy["ci95"],
+            n=accuracy["n"],
+            seconds=time["mean"],
+            seconds_std=time["std"],
+            own_seconds=own["mean"],
+            own_seconds_std=own["std"],
+            source=", ".join(f"`{source}`" for source in self.sources),
+            **{field: getattr(self, field) for field in common},
+        )
+
+
+def _changes(fields: dict, recipe: Recipe) -> dict:
+    """The fields of a run's recipe that differ from `recipe`, of those that both know or that are LATER."""
+    own = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples as a ledger holds them
+    fields = LATER | fields
+    if own["master_weights"] == "auto":
+        own["master_weights"] = "on" if fields.get("dtype") == "bfloat16" else "off"
+    changed = {
+        name: value
+        for name, value in fields.items()
+        if name in own and name not in ELSEWHERE and value != own[name]
+    }
+    if fields["hard_fraction"] == 1:
+        changed.pop("hard_from", None)  # of all images from any epoch on
+    return changed
+
+
+def on_gpu(run: dict) -> bool:
+    return str(run.get("device")).startswith("cuda")
+
+
+def _settings(values: dict) -> str:
+    return " ".join(
+        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in values.items()
+    )
+
+
+def execution(run: dict) -> str:
+    """How a ledger's run was executed: on a GPU its kernels, compilation and graphs, elsewhere only what was
+    not plain; and what is noted of it.
+    """
+    always = ON_A_GPU if on_gpu(run) else ()
+    chosen = {
+        key: value
+        for key, value in run["execution"].items()
+        if key in always or value != PLAIN.get(key, value)
+    }
+    return "; ".join(filter(None, [chosen and f"`{_settings(chosen)}`", run.get("note")]))
+
+
+def system(run: dict) -> str:
+    """What a ledger's run trained: recipe, dtype, settings that were changed.
+
+    A recipe is told by its fields: one that was renamed since goes by its present name.
+    """
+    name, fields = run.get("recipe"), run["recipe_fields"]
+    known = sorted(RECIPES, key=lambda other: other != name)
+    same = next((other for other in known if not _changes(fields, RECIPES[other])), name)
+    changed = _settings(_changes(fields, RECIPES.get(same, Recipe(name=same))))
+    recipe = f"`{same}`" if same == name else f"`{same}` (recorded as `{name}`)"
+    return ", ".join(filter(None, [recipe, fields.get("dtype"), changed and f"`{changed}`"]))
+
+
+def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
+    """The groups of some ledgers' runs, which are (source, runs) each."""
+    about = ("system", "execution", "hardware", "dataset", "target", "views", "views_fraction", "untimed")
+    found: dict[tuple, dict[str, tuple[str, dict]]] = {}
+    for source, runs in ledgers:
+        for run in filter(ledger.is_run, runs):
+            fields = run["recipe_fields"]
+            views = fields.get("views"), fields.get("views_fraction", 1.0)
+            what = system(run), execution(run), run.get("device_name"), run.get("dataset")
+            key = *what, fields.get("target") or 0.0, *views, run.get("untimed")
+            found.setdefault(key, {}).setdefault(json.dumps(run, sort_keys=True), (source, run))
+    made = []
+    for key, group in found.items():
+        runs = [run for _, run in group.values()]
+        ok = [
+            run | {"seconds": run["train_seconds"] + run["eval_seconds"]}
+            for run in runs
+            if run["status"] == "ok"
+        ]
+        sources = tuple(dict.fromkeys(source for source, _ in group.values()))
+        made.append(
+            Group(
+                **dict(zip(about, key)),
+                contract=CONTRACT,
+                runs=ok,
+                failed=len(runs) - len(ok),
+                sources=sources,
+                gpu=any(map(on_gpu, ok)),
+            )
+        )
+    return made
+
+
+def noted(path: Path, runs: list[dict]) -> list[dict]:
+    """The runs of a ledger with what is noted of it beside it. UserError where the notes are none."""
+    beside = path.with_name(NOTES)
+    notes = read(beside) if beside.is_file() else {}
+    of = notes.get(path.name, {}) if isinstance(notes, dict) else None
+    if not isinstance(of, dict) or not set(of) <= set(NOTED):
+        raise UserError(f"{beside}: accepted are {', '.join(NOTED)} of each ledger")
+    return [run | of for run in runs]
+
+
+def trained(root: Path, others: Sequence[Path] = ()) -> list[Group]:
+    """The groups of all ledgers of a checkout, and of others."""
+    found = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
+    found |= {path.as_posix(): path for path in others}
+    return groups((name, noted(path, ledger.load(path))) for name, path in found.items())
+
+
+def best(found: Iterable[Group]) -> dict[tuple[float, bool], Group]:
+    """(accuracy aimed at, on a GPU) -> of ours that have a time the fastest group whose mean reaches it, else
+    the most accurate.
+    """
+
+    def rank(group: Group) -> tuple:
+        accuracy, time = summary(group.accuracies)["mean"], summary(group.seconds)["mean"]
+        return (0, time) if accuracy >= group.target else (1, -accuracy)
+
+    by_aim: dict[tuple[float, bool], list[Group]] = {}
+    for group in found:
+        if group.ours and group.seconds and group.target and group.dataset == "cifar10":
+            by_aim.setdefault((group.target, group.gpu), []).append(group)
+    return {key: min(by_aim[key], key=rank) for key in sorted(by_aim, key=lambda key: (key[0], not key[1]))}
+
+
+def ours(found: Iterable[Group]) -> list[Record]:
+    """The records among some groups, GPUs first, then by time."""
+    records = [group.record for group in found if group.dataset == "cifar10" and group.target]
+    return sorted(records, key=lambda record: (not record.gpu, record.seconds or math.inf))
+
+
+def published() -> list[Record]:
+    """The records of others, by time. UserError where one has a field that there is not, or lacks one."""
+    try:
+        found = [Record(**entry) for entry in read(PUBLISHED)]
+    except TypeError as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(Record))
+        raise UserError(f"{PUBLISHED.name}: {error}; accepted is a list of objects of {fields}") from None
+    return sorted(found, key=lambda record: record.seconds or math.inf)
+
+
+def read(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path.name}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path.name}: no JSON: {error}") from None
+
+
+def beside(mine: Sequence[Record]) -> list[Record]:
+    """Our records and the published ones, by the accuracy aimed at, ours first."""
+    return sorted([*mine, *published()], key=lambda record: record.target)

@@ -1,0 +1,224 @@
+"""Two groups of runs compared: accuracy and time by Welch's t test, and what follows, in a sentence."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from ..runs import statistics
+from ..runs.display import line, print_table, seconds
+
+LEVEL = 0.05
+HELP = """\
+usage: hlb compare A B [--json]
+
+Tests whether the runs A and B differ in accuracy and in time (Welch's t test).
+A and B are FILE or FILE:FIELD=VALUE,...: the runs of a ledger of which every
+FIELD, of a ledger line, a recipe or an execution, has that VALUE; of `commit`
+the first digits do.
+
+  --json              the same on standard output, as JSON
+
+  hlb compare old.jsonl new.jsonl
+  hlb compare all.jsonl:commit=2f9c all.jsonl:commit=81d0
+  hlb compare all.jsonl:recipe=record94,lr=0.24 all.jsonl:lr=0.3
+"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared, and how a difference of it is told."""
+
+    name: str
+    title: str
+    more: str
+    less: str
+    unit: str
+    digits: int  # behind the point, in that unit
+    worth: float  # a difference worth seeing, in that unit
+
+
+ACCURACY = Measure("accuracy", "accuracy", "more accurate", "less accurate", "points", 3, 0.05)
+SECONDS = Measure("seconds", "time", "slower", "faster", "%", 2, 1.0)
+MEASURES = (ACCURACY, SECONDS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Runs that are compared as one group. Statistics are over those that did not fail."""
+
+    name: str
+    records: list[dict]
+
+    @property
+    def ok(self) -> list[dict]:
+        return [record for record in self.records if record["status"] == "ok"]
+
+    def values(self, measure: Measure) -> list[float]:
+        """Accuracies as fractions, or seconds of training and final evaluation together."""
+        if measure is ACCURACY:
+            return [record["accuracy"] for record in self.ok]
+        return [record["train_seconds"] + record["eval_seconds"] for record in self.ok]
+
+    def having(self, field: str) -> list[str]:
+        """The values of a ledger field that these runs have, sorted."""
+        return sorted({str(record.get(field)) for record in self.records})
+
+    def json(self) -> dict:
+        """n and failed, and for each measure its `statistics.summary`."""
+        return {
+            "n": len(self.ok),
+            "failed": len(self.records) - len(self.ok),
+            **{measure.name: statistics.summary(self.values(measure)) for measure in MEASURES},
+        }
+
+
+def compare(a: Sample, b: Sample) -> dict:
+    """What `hlb compare --json` prints: statistics of A and of B, the differences B - A, warnings, a verdict.
+
+    Accuracies are fractions. A difference that cannot be tested has p and ci95 None; so has the one of times
+    where the runs are from several devices.
+    """
+    differences = {m.name: statistics.welch(a.values(m), b.values(m)) for m in MEASURES}
+    one_device = len({*a.having("device_name"), *b.having("device_name")}) == 1
+    if not one_device:
+        differences["seconds"] |= {"ci95": None, "p": None}
+    return {
+        "A": {"selection": a.name, **a.json()},
+        "B": {"selection": b.name, **b.json()},
+        "difference": differences,
+        "warnings": _warnings(a, b),
+        "verdict": _verdict(a, b, differences, one_device),
+    }
+
+
+def _warnings(a: Sample, b: Sample) -> list[str]:
+    found = []
+    for field, what in (("device_name", "devices"), ("dataset", "data sets"), ("views", "test-time views")):
+        one, other = a.having(field), b.having(field)
+        for name, values in (("A", one), ("B", other)):
+            if len(values) > 1:
+                found.append(f"{name} mixes {what}: {'; '.join(values)}")
+        if one != other:
+            found.append(f"A and B differ in their {what}: {'; '.join(one)} in A, {'; '.join(other)} in B")
+    for name, sample in (("A", a), ("B", b)):
+        failed = len(sample.records) - len(sample.ok)
+        if failed:
+            found.append(f"{failed} of {name}'s {len(sample.records)} runs failed and are in no mean")
+        again = len(sample.records) - len({_identity(record) for record in sample.records})
+        if again:
+            found.append(f"{again} of {name}'s runs repeat another's recipe and seed, and prove nothing new")
+    lines = {json.dumps(record, sort_keys=True) for record in a.records}
+    both = sum(json.dumps(record, sort_keys=True) in lines for record in b.records)
+    if both:
+        found.append(f"{both} runs are in A and in B")
+    return found
+
+
+def _identity(record: dict) -> str:
+    names = ("recipe_fields", "execution", "dataset", "device_name", "commit", "seed")
+    return json.dumps([record.get(name) for name in names], sort_keys=True)
+
+
+def scale(measure: Measure, mean: float) -> float:
+    """What turns a difference from `mean` into the measure's unit: points, or per cent of the mean."""
+    return 100 if measure is ACCURACY else 100 / mean
+
+
+def told(measure: Measure, mean: float, difference: float) -> str:
+    """A difference from `mean` in words: `faster by 3.10 %`."""
+    size = abs(difference) * scale(measure, mean)
+    word = measure.more if difference > 0 else measure.less
+    return f"{word} by {size:.{measure.digits}f} {measure.unit}"
+
+
+def _verdict(a: Sample, b: Sample, differences: dict, one_device: bool) -> str:
+    few = [f"{name} has {len(sample.ok)}" for name, sample in (("A", a), ("B", b)) if len(sample.ok) < 2]
+    if few:
+        return (
+            "It cannot be tested whether A and B differ: two runs of each that did not fail are needed, "
+            f"{' and '.join(few)}."
+        )
+    real, alike, untested = [], [], []
+    for measure in MEASURES:
+        test, one, other = differences[measure.name], a.values(measure), b.values(measure)
+        mean = statistics.summary(one)["mean"]
+        if measure is SECONDS and not one_device:
+            untested.append("times on different devices say nothing about A and B and are not compared")
+        elif test["p"] is None:
+            untested.append(f"{measure.title} cannot be tested, since it is the same in all runs of a group")
+        elif test["p"] < LEVEL:
+            sign = 1 if test["difference"] > 0 else -1
+            ends = sorted(sign * end * scale(measure, mean) for end in test["ci95"])
+            low, high = (f"{end:.{measure.digits}f}" for end in ends)
+            size, p = told(measure, mean, test["difference"]), probability(test["p"])
+            given = f"p < {p[1:]}" if p[0] == "<" else f"p = {p}"
+            real.append(f"{size} (95 % interval {low} to {high}, {given})")
+        else:
+            alike.append(f"in {measure.title} ({_reach(measure, one, other)})")
+    clauses = []
+    if real:
+        clauses.append(f"B is {' and '.join(real)}")
+    if alike:
+        clauses.append(f"{'they' if real else 'A and B'} cannot be told apart {' or '.join(alike)}")
+    sentence = "; ".join(clauses + untested)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _reach(measure: Measure, one: list[float], other: list[float]) -> str:
+    """How many runs it takes to see a difference worth seeing, with a probability of 80 %."""
+    of_one, of_other = statistics.summary(one), statistics.summary(other)
+    difference = measure.worth / scale(measure, of_one["mean"])
+    needed = statistics.runs_needed(of_one["std"], of_other["std"], difference)
+    n, each = f"n = {len(one)} and {len(other)}", " each"
+    if len(one) == len(other):
+        n, each = f"n = {len(one)} each", ""
+    to_see = f"to see a difference of {measure.worth:g} {measure.unit}"
+    if needed <= min(len(one), len(other)):
+        return f"{n} is enough {to_see}"
+    return f"{n} would have to be about {round(needed, 2 - len(str(needed)))}{each} {to_see}"
+
+
+def show(console: Console, comparison: dict) -> None:
+    """Prints a comparison: what A and B are, a table, warnings and the verdict."""
+    for name in "AB":
+        line(console, f"{name}: {comparison[name]['selection']}")
+    rows = []
+    for measure, title, written in (
+        (ACCURACY, "accuracy", "{:.4f}".format),
+        (SECONDS, "train + eval s", seconds),
+    ):
+        for name in "AB":
+            stats, n, failed = (comparison[name][key] for key in (measure.name, "n", "failed"))
+            cells = ["" if stats[key] is None else written(stats[key]) for key in ("mean", "std")]
+            rows.append(
+                (f"{title} {name}", str(n), str(failed), *cells, interval(stats["ci95"], written), "")
+            )
+        test, signs = comparison["difference"][measure.name], functools.partial(signed, written=written)
+        mean = "" if test["difference"] is None else signs(test["difference"])
+        rows.append(("B - A", "", "", mean, "", interval(test["ci95"], signs), probability(test["p"])))
+    console.print()
+    print_table(console, ("", "n", "failed", "mean", "std", "95 % interval", "p"), rows, words=(0,))
+    console.print()
+    for warning in comparison["warnings"]:
+        line(console, f"warning: {warning}")
+    line(console, comparison["verdict"])
+
+
+def signed(value: float, written: Callable[[float], str]) -> str:
+    """`value` as `written` has it, with its sign."""
+    return f"{'-' if value < 0 else '+'}{written(abs(value))}"
+
+
+def interval(ends: list[float] | None, written: Callable[[float], str]) -> str:
+    """`low .. high`; nothing for None."""
+    return " .. ".join(map(written, ends or ()))
+
+
+def probability(p: float | None) -> str:
+    """A p value with three decimals; nothing for None."""
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,172 @@
+"""The grid of a sweep: its configurations, the order of their runs, and who runs which."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import UserError
+from ..execution import Execution, resolve
+from ..recipes import Recipe
+from ..settings import recipe as configure
+
+LARGEST = 10_000  # configurations
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A grid that is asked for by its name: settings of each of its configurations, runs of each."""
+
+    recipe: str
+    runs: int
+    settings: tuple[str, ...]
+
+
+READY = {
+    # The recipe, one thing of it changed at a time, and fewer epochs with what might make up for them.
+    "record94": Ready(
+        recipe="record94",
+        runs=50,
+        settings=(
+            "",
+            *("epochs=8.2", "epochs=8.0", "epochs=7.8", "epochs=7.6"),
+            *("hard_fraction=0.5", "hard_fraction=0.7"),
+            *("sizes=24,24,24,24,28,28,32", "sizes=24,24,24,28,28,32"),
+            *("lr=0.205", "lr=0.248"),
+            *("bias_lr=0.052", "bias_lr=0.063"),
+            *("epochs=8.0 hard_fraction=0.5", "epochs=8.0 lr=0.248"),
+        ),
+    ),
+}
+Key = tuple[str, str, int]  # recipe, data set, seed: what tells runs of one device apart
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A point of a grid: its name, the values of the fields that are swept, and what it resolves to."""
+
+    name: str
+    values: dict[str, object]
+    recipe: Recipe
+    execution: Execution
+
+
+def alternatives(setting: str) -> tuple[str, list[str]]:
+    """`field=value,value,...` as the field and its values; those of a field that is a list have / between."""
+    field, equals, values = setting.partition("=")
+    field = field.strip()
+    if not equals:
+        raise UserError(f"--set: got {setting!r}, accepted is field=value,value,...")
+    kind = typing.get_type_hints(Recipe).get(field)
+    separator = "/" if typing.get_origin(kind) is tuple else ","
+    return field, [value.strip() for value in values.split(separator)]
+
+
+def grid(
+    recipe: str | Recipe,
+    settings: list[str],
+    execution: Execution = Execution(),
+    draw: int | None = None,
+    seed: int = 0,
+) -> list[Configuration]:
+    """Every combination of the settings' alternatives, resolved; the last field varies fastest. With `draw`,
+    so many of them, for the same seed the same. Raises UserError, also where two of them are one.
+    """
+    fields: dict[str, list[str]] = {}
+    for setting in settings:
+        field, values = alternatives(setting)
+        if field in fields:
+            raise UserError(f"--set: got {field} twice; give its values together, {field}=value,value,...")
+        fields[field] = values
+    size = math.prod(map(len, fields.values()))
+    if draw is not None and not 1 <= draw <= size:
+        raise UserError(f"--random: got {draw}, accepted is 1 to {size}, the configurations of the grid")
+    if (draw or size) > LARGEST:
+        raise UserError(
+            f"--set: got {size:,} configurations, accepted are {LARGEST:,}; take --random K for K of them"
+        )
+    places = range(size) if draw is None else sorted(random.Random(seed).sample(range(size), draw))
+    swept = [field for field, values in fields.items() if len(values) > 1]
+    points = []
+    for place in places:
+        point = {}
+        for field, values in reversed(fields.items()):
+            place, i = divmod(place, len(values))
+            point[field] = values[i]
+        points.append({field: point[field] for field in fields})
+    return _resolved(recipe, points, swept, execution)
+
+
+def ready(name: str, settings: list[str], execution: Execution = Execution()) -> list[Configuration]:
+    """The configurations of READY[name], each with these settings, which have a value each. Raises UserError,
+    also for a setting of what the grid has values of.
+    """
+    chosen, common = READY[name], {}
+    changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
+    swept = list(dict.fromkeys(field for change in changes for field in change))
+    for field, values in map(alternatives, settings):
+        if field in swept or field in common or len(values) > 1:
+            why = f"of which --grid {name} has values" if field in swept else "of which one value is accepted"
+            raise UserError(f"--set: got {field}={','.join(values)}, {why}")
+        common[field] = values[0]
+    return _resolved(chosen.recipe, [common | change for change in changes], swept, execution)
+
+
+def _resolved(
+    recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
+) -> list[Configuration]:
+    """A configuration of each point, named by what it has of the fields `swept`."""
+    found: dict[Recipe, Configuration] = {}
+    for point in points:
+        resolved, how = resolve(configure(recipe, point), execution)
+        name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
+        name = name or resolved.name
+        if resolved in found:
+            raise UserError(f"--set: {found[resolved].name} and {name} are the same; leave one of them out")
+        values = {field: getattr(resolved, field) for field in swept}
+        found[resolved] = Configuration(name, values, resolved, how)
+    return list(found.values())
+
+
+def key(record: dict) -> Key:
+    """A ledger record's key."""
+    return json.dumps(record["recipe_fields"], sort_keys=True), record.get("dataset"), record.get("seed")
+
+
+def plan(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
+    """All runs (configuration, seed) by their keys, in the order of `order`."""
+    planned = {}
+    fields = [dataclasses.asdict(configuration.recipe) for configuration in configurations]
+    names = [json.dumps(recipe_fields, sort_keys=True) for recipe_fields in fields]
+    for i, seed in order(len(configurations), seeds):
+        planned[names[i], dataset, seed] = i, seed
+    return planned
+
+
+def order(configurations: int, seeds: range) -> Iterator[tuple[int, int]]:
+    """All runs (configuration, seed): every configuration in turn, back and forth from seed to seed, so that
+    a machine which drifts hits all alike.
+    """
+    for i, seed in enumerate(seeds):
+        turn = range(configurations)
+        for configuration in reversed(turn) if i % 2 else turn:
+            yield configuration, seed
+
+
+def shares(runs: list[tuple[int, int]], processes: int) -> list[list[tuple[int, int]]]:
+    """`runs` dealt out, each to a process that has the fewest, and of these to one that has the fewest of its
+    configuration, so that no configuration is tied to a device.
+    """
+    dealt: list[list[tuple[int, int]]] = [[] for _ in range(processes)]
+    had = [Counter() for _ in range(processes)]
+    for configuration, seed in runs:
+        least = min(range(processes), key=lambda i: (len(dealt[i]), had[i][configuration]))
+        dealt[least].append((configuration, seed))
+        had[least][configuration] += 1
+    return dealt

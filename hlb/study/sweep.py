@@ -1,0 +1,277 @@
+"""A sweep: runs of every configuration of a grid, interleaved, in a ledger that it goes on from when started
+again; by one process or by all that torchrun starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..data import Dataset
+from ..errors import UserError
+from ..execution import Execution, apply, out_of_memory_explained
+from ..files import check_writable
+from ..recipes import Recipe
+from ..runs import environment
+from ..runs import ledger as ledgers
+from ..runs.display import duration, line, seconds, synthetic_banner
+from ..runs.experiment import check_counts, default
+from ..step import work
+from ..train import Trainer
+from . import shard
+from .compare import Sample
+from .findings import Findings, report
+from .grid import READY, Configuration, Key, grid, key, plan, ready, shares
+
+CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
+LARGEST = 1_000_000  # runs
+HELP = """\
+usage: hlb sweep [--recipe NAME] --set FIELD=VALUE,VALUE,... --runs N [options]
+       hlb sweep --grid record94    a ready grid of that recipe, 50 runs of each
+
+Trains every combination of the values, N runs each, and tells which differ.
+Interrupted or killed, the same command goes on where it was.
+
+  --set FIELD=A,B,C   values of a field of the recipe; those of a field that is
+                      a list are parted by /: sizes=24,28,32/28,32
+  --runs N  --seed N  seeds of every configuration: seed, seed + 1, ...
+  --random K          K configurations of the grid, drawn by the seed
+  --grid NAME         a ready grid ({grids}); --set changes all of it
+  --ledger FILE       where runs are kept (results/sweep-NAME.jsonl)
+  --shard             this is one of torchrun's processes: take a share
+  --data --device --dtype --compile --graph --kernels --threads --channels-last
+  --deterministic --eval-every (0) --json --quiet      as for training
+
+  hlb sweep --set lr=0.2,0.24,0.3 --runs 20
+  hlb sweep --set lr=0.2,0.24,0.3 bias_lr=40,53,60 --random 5 --runs 10
+  torchrun --nproc-per-node 8 -m hlb sweep --set lr=0.2,0.24 --runs 40 --shard
+""".format(grids=", ".join(READY))
+
+
+def default_ledger(recipe: str) -> Path:
+    """Where the runs of a recipe's sweeps are kept."""
+    return Path("results") / f"sweep-{recipe}.jsonl"
+
+
+def sweep(
+    recipe: str | Recipe | None = None,
+    settings: list[str] = (),
+    *,
+    runs: int | None = None,
+    seed: int = 0,
+    draw: int | None = None,
+    named: str | None = None,
+    data: str = "auto",
+    execution: Execution = Execution(),
+    eval_every: int = 0,
+    ledger: str | Path | None = None,
+    sharded: bool = False,
+    console: Console | None = None,
+) -> Findings | None:
+    """Trains what `grid` makes of a recipe (as `train`) and the settings, or the ready grid that is `named`,
+    each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
+    `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
+
+    A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
+    seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
+    interrupt ends with what had finished. Raises UserError, where it can before anything is downloaded.
+    """
+    if named is not None and named not in READY:
+        raise UserError(f"--grid: got {named!r}, accepted are {', '.join(READY)}")
+    for option, value in (("--recipe", recipe), ("--random", draw)):
+        if named is not None and value is not None:
+            raise UserError(f"{option}: the configurations are those of --grid {named}; leave it out")
+    if runs is None:
+        runs = READY[named].runs if named is not None else 1
+    check_counts(runs, eval_every, seed)
+    execution = shard.local(execution, sharded)
+    if named is not None:
+        configurations = ready(named, settings, execution)
+    else:
+        base = default(execution) if recipe is None else recipe
+        configurations = grid(base, settings, execution, draw, seed)
+    first = configurations[0]
+    if runs * len(configurations) > LARGEST:
+        raise UserError(
+            f"--runs: got {runs:,} of {len(configurations)}, accepted are {LARGEST:,} runs in all"
+        )
+    ledger = default_ledger(first.recipe.name) if ledger is None else Path(ledger)
+    check_writable(ledger, "--ledger")
+    console = console or Console(file=sys.stdout)
+
+    with shard.processes(sharded) as (rank, size):
+        console.quiet = console.quiet or rank > 0
+        dataset = shard.load(data)
+        for configuration in configurations:
+            configuration.recipe.steps(len(dataset.tensors[0]))  # UserError where a batch is never full
+        if data == "auto" and dataset.name == "synthetic":
+            synthetic_banner(console, first.recipe.name, dataset.note)
+        dataset = _placed(dataset, first)
+        device = environment.device_name(first.execution.device)
+        sets, devices = map(set, zip(*shard.gather((dataset.name, device))))
+        if len(sets) > 1:
+            raise UserError(f"--data: got {' and '.join(sorted(sets))}; name one that every machine has")
+        planned = plan(configurations, dataset.name, range(seed, seed + runs))
+        found: dict[Key, dict] = {}
+        for theirs in shard.gather(_read(ledger, planned, devices)):
+            found |= theirs
+        _announce(console, configurations, dataset.name, len(planned), found, ledger, size)
+
+        left = [run for name, run in planned.items() if name not in found]
+        finished, interrupted = {}, False
+        try:
+            for record in _records(configurations, shares(left, size)[rank], dataset, eval_every, console):
+                ledgers.append(ledger, record)
+                finished[key(record)] = record
+            for theirs in shard.gather(finished):
+                found |= theirs
+        except KeyboardInterrupt:
+            found, interrupted = found | finished, True
+    if rank > 0:
+        return None
+    there = _read(ledger, planned, devices)
+    if size > 1:
+        for name in found.keys() - there.keys():  # of machines with a ledger of their own
+            ledgers.append(ledger, found[name])
+    found |= there
+    samples = [Sample(configuration.name, []) for configuration in configurations]
+    for name, (i, _) in planned.items():
+        if name in found:
+            samples[i].records.append(found[name])
+    findings = Findings(configurations, samples, runs, dataset.name, str(ledger), interrupted)
+    report(console, findings)
+    return findings
+
+
+def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
+    """The data set on the configuration's device, for all trainers to share. Sets torch's switches, too."""
+    device = configuration.execution.device
+    apply(configuration.recipe, configuration.execution)
+    return dataclasses.replace(dataset, tensors=tuple(tensor.to(device) for tensor in dataset.tensors))
+
+
+def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
+    """The planned runs that a ledger has from one of the devices, by their key; of several the first."""
+    try:
+        records = ledgers.load(path) if path.is_file() else []
+    except OSError as error:
+        raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
+    found = {}
+    for record in filter(ledgers.is_run, records):
+        if key(record) in planned and record.get("device_name") in devices:
+            found.setdefault(key(record), record)
+    return found
+
+
+def _records(
+    configurations: list[Configuration],
+    runs: list[tuple[int, int]],
+    dataset: Dataset,
+    eval_every: int,
+    console: Console,
+) -> Iterator[dict]:
+    """Trains the runs (configuration, seed) one by one, and gives each one's ledger record."""
+    trainers: dict[int, tuple[Trainer, dict]] = {}  # with their provenance; the one used last stands last
+    foretold = False
+    begin = time.perf_counter()
+    for done, (i, seed) in enumerate(runs, 1):
+        configuration = configurations[i]
+        with _named(configuration):
+            while i not in trainers and _full(configuration.execution.device, len(trainers)):
+                del trainers[next(iter(trainers))]
+                gc.collect()  # a trainer is held by its own functions
+            trainer, provenance = trainers.pop(i, None) or _built(configuration, dataset)
+            trainers[i] = trainer, provenance
+            if not foretold:
+                foretold = True
+                line(console, _forecast(trainer, [configurations[i] for i, _ in runs], eval_every))
+            apply(trainer.recipe, trainer.execution)  # torch's switches are those of the trainer built last
+            environment.reset_peak_memory(trainer.execution.device)
+            run = trainer.run(seed, eval_every)
+        yield ledgers.finite({**ledgers.record(run, provenance), "sweep": configuration.values})
+        outcome = "failed: the loss became NaN or infinite"
+        if run.status == "ok":
+            outcome = f"accuracy {run.accuracy:.4f}, {seconds(run.train_seconds + run.eval_seconds)} s"
+        left = (time.perf_counter() - begin) / done * (len(runs) - done)
+        line(
+            console,
+            f"{done:>{len(str(len(runs)))}} of {len(runs)}  {configuration.name}, seed {seed}: {outcome}"
+            + (f"; about {duration(left)} left" if left else ""),
+        )
+
+
+def _full(device: str, trainers: int) -> bool:
+    """Whether no trainer can be built beside so many that are kept."""
+    if not device.startswith("cuda"):
+        return trainers == CACHED
+    free, total = torch.cuda.mem_get_info(device)
+    return trainers > 0 and free < total / 2
+
+
+def _forecast(trainer: Trainer, runs: list[Configuration], eval_every: int) -> str:
+    """What the runs will take, by the first trainer: its build for each configuration, and its step for the
+    steps and image sizes of each run.
+    """
+    examples, builds = len(trainer.dataset.tensors[0]), len({one.name for one in runs})
+    first = trainer.estimate_seconds(eval_every)
+    training = sum(first * work(one.recipe, examples) / work(trainer.recipe, examples) for one in runs)
+    return (
+        f"about {duration(builds * trainer.build_seconds + training)} for all: {builds} to build in "
+        f"{duration(trainer.build_seconds)} each, a run in {duration(training / len(runs))}"
+    )
+
+
+def _built(configuration: Configuration, dataset: Dataset) -> tuple[Trainer, dict]:
+    trainer = Trainer(configuration.recipe, configuration.execution, dataset)
+    return trainer, ledgers.provenance(trainer)
+
+
+@contextlib.contextmanager
+def _named(configuration: Configuration) -> Iterator[None]:
+    """Says with a UserError whose it is."""
+    try:
+        with out_of_memory_explained(configuration.recipe):
+            yield
+    except UserError as error:
+        raise UserError(f"{configuration.name}: {error}") from None
+
+
+def _announce(
+    console: Console,
+    configurations: list[Configuration],
+    dataset: str,
+    planned: int,
+    found: dict[Key, dict],
+    ledger: Path,
+    processes: int,
+) -> None:
+    """Says what there is to do and what is there already, and whether that was obtained in another way."""
+    first, count = configurations[0], len(configurations)
+    counts = {
+        "configurations": count,
+        "runs of each": planned // count,
+        f"in {ledger} already": len(found),
+        "to do": planned - len(found),
+        **({"processes": processes} if processes > 1 else {}),
+    }
+    kind = first.execution.device.partition(":")[0]
+    shown = "   ".join(f"{name}: {number}" for name, number in counts.items())
+    line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
+    ways = {_way(*environment.commit(), dataclasses.asdict(c.execution)) for c in configurations}
+    other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in found.values())
+    if other:
+        line(console, f"warning: {other} of those are of another commit or were executed in another way")
+
+
+def _way(commit: str | None, dirty: bool | None, execution: dict) -> str:
+    """By which code and how a run was executed; which of a machine's GPUs it was on does not matter."""
+    return json.dumps([commit, dirty, {**execution, "device": None}], sort_keys=True)

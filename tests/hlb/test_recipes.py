@@ -1,0 +1,141 @@
+"""Recipes: their schedules, costs and settings."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import hlb
+import kernels
+from hlb import schedule, settings
+from hlb.cost import complexity
+from hlb.networks import Network
+from hlb.optimizer import Optimizer
+
+EXAMPLES = 50000
+
+
+def rates(recipe: hlb.Recipe) -> np.ndarray:
+    return schedule.multipliers(recipe, recipe.steps(EXAMPLES), recipe.steps_per_epoch(EXAMPLES))
+
+
+def test_seed_schedule_is_the_one_cycle_of_torch():
+    recipe = hlb.RECIPES["seed"]
+    ours = rates(recipe)
+    assert len(ours) == 970
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=776, pct_start=0.2 * 970 / 776, div_factor=1e16,
+        final_div_factor=1 / (1e16 * 0.135), anneal_strategy="linear", cycle_momentum=False)  # fmt: skip
+    expected = []
+    for _ in range(776):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 776:
+            theirs.step()
+    np.testing.assert_allclose(ours[:776], expected, atol=1e-12)
+    np.testing.assert_array_equal(ours[776:], 0.135)
+
+
+@pytest.mark.parametrize("step, expected", [(0, 0.0), (193, 1.0), (484, 0.5675), (775, 0.135), (969, 0.135)])
+def test_seed_multiplier_at_its_knots(step, expected):
+    assert rates(hlb.RECIPES["seed"])[step] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name, steps", [("airbench94", 200), ("smoke", 80)])
+def test_linear_schedule_falls_from_one_towards_zero_at_the_end(name, steps):
+    ours = rates(hlb.RECIPES[name])
+    np.testing.assert_allclose(ours, 1 - np.arange(steps) / steps, atol=1e-12)
+
+
+def test_every_recipe_names_the_schedule_that_is_tested_here():
+    assert {name: r.schedule for name, r in hlb.RECIPES.items()} == {
+        "seed": "one_cycle"} | dict.fromkeys(
+        ("record94", "record95", "record96", "cpu94", "airbench94", "smoke"), "linear")  # fmt: skip
+
+
+def test_stem_bias_trains_three_epochs_of_airbench94_and_then_freezes():
+    ours = schedule.stem_multipliers(hlb.RECIPES["airbench94"], 200, 25)
+    np.testing.assert_allclose(ours[:75], 1 - np.arange(75) / 75, atol=1e-12)
+    assert not ours[75:].any()
+
+
+def test_last_epochs_stay_at_the_final_rate_that_the_straight_line_meets_where_they_begin():
+    ours = rates(hlb.recipe("airbench94", {"final_lr": 0.1, "final_epochs": 2.0}))
+    np.testing.assert_allclose(ours[:150], 1 - 0.9 * np.arange(150) / 150, atol=1e-12)
+    np.testing.assert_allclose(ours[150:], 0.1, atol=1e-12)
+
+
+def test_warm_up_of_the_linear_schedule_rises_from_zero_to_one():
+    ours = rates(hlb.recipe("airbench94", {"warmup": 0.25}))
+    assert (
+        ours[0] == 0 and ours[50] == 1 and np.all(np.diff(ours[:51]) > 0) and np.all(np.diff(ours[50:]) < 0)
+    )
+
+
+def test_optimizer_reads_the_schedule_step_by_step_from_its_table():
+    recipe = hlb.recipe("airbench94", {"base_depth": 2, "dtype": "float32", "master_weights": "off"})
+    network = Network(recipe, kernels.backend("reference"))
+    optimizer = Optimizer(network, 200, 25, channels_last=True)
+    table = dict(zip(optimizer.names, optimizer.rates.T.double().numpy()))
+    main = rates(recipe)
+    np.testing.assert_allclose(table["filters"], recipe.lr * main, rtol=1e-6)
+    np.testing.assert_allclose(table["linear"], recipe.linear_lr * main, rtol=1e-6)
+    np.testing.assert_allclose(table["biases"], recipe.bias_lr * main, rtol=1e-6)
+    np.testing.assert_allclose(
+        table["stem"], recipe.bias_lr * schedule.stem_multipliers(recipe, 200, 25), rtol=1e-6
+    )
+
+
+def test_seed_counts_are_those_of_hlb_cifar10():
+    report = complexity.report(hlb.RECIPES["seed"])
+    assert report["parameters"] == {"trainable": 6_568_136, "frozen": 2_352}
+    assert report["gflop_per_image"]["forward"] == pytest.approx(0.538, rel=0.01)
+    assert report["gflop_per_image"]["train"] == pytest.approx(1.612, rel=0.01)
+    assert report["tflop_per_run"] == pytest.approx(800.7, rel=0.01)
+    assert report["steps"] == 970
+
+
+@pytest.mark.parametrize("name", ["seed", "record94"])
+@pytest.mark.parametrize("train_stem", [False, True])
+def test_counted_flops_are_those_that_torch_counts(name, train_stem):
+    recipe = hlb.recipe(name, {"base_depth": 16})
+    with torch.device("meta"), FlopCounterMode(display=False) as forward:
+        network = Network(recipe, kernels.backend("reference"))
+        logits, _ = network(torch.empty(2, 3, 32, 32), train_stem)
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    ours = complexity.flops_per_image(recipe, stem_bias=train_stem and not recipe.stem_width)
+    merge = 2 * 2 * 12 * 12 * recipe.width(recipe.stem_width)  # the merged filters, made once for both images
+    assert forward.get_total_flops() == pytest.approx(2 * ours[0] + merge / 2, rel=1e-3)
+    assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(2 * ours[1], rel=2e-3)
+
+
+def test_long_variant_of_the_seed_is_two_settings():
+    recipe = hlb.recipe("seed", ["base_depth=128", "epochs=80"])
+    assert [recipe.width(w) for w in (recipe.stem_width, *recipe.group_widths)] == [64, 256, 512, 1024]
+    assert recipe.steps(EXAMPLES) == 80 * 97
+
+
+@pytest.mark.parametrize("text, field, value", [
+    ("epochs=7.65", "epochs", 7.65), ("batch_size=1e3", "batch_size", 1000),
+    ("flip=random", "flip", "random"),
+    ("group_widths=1,2,3.5", "group_widths", (1.0, 2.0, 3.5)), ("drop_last=false", "drop_last", False),
+])  # fmt: skip
+def test_settings_are_read_by_the_type_of_their_field(text, field, value):
+    got = getattr(hlb.recipe("record94", [text]), field)
+    assert got == value and type(got) is type(value)
+
+
+def test_recipe_survives_the_ledger():
+    recipe = hlb.recipe("seed", ["epochs=2.5", "group_widths=1,2,4"])
+    assert settings.from_fields(dataclasses.asdict(recipe)) == recipe
+
+
+@pytest.mark.parametrize("drop_last, per_epoch, steps", [(True, 97, 970), (False, 98, 980)])
+def test_remainder_of_an_epoch_is_dropped_or_a_batch_of_its_own(drop_last, per_epoch, steps):
+    recipe = hlb.recipe("seed", {"drop_last": drop_last})
+    assert (recipe.steps_per_epoch(EXAMPLES), recipe.steps(EXAMPLES)) == (per_epoch, steps)
