@@ -44,6 +44,7 @@ CASES = (
     Case("flat", n=3, c=24, o=16, map=(4, 4), **BLOCK | {"pool": True, "spatial": True}),
     Case("outputs beyond a box", n=17, c=32, o=24, map=(3, 2), **BLOCK),
 )
+BOXES = Case("several boxes of channels", n=16, c=64, o=64, map=(2, 2), **BLOCK)
 
 pytestmark = pytest.mark.skipif(
     not launch.runnable(DEVICE), reason="no CUDA device, and triton is not installed or not interpreting"
@@ -79,7 +80,7 @@ def integers(n: int, c: int, h: int, w: int, dtype: torch.dtype, device=DEVICE):
 @pytest.mark.parametrize(
     "case, dtype, form",
     [(case, torch.float32, form) for case in CASES for form in FORMS]
-    + [(CASES[0], torch.float16, "descriptors")],
+    + [(CASES[0], torch.float16, "descriptors"), (BOXES, torch.float32, "descriptors")],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_every_form_of_launch_gives_the_results_and_gradients_of_the_reference(case, form, dtype):
