@@ -2,23 +2,23 @@
 
     python tests/mutants.py [NAME ...] [--jobs N] [--seconds N]
 
-NAME is a module of kernels/; without one it is every module that has a kernel in the catalogue, or a list of
-mutants and a part in one (then the tests are its own and those of the ops that import it). The mutants
-of kernels/NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a comment:
+NAME is a module of kernels/ or of a folder in it; without one it is every module that has a kernel in the
+catalogue, or a list of mutants and a part in one (then the tests are its own and those of the ops that import
+it). The mutants of NAME.py stand in tests/mutants/NAME.txt, one a line, `#` before a comment:
 
     old text ==> new text
 
 Old text occurs exactly once in the module. Each mutant is tried on a copy of the tree by the general kernel
-tests of the module's ops, and by tests/test_NAME.py and tests/test_OP.py, where there are any, after the
-module as it is. A mutant is caught when a test fails, or when the tests crash, or run out of time, as a loop
-without an end does; one that cannot be imported is a mistake in the list. Exit status 1 if one survives, or
-if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
+tests of the module's ops, and by test_NAME.py and test_OP.py in tests/kernels/, where there are any, after
+the module as it is. A mutant is caught when a test fails, or when the tests crash, or run out of time, as a
+loop without an end does; one that cannot be imported is a mistake in the list. Exit status 1 if one survives,
+or if a list is missing, wrong or shorter than FEWEST; 2 for an unknown NAME.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import ast
 import shutil
 import signal
 import subprocess
@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("kernels", "hlb", "tests", "pytest.ini")
+COPIED = ("kernels", "hlb", "bench", "tests", "pytest.ini")
+TESTS = "tests/kernels"
 FEWEST = 5
 SEPARATOR = " ==> "
 PASSED, FAILED = 0, 1  # pytest's exit status; any other is no verdict
@@ -39,7 +40,7 @@ CRASHES = (signal.SIGABRT, signal.SIGSEGV)  # the interpreter writes wherever a 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One replacement in kernels/<module>.py; without a text, the module as it is."""
+    """One replacement in <module>.py; without a text, the module as it is."""
 
     module: str
     old: str = ""
@@ -51,9 +52,10 @@ class Mutant:
 
 def read(module: str, root: Path = ROOT) -> list[Mutant]:
     """The mutants of a module. ValueError for a list that is missing, short, or does not fit the module."""
-    path, source = root / "tests" / "mutants" / f"{module}.txt", root / "kernels" / f"{module}.py"
+    path = root / "tests" / "mutants" / f"{module}.txt"
     if not path.exists():
-        raise ValueError(f"{path.name}: not there, and {source.name} has a kernel")
+        raise ValueError(f"{path.name}: not there, and {module}.py has a kernel")
+    source = modules(root)[module]
     text = source.read_text()
     mutants = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -70,19 +72,26 @@ def read(module: str, root: Path = ROOT) -> list[Mutant]:
     return mutants
 
 
+def modules(root: Path = ROOT) -> dict[str, Path]:
+    """name -> file of each module in kernels/."""
+    return {path.stem: path for path in (root / "kernels").rglob("*.py") if path.stem[0] != "_"}
+
+
 def outcome(mutant: Mutant, ops: list[str], seconds: float, root: Path = ROOT) -> str:
     """`passed`, `caught`, `caught, out of time`, or what kept the tests from running."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in COPIED:
             if (root / name).is_dir():
-                shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
+                shutil.copytree(
+                    root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results")
+                )
+            elif (root / name).exists():
                 shutil.copy(root / name, copy / name)
         if mutant.old:
-            path = copy / "kernels" / f"{mutant.module}.py"
+            path = modules(copy)[mutant.module]
             path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        files = {name: f"tests/test_{name}.py" for name in (mutant.module, *ops)}
+        files = {name: f"{TESTS}/test_{name}.py" for name in (mutant.module, *ops)}
         files = {name: file for name, file in files.items() if (copy / file).exists()}
         names = list(dict.fromkeys((*files, *ops)))
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
@@ -107,27 +116,32 @@ def catalogue() -> dict[str, list[str]]:
     sys.path.insert(0, str(ROOT))
     from kernels import CATALOGUE
 
-    modules: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for spec in CATALOGUE.values():
-        modules.setdefault(spec.op.__module__.removeprefix("kernels."), []).append(spec.name)
-    owners = {owner: list(names) for owner, names in modules.items()}
+        found.setdefault(spec.op.__module__.rpartition(".")[2], []).append(spec.name)
+    owners = {owner: list(names) for owner, names in found.items()}
     for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
         using = users(path.stem)
         names = [name for owner, its in owners.items() if owner in using for name in its]
-        modules[path.stem] = owners.get(path.stem, [path.stem]) + names
-    return modules
+        found[path.stem] = owners.get(path.stem, [path.stem]) + names
+    return found
 
 
 def users(module: str) -> set[str]:
     """The other modules that import it, or names from it, directly or through others."""
-    texts = {path.stem: path.read_text() for path in (ROOT / "kernels").glob("*.py") if path.stem[0] != "_"}
+    imports = {name: imported(path.read_text()) for name, path in modules().items()}
     found, new = {module}, {module}
     while new:
-        wanted = "|".join(new)
-        imports = re.compile(rf"^from \.({wanted}) import|^from \. import .*\b({wanted})\b", re.MULTILINE)
-        new = {name for name, text in texts.items() if name not in found and imports.search(text)}
+        new = {name for name, names in imports.items() if name not in found and names & new}
         found |= new
     return found - {module}
+
+
+def imported(text: str) -> set[str]:
+    """Names of modules, or of what is in them, that a module imports from its package."""
+    statements = [s for s in ast.walk(ast.parse(text)) if isinstance(s, ast.ImportFrom) and s.level]
+    names = {name.name for statement in statements for name in statement.names}
+    return names | {(statement.module or "").rpartition(".")[2] for statement in statements}
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,19 +164,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=positive, default=1)
     parser.add_argument("--seconds", type=positive, default=600, help="for the tests of one mutant (600)")
     options = parser.parse_args(arguments)
-    modules = catalogue()
+    ops = catalogue()
     for name in options.names:
-        if name not in modules:
-            print(f"mutants: NAME: got {name!r}, accepted are {', '.join(modules)}", file=sys.stderr)
+        if name not in ops:
+            print(f"mutants: NAME: got {name!r}, accepted are {', '.join(ops)}", file=sys.stderr)
             return 2
     todo, failures = [], []
-    for module in options.names or modules:
+    for module in options.names or ops:
         try:
             todo += [Mutant(module), *read(module)]
         except ValueError as error:
             failures.append(str(error))
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = pool.map(lambda mutant: outcome(mutant, modules[mutant.module], options.seconds), todo)
+        results = pool.map(lambda mutant: outcome(mutant, ops[mutant.module], options.seconds), todo)
         for mutant, result in zip(todo, results):
             print(f"{result:<21}{mutant}", flush=True)
             if mutant.old and result == "passed":

@@ -11,7 +11,7 @@ LINES = ("n + 1 ==> n", "n -= 1 ==> n += 1", "n > 2 ==> n > 1", "return ==> retu
 @pytest.fixture
 def tree(tmp_path):
     """A tree with a module `made`, its test and its list."""
-    for folder in ("kernels", "hlb", "tests/mutants"):
+    for folder in ("kernels", "hlb", "tests/kernels", "tests/mutants"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "kernels/made.py").write_text(SOURCE)
