@@ -1,17 +1,14 @@
-"""README's tables, between markers: our best beside others on its GPU, recipes, records, the seed system's
-baselines beside ours, kernels, passes of convolutions, and how often the speed gate is wrong.
+"""The tables of README.md and of pages in docs/, each between two markers on a page of PAGES:
 
     <!-- records -->
     <!-- /records -->
 
-No number of them is written by hand: they come from bench/results/, published.json, baselines.json, recipes
-and SPECs; those of kernels stand in kernel_tables.py. Beside them stands a plot of the records,
-docs/accuracy-time.png.
+No number in them is written by hand: they come from bench/results/, published.json, the recipes and the
+SPECs. The tables of kernels are in kernel_tables.py. `write` also draws docs/accuracy-time.png.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,22 +20,21 @@ from hlb.files import atomic
 from hlb.recipes import RECIPES, Recipe
 from kernels.base import chips
 
-from . import cells, peers, records, run_plots
+from . import cells, kernel_costs, markdown, peers, records, run_plots
 from .cells import UNKNOWN
-from .kernel_tables import BY, kernels_table, markdown, passes_table
+from .kernel_tables import BY, kernels_table, passes_table
 from .records import RESULTS, Group, Record
 
 PLOT = Path("docs") / "accuracy-time.png"
-BASELINES = Path(__file__).with_name("baselines.json")
 GPU_COLUMNS = (
     "system",
-    "run with",
-    "GPU",
-    f"seconds: {records.CONTRACT}",
     "accuracy: mean [95 % interval]",
     "n",
+    f"seconds: {records.CONTRACT}",
+    "hardware",
+    "record",
 )
-BASELINE_COLUMNS = (
+SEED_COLUMNS = (
     "system",
     "run with",
     "hardware",
@@ -64,7 +60,7 @@ WHAT = {  # a recipe, in words; what its fields say of sizes and images is added
     "seed": "hlb-CIFAR10 of January 2023, its bugs fixed",
     "smoke": "seconds on a CPU, for tests and a first look; its numbers mean nothing",
 }
-FLOORS = ("record94", "airbench94")  # the recipes whose modelled floor is said
+FLOORS = ("record94", "airbench94")  # the recipes whose modelled floor is printed
 
 
 def groups(root: Path) -> list[Group]:
@@ -73,43 +69,56 @@ def groups(root: Path) -> list[Group]:
 
 
 def mine(root: Path) -> list[Record]:
-    """The records of a checkout."""
+    """The records of a checkout, ours and those of other systems that we ran."""
     return records.ours(groups(root))
 
 
 def gpu_table(root: Path) -> str:
-    """For each target our best on a GPU, and the other systems that we ran on the same one."""
-    shown = []
-    for (target, gpu), group in records.best(groups(root)).items():
-        if gpu:
-            there = [record for record in mine(root) if record.hardware == group.hardware]
-            shown += [group.record, *(one for one in there if not one.ours and one.target == target)]
-    rows = [
-        (
-            one.system,
-            one.execution or "",
-            one.hardware or UNKNOWN,
-            cells.seconds(one),
-            cells.accuracy(one),
-            cells.runs(one),
-        )
-        for one in shown
-    ]
+    """For each target three rows: our best on a GPU, the best other system on the same one, and the seed
+    system there.
+    """
+    seed, rows, notes = records.published_seed()["system"], [], []
+    for (target, gpu), ours in records.best(groups(root)).items():
+        if not gpu:
+            continue
+        others = [
+            group
+            for group in peers.timed(root)
+            if group.seconds and (group.target, group.hardware) == (target, ours.hardware)
+        ]
+        seeds = [group for group in others if group.system.startswith(seed)]
+        first, *rest = sorted((group for group in others if group not in seeds), key=records.rank) or [None]
+        rows += [_beside(group) for group in (ours, first, *seeds) if group]
+        notes += [f"Ours ran with {ours.execution}."] * bool(ours.execution)
+        notes += [
+            f"Faster, with a mean below {100 * target:g} %: {one.system}, {cells.accuracy(one)} in {one.seconds:.4g} s."
+            for one in (group.record for group in rest)
+            if one.seconds < first.record.seconds
+        ]
     if not rows:
         return "No GPU has been measured yet."
-    note = "Of ours the fastest that reaches its target, else the most accurate."
-    return "\n".join([markdown(GPU_COLUMNS, rows), "", f"{note} From `{RESULTS.as_posix()}/` {BY}"])
+    notes += [f"Of several the fastest whose mean reaches the target is shown. {cells.UNCLAIMED}"]
+    notes += [f"From `{RESULTS.as_posix()}/` {BY}"]
+    return "\n".join([markdown.table(GPU_COLUMNS, rows), "", *notes])
+
+
+def _beside(group: Group) -> tuple[str, ...]:
+    """A group's row, in the order of GPU_COLUMNS."""
+    one = group.record
+    links = ", ".join(f"[{Path(source).name}]({source})" for source in group.sources)
+    about = cells.accuracy(one), cells.runs(one), cells.seconds(one), one.hardware or UNKNOWN
+    return one.system, *about, links
 
 
 def records_table(root: Path) -> str:
     """Our records and the published ones, and notes."""
-    found = mine(root)
+    rows = mine(root)
     notes = (
         "By the accuracy aimed at, ours first. A published time is its authors', under their own rules.",
-        cells.unclaimed(found),
+        cells.unclaimed(rows),
         f"From `{RESULTS.as_posix()}/` and `bench/report/{records.PUBLISHED.name}` {BY}",
     )
-    return "\n".join([markdown(cells.COLUMNS, list(map(cells.row, records.beside(found)))), "", *notes])
+    return "\n".join([markdown.table(cells.COLUMNS, list(map(cells.row, records.beside(rows)))), "", *notes])
 
 
 def recipes_table(root: Path) -> str:
@@ -139,7 +148,7 @@ def recipes_table(root: Path) -> str:
         "`hlb recipes NAME --kernels CHOICE` has both, launch by launch; `hlb recipes` counts recipes,",
         f"and the table is made {BY}",
     )
-    return "\n".join([markdown(RECIPE_COLUMNS, rows), "", *notes])
+    return "\n".join([markdown.table(RECIPE_COLUMNS, rows), "", *notes])
 
 
 def described(recipe: Recipe) -> str:
@@ -153,13 +162,14 @@ def described(recipe: Recipe) -> str:
     return "; ".join(parts)
 
 
-def baselines_table(root: Path) -> str:
-    """The seed system's own runs, its runs by us, and ours of `seed`."""
-    theirs = json.loads(BASELINES.read_text(encoding="utf-8"))
+def seed_table(root: Path) -> str:
+    """The published numbers of the seed system, its runs by us, and our runs of `seed`."""
+    theirs = records.published_seed()
     rows = []
     for run in theirs["runs"]:
-        dtype = run.pop("dtype") or UNKNOWN
-        rows.append((Record(system=theirs["system"], source=theirs["source"], n=theirs["n"], **run), dtype))
+        about = {name: value for name, value in run.items() if name != "dtype"}
+        record = Record(system=theirs["system"], source=theirs["source"], n=theirs["n"], **about)
+        rows.append((record, run["dtype"] or UNKNOWN))
     for group in [*peers.timed(root), *records.trained(root)]:
         if group.system.startswith((theirs["system"], "`seed`")) and group.dataset == "cifar10":
             rows.append((group.record, group.system.partition(", ")[2]))
@@ -178,13 +188,13 @@ def baselines_table(root: Path) -> str:
     ]
     (least, most), (fewest, cached) = theirs["gb_allocated"], theirs["gb_cached"]
     notes = (
-        f"Theirs: {theirs['source']}; {theirs['contract']};",
+        f"Published: {theirs['source']}; {theirs['contract']};",
         f"{least}-{most} GB allocated, {fewest}-{cached} GB cached. Ours: {records.CONTRACT}.",
         f"Test-time views of both: {cells.views(Record('', '', views=theirs['views']))}.",
-        f"From `bench/report/{BASELINES.name}` and `{RESULTS.as_posix()}/` {BY}",
+        f"From `bench/report/{records.PUBLISHED.name}` and `{RESULTS.as_posix()}/` {BY}",
     )
-    head = "The seed system's own runs, and ours of `seed`:"
-    return "\n".join([head, "", markdown(BASELINE_COLUMNS, lines), "", *notes])
+    head = "The published numbers of the seed system, then our runs of it and of the recipe `seed`:"
+    return "\n".join([head, "", markdown.table(SEED_COLUMNS, lines), "", *notes])
 
 
 def gate_table(root: Path) -> str:
@@ -206,50 +216,55 @@ def gate_table(root: Path) -> str:
             )
         gates, cases = content["rows"][0]["gates"], content["cases"]
         note = f"{gates:,} simulated gates of {cases} cases for each noise, of one case slower and of none:"
-        parts += [markdown(columns, rows), "", f"{note} `{path.relative_to(root).as_posix()}`, {BY}"]
+        parts += [markdown.table(columns, rows), "", f"{note} `{path.relative_to(root).as_posix()}`, {BY}"]
     return "\n".join(parts) or "Not simulated."
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
-    "gpu": gpu_table,
-    "recipes": recipes_table,
-    "records": records_table,
-    "kernels": kernels_table,
-    "passes": passes_table,
-    "baselines": baselines_table,
-    "gate": gate_table,
+PAGES: dict[str, dict[str, Callable[[Path], str]]] = {  # page -> marker -> table
+    "README.md": {"gpu": gpu_table},
+    "docs/usage.md": {"recipes": recipes_table},
+    "docs/results.md": {
+        "records": records_table,
+        "seed-system": seed_table,
+        "kernels": kernels_table,
+        "passes": passes_table,
+    },
+    "docs/benchmarks.md": {"gate": gate_table},
 }
 
 
-def replaced(text: str, tables: dict[str, str], name: str = "README.md") -> str:
-    """`text` with each table between its markers. UserError, naming the file, unless each of them is there
-    once, on a line of its own.
+def replaced(text: str, tables: dict[str, str], name: str) -> str:
+    """`text` with each table between its markers. Raises UserError, naming the file, unless each marker is
+    there once, on a line of its own.
     """
-    for of, table in tables.items():
-        lines, markers = text.split("\n"), (f"<!-- {of} -->", f"<!-- /{of} -->")
+    for marked, table in tables.items():
+        lines, markers = text.split("\n"), (f"<!-- {marked} -->", f"<!-- /{marked} -->")
         for marker in markers:
             if (count := lines.count(marker)) != 1:
-                raise UserError(f"{name}: got {count} lines {marker}, needed is one, where the table belongs")
+                raise UserError(f"{name}: expected one line {marker} where the table belongs, got {count}")
         begin, end = map(lines.index, markers)
         if begin > end:
-            raise UserError(f"{name}: {markers[1]} stands before {markers[0]}; swap the two lines")
+            raise UserError(f"{name}: {markers[1]} comes before {markers[0]}; swap the two lines")
         text = "\n".join([*lines[: begin + 1], "", table, "", *lines[end:]])
     return text
 
 
-def write(path: Path) -> list[Path]:
-    """Brings a README's tables up to date, and the plot beside it; returns what was written. UserError where
-    a file cannot be read or written, or a marker is missing.
+def write(root: Path) -> list[Path]:
+    """Brings the tables of all pages of a checkout, docs/kernel-costs.md and the plot up to date. Returns
+    their paths. Raises UserError, before anything is written, if a page cannot be read or lacks a marker.
     """
-    root = path.parent
+    texts = {}
+    for name, tables in PAGES.items():
+        text = records.text(root / name, name)
+        texts[root / name] = replaced(text, {marked: make(root) for marked, make in tables.items()}, name)
+    texts[root / "docs" / "kernel-costs.md"] = kernel_costs.text() + "\n"
+    points = mine(root), records.published()
     try:
-        text = path.read_text(encoding="utf-8")
-        text = replaced(text, {of: make(root) for of, make in TABLES.items()}, path.name)
-        plot = root / PLOT
-        plot.parent.mkdir(exist_ok=True)
-        run_plots.accuracy_time(mine(root), records.published(), plot)
-        with atomic(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        (root / PLOT).parent.mkdir(exist_ok=True)
+        run_plots.accuracy_time(*points, root / PLOT)
+        for path, text in texts.items():
+            with atomic(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--markdown: {error.filename or path}: {error.strerror}; name a README") from None
-    return [path, plot]
+        raise UserError(f"--markdown: cannot write {error.filename}: {error.strerror}") from None
+    return [*texts, root / PLOT]
