@@ -277,7 +277,7 @@ def read(path: Path) -> object:
     try:
         return json.loads(text(path, path.name))
     except ValueError as error:
-        raise UserError(f"{path.name} is not JSON: {error}") from None
+        raise UserError(f"{path.name}: not JSON: {error}") from None
 
 
 def beside(mine: Sequence[Record]) -> list[Record]:
