@@ -51,7 +51,7 @@ RECIPE_COLUMNS = (
     "steps",
     "test-time views",
 )
-WHAT = {  # a recipe, in words; what its fields say of sizes and images is added
+WHAT = {  # a recipe in words; `described` adds what its fields say of sizes and hard images
     "record94": "default on a GPU: SiLU, Muon",
     "record95": "airbench95",
     "record96": "airbench96, residuals added after the activation",
@@ -151,7 +151,7 @@ def recipes_table(root: Path) -> str:
 
 def described(recipe: Recipe) -> str:
     """A recipe in words: how its images grow, and of how many its late epochs are."""
-    parts = [WHAT[recipe.name]]
+    parts = [WHAT[recipe.name]] if recipe.name in WHAT else []
     if len(set(recipe.sizes)) > 1:
         parts.append(f"images that grow, {min(recipe.sizes)} to {max(recipe.sizes)} pixels")
     if recipe.hard_fraction < 1:
