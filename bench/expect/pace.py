@@ -8,8 +8,8 @@ For each kernel whose code differs, and a recipe's cases of it in float16 on 9.0
 the instructions that threads issue for each 16 bytes that are moved, and what a launch is modelled to take:
 its start, and the longer of
 
-    OVERLAP * (bytes / bandwidth + instructions / what the chip issues) * rounds, the last a whole one
-    rounds * instructions of a warp * LATENCY
+    OVERLAP * (bytes / bandwidth + instructions / what the chip issues) * waves, the last a whole one
+    waves * instructions of a warp * LATENCY
 
 Instructions are those outside the hottest loop once, and its own as often as it runs. The second term is of
 small launches, whose few warps wait for themselves. `measured` beside `modelled` shows how far that is right.
@@ -95,14 +95,14 @@ def modelled(launch: Numbers, bytes: int, case: Case) -> Numbers:
     loop = code["instructions"]["loop"]
     warp = code["instructions"]["all"] - loop + max(1, trips) * loop
     issued = programs * launch["warps"] * warp
-    rounds = programs / (CHIP.multiprocessors * max(1, round(64 * code["occupancy"] / launch["warps"])))
-    last = math.ceil(rounds) / rounds if rounds > 1 else 1
+    waves = programs / (CHIP.multiprocessors * max(1, round(64 * code["occupancy"] / launch["warps"])))
+    last = math.ceil(waves) / waves if waves > 1 else 1
     work = OVERLAP * (bytes / CHIP.bandwidth + issued / ISSUED) * last
     return {
         "registers": code["registers"],
         "shared": code["shared"],
         "instructions": 32 * issued / (bytes / 16),
-        "modelled": CHIP.launch + max(work, math.ceil(rounds) * warp * LATENCY),
+        "modelled": CHIP.launch + max(work, math.ceil(waves) * warp * LATENCY),
     }
 
 
@@ -128,7 +128,7 @@ def together(launches: list[Numbers]) -> Numbers:
     }
 
 
-def compare(before: Numbers, after: Numbers) -> list[Numbers]:
+def rewritten(before: Numbers, after: Numbers) -> list[Numbers]:
     """A row for each kernel of a recipe that both records have, at the same cases, in different code."""
     there, here = by_case(before), by_case(after)
     sides: dict[tuple[str, str], tuple[list, list]] = defaultdict(lambda: ([], []))
@@ -206,7 +206,7 @@ def _main(arguments: list[str]) -> int:
     if len(names) != 2 or any(name.startswith("-") for name in names):
         raise UserError("usage: python -m bench pace BEFORE.json AFTER.json [--out FILE]")
     before, after = (read(Path(name)) for name in names)
-    rows = compare(before, after)
+    rows = rewritten(before, after)
     console = Console()
     print_table(console, HEADINGS, table(rows), words=())
     line(console, f"{len(rows)} kernels of other code; what is expected is modelled, and no measurement")

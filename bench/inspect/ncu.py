@@ -30,7 +30,7 @@ from kernels.base import launch
 from kernels.base.correctness import leaves
 from kernels.base.spec import Case, KernelSpec
 
-from ..implementations import launched
+from ..implementations import launches_of
 from .asm import only_case
 from .counters import METRICS, SUCCESSORS, parsed, table
 from .trace import passes
@@ -64,7 +64,7 @@ def run(
     """
     executable = tool()
     spec, case = only_case(todo, "ncu")
-    found = launched(spec, spec.op, spec.make(case, dtype, DEVICE))
+    found = launches_of(spec, spec.op, spec.make(case, dtype, DEVICE))
     forward, both = (Counter(one.name for one in launches) for launches in found)
     counts = {way: count for way, count in (("forward", forward), ("backward", both - forward)) if count}
     ways = [direction] if direction in ("forward", "backward") else list(counts)

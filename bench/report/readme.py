@@ -1,5 +1,5 @@
 """README's tables, between markers: our best beside others on its GPU, recipes, records, the seed system's
-baselines beside ours, kernels, passes of convolutions, and how often the speed gate is wrong.
+baselines beside ours, kernels, and passes of convolutions.
 
     <!-- records -->
     <!-- /records -->
@@ -187,29 +187,6 @@ def baselines_table(root: Path) -> str:
     return "\n".join([head, "", markdown(BASELINE_COLUMNS, lines), "", *notes])
 
 
-def gate_table(root: Path) -> str:
-    """How often simulated speed gates were wrong, a row for each noise that was simulated."""
-    parts = []
-    for path in sorted((root / RESULTS).rglob("gate-*.json")):
-        content = records.read(path)
-        by_noise: dict[str, list[dict]] = {}
-        for row in content["rows"]:
-            by_noise.setdefault(row["noise"], []).append(row)
-        slowdowns = sorted({row["slowdown"] for row in content["rows"]} - {0.0})
-        columns = ("noise", "false alarms", *(f"caught: {100 * each:.0f} % slower" for each in slowdowns))
-        rows = []
-        for noise, of in by_noise.items():
-            false = sum(row["false"] for row in of) / sum(row["gates"] for row in of)
-            caught = {row["slowdown"]: row["caught"] / row["gates"] for row in of}
-            rows.append(
-                (noise, f"{100 * false:.2f} %", *(f"{100 * caught[each]:.1f} %" for each in slowdowns))
-            )
-        gates, cases = content["rows"][0]["gates"], content["cases"]
-        note = f"{gates:,} simulated gates of {cases} cases for each noise, of one case slower and of none:"
-        parts += [markdown(columns, rows), "", f"{note} `{path.relative_to(root).as_posix()}`, {BY}"]
-    return "\n".join(parts) or "Not simulated."
-
-
 TABLES: dict[str, Callable[[Path], str]] = {
     "gpu": gpu_table,
     "recipes": recipes_table,
@@ -217,7 +194,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels_table,
     "passes": passes_table,
     "baselines": baselines_table,
-    "gate": gate_table,
 }
 
 
