@@ -107,7 +107,7 @@ Ratios to the times at another git revision.
   --direction WAY  {directions}
   --samples N      times taken of each, {samples} if not given
   --json FILE      all that was measured
-  --repeats N       runs of each revision, in turn, {repeats} if not given
+  --repeats N      runs of each revision, in turn, {repeats} if not given
 """,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -221,9 +221,10 @@ def selected(options: argparse.Namespace, device: str) -> tuple[dict[KernelSpec,
     return found, dtype if any(dtype in spec.dtypes for spec in found) else next(iter(found)).dtypes[0]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 (something failed or is wrong), 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench", partial(_main, sys.argv[1:] if arguments is None else arguments))
+    program = " ".join(("bench", *arguments[:1])) if arguments[:1] and arguments[0] in MODES else "bench"
+    return exit_status(program, partial(_main, arguments))
 
 
 def _main(arguments: list[str]) -> int:

@@ -101,18 +101,18 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
     """A temporary checkout of a revision, and its commit; removed on leaving, also by Ctrl-C."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
-        raise UserError(f"vs: {ROOT} is no checkout that git can read; clone the repository")
+        raise UserError(f"{ROOT} is no checkout that git can read; clone the repository")
     commit = _git("rev-parse", "--verify", f"{ref}^{{commit}}")
     if not commit:
-        raise UserError(f"vs: got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`")
+        raise UserError(f"got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`")
     if not _git("ls-tree", commit, "bench/__main__.py"):
-        raise UserError(f"vs: {ref} has no `python -m bench`; take a later revision")
+        raise UserError(f"{ref} has no `python -m bench`; take a later revision")
 
     folder = tempfile.mkdtemp(prefix="bench-")
     tree = Path(folder, "there")
     try:
         if _git("worktree", "add", "--detach", "--quiet", str(tree), commit) is None:
-            raise UserError(f"vs: git cannot check {ref} out into {folder}; is there room?")
+            raise UserError(f"git cannot check {ref} out into {folder}; is there room?")
         yield tree, commit
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,11 +145,11 @@ def measured(side: str, tree: Path, commit: str, dirty: bool | None, options: Se
         )
         if not file.exists():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it says nothing"]
-            raise UserError(f"vs: the benchmark {side} fails, exit status {done.returncode}: {said[0]}")
+            raise UserError(f"the benchmark {side} fails, exit status {done.returncode}: {said[0]}")
         record = loads(file.read_text())
     ran = record.get("commit"), record.get("dirty")
     if ran[0] != commit or dirty not in (None, ran[1]):
-        raise UserError(f"vs: the benchmark {side} ran {ran[0]}, changed: {ran[1]}, in place of {commit}")
+        raise UserError(f"the benchmark {side} ran {ran[0]}, changed: {ran[1]}, in place of {commit}")
     return record
 
 

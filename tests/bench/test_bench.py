@@ -132,7 +132,8 @@ def test_mistake_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("bench: ") and named in err
+    program = f"bench {arguments[0]}" if arguments[0] in cli.MODES else "bench"
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"{program}: ") and named in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -504,7 +505,7 @@ def test_vs_gets_what_was_asked_for(tmp_path, others):
     assert main(["vs", "main"]) == 3
     first, second = ([name, *given] for name, _, *given in others)
     assert first == ["versus", "HEAD~1", ["doubled"], "seed", "float32", "both", 7, 3, path]
-    assert second == ["versus", "main", [], "", "float32", None, timing.SAMPLES, cli.ROUNDS, None]
+    assert second == ["versus", "main", [], "", "float32", None, timing.SAMPLES, cli.REPEATS, None]
 
 
 def test_help_names_every_option_and_fits_80_columns(capsys):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench.check import check, ptx, sass
+from bench.check import check, cli, ptx, sass
 from bench.check.aot import (
     SERIAL,
     TYPES,
@@ -556,16 +556,21 @@ def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "named"),
     [
-        ["bogus"],
-        ["--bogus"],
-        ["check", "no_such_op"],
-        ["check", "--jobs", "0"],
-        ["check", "--json", "/no/where"],
+        (["no_such_op"], "no op 'no_such_op'; there are augment, "),
+        (["--jobs", "0"], "--jobs: got '0'"),
+        (["--json", "/no/where"], "--json: cannot write"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(arguments, capsys):
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, named, capsys):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("bench check: ") and named in err
+
+
+@pytest.mark.parametrize("arguments", [["bogus"], ["--bogus"]])
+def test_a_mistake_in_the_catalogues_options_is_one_line_and_exit_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         __main__.main(arguments)
     out, err = capsys.readouterr()

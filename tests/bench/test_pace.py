@@ -106,10 +106,11 @@ def test_the_command_writes_its_table_and_a_record(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     "arguments, what",
     [
-        ([], "usage"),
-        (["a.json"], "usage"),
-        (["a.json", "b.json", "--out"], "usage"),
-        (["a.json", "--nonsense"], "usage"),
+        ([], "required: before, after"),
+        (["a.json"], "required: after"),
+        (["a.json", "b.json", "c.json"], "unrecognized arguments: c.json"),
+        (["a.json", "b.json", "--out"], "--out: expected one argument"),
+        (["a.json", "--nonsense"], "required: after"),
         (["none.json", "a.json"], "none.json: No such file"),
         (["other.json", "a.json"], "other.json is not what"),
         (["a.json", "a.json", "--out", "a.json/c.json"], "a.json"),
