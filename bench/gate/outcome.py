@@ -96,7 +96,7 @@ def markdown(title: str, verdict: str, outcomes: Sequence[Outcome]) -> str:
     return "\n".join([f"## {title}", "", verdict, "", table, ""])
 
 
-def report(
+def write_files(
     title: str, verdict: str, outcomes: Sequence[Outcome], junit_file: Path | None, summary: Path | None
 ) -> None:
     """Writes the files that are wanted; `summary` is appended to, as GitHub asks."""
