@@ -36,7 +36,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (
         *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "kernels/README.md")),
-        ROOT / "bench" / "results" / "h200" / "README.md",
+        *(ROOT / "bench" / name / "README.md" for name in ("baselines", "results/h200")),
         *ROOT.glob("docs/*.md"),
     )
 }
