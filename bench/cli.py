@@ -201,24 +201,24 @@ def selected(options: argparse.Namespace, device: str) -> tuple[dict[KernelSpec,
     """The cases of each op that was asked for, and the dtype. UserError where there is none."""
     specs = [kernels.CATALOGUE[name] for name in options.names or kernels.CATALOGUE]
     if options.mode or options.names or options.case or options.all:
-        found = {spec: [case for case in spec.cases if options.case in case.name] for spec in specs}
+        chosen = {spec: [case for case in spec.cases if options.case in case.name] for spec in specs}
     else:
-        found = {spec: micro.few(spec) for spec in specs}
-    if not any(found.values()):
+        chosen = {spec: micro.few(spec) for spec in specs}
+    if not any(chosen.values()):
         names = dict.fromkeys(case.name for spec in specs for case in spec.cases)
         raise UserError(f"--case: got {options.case!r}, cases are {', '.join(names)}")
-    found = {spec: cases for spec, cases in found.items() if cases}
+    chosen = {spec: cases for spec, cases in chosen.items() if cases}
     if options.direction in ("backward", "both"):
-        found = {spec: cases for spec, cases in found.items() if spec.differentiable}
-        if not found:
+        chosen = {spec: cases for spec, cases in chosen.items() if spec.differentiable}
+        if not chosen:
             raise UserError(f"--direction: got {options.direction}, none of these ops has a gradient")
     if options.dtype:
-        found = {spec: cases for spec, cases in found.items() if DTYPES[options.dtype] in spec.dtypes}
-        if not found:
+        chosen = {spec: cases for spec, cases in chosen.items() if DTYPES[options.dtype] in spec.dtypes}
+        if not chosen:
             raise UserError(f"--dtype: got {options.dtype}, none of these ops has it")
-        return found, DTYPES[options.dtype]
+        return chosen, DTYPES[options.dtype]
     dtype = torch.float32 if device == "cpu" and options.mode != "asm" else torch.float16
-    return found, dtype if any(dtype in spec.dtypes for spec in found) else next(iter(found)).dtypes[0]
+    return chosen, dtype if any(dtype in spec.dtypes for spec in chosen) else next(iter(chosen)).dtypes[0]
 
 
 def main(arguments: list[str]) -> int:

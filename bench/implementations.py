@@ -136,12 +136,12 @@ def scope(implementation: str, direction: str = "forward") -> Iterator[None]:
 
 def launches_of(spec: KernelSpec, function: Callable, inputs: dict) -> tuple[list[Launch], list[Launch]]:
     """What a call launches: forward, and forward and backward together. No kernel runs."""
-    with launch.recording() as found:
+    with launch.recording() as launches:
         outputs = roots(function(**leaves(spec, inputs)))
-        forward = list(found)
+        forward = list(launches)
         if outputs:
             torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
-    return forward, found
+    return forward, launches
 
 
 def known(spec: KernelSpec, chosen: Sequence[str]) -> list[str]:
@@ -154,11 +154,11 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
     well: without the directions in which a form launches what one before it launches. The op itself is there
     also where it cannot be called; its forms are then not.
     """
-    found = {}
+    counts = {}
     seen = {direction: [[]] for direction in DIRECTIONS}
     for name in known(spec, chosen):
         if name not in KERNELS or name == "triton":
-            found[name] = dict.fromkeys(DIRECTIONS)
+            counts[name] = dict.fromkeys(DIRECTIONS)
         if name not in KERNELS:
             continue
         try:
@@ -169,12 +169,12 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
         ways = dict(zip(DIRECTIONS, (forward, both[len(forward) :], both)))
         ways = {direction: [_what(one) for one in these] for direction, these in ways.items()}
         if name == "triton":
-            found[name] = {direction: len(these) for direction, these in ways.items()}
+            counts[name] = {direction: len(these) for direction, these in ways.items()}
         elif new := [direction for direction, these in ways.items() if these not in seen[direction]]:
-            found[name] = {direction: None if name == "tuned" else len(ways[direction]) for direction in new}
+            counts[name] = {direction: None if name == "tuned" else len(ways[direction]) for direction in new}
         for direction, these in ways.items():
             seen[direction].append(these)
-    return found
+    return counts
 
 
 def _what(one: Launch) -> tuple:

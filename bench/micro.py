@@ -118,7 +118,7 @@ def on_cpu(case: Case, batch: int = CPU_BATCH) -> Case:
 
 def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict[str, Work]:
     """direction -> what the spec declares for the kernels that the op launches then."""
-    forward, both = (Counter(one.name for one in found) for found in launches_of(spec, spec.op, inputs))
+    forward, both = (Counter(one.name for one in these) for these in launches_of(spec, spec.op, inputs))
     moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
 
     def total(declared: dict[str, int], counts: Counter) -> int:
@@ -228,10 +228,10 @@ def measure(
 def fault_of(spec: KernelSpec, name: str, case: Case, dtype: torch.dtype, device: str) -> str | None:
     """Why an implementation must not be timed, in a line."""
     try:
-        found = faults(spec, name, case, dtype, device)
+        wrong = faults(spec, name, case, dtype, device)
     except Exception as error:  # of one implementation: the others are worth having
         return one_line(error)
-    return f"wrong: {'; '.join(found)}" if found else None
+    return f"wrong: {'; '.join(wrong)}" if wrong else None
 
 
 def rates(row: Row, declared: Work | None, dtype: torch.dtype, device: str) -> None:
@@ -283,11 +283,11 @@ def run(
         console.print(f"compiled {compile_ahead(todo, dtype, chosen, processes)} launches of Triton")
     rows = []
     for spec, cases in todo.items():
-        found = []
+        measured = []
         for case in map(on_cpu, cases) if device == "cpu" else cases:
-            found += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
-        show(console, spec, found)
-        rows += found
+            measured += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
+        show(console, spec, measured)
+        rows += measured
     return as_record(rows, dtype, device, untimed, before, command)
 
 

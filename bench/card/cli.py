@@ -89,15 +89,15 @@ def _minutes(text: str) -> float:
 
 
 def _peers(asked: list[str]) -> tuple[tuple[str, str], ...]:
-    found = {}
+    commands = {}
     for text in asked:
         name, equals, command = (part.strip() for part in text.partition("="))
         if not (name and equals and command):
             raise UserError(f"--peer: got {text!r}, accepted is NAME=COMMAND")
-        if name in found:
+        if name in commands:
             raise UserError(f"--peer: got {name!r} twice; give two names")
-        found[name] = command
-    return tuple(found.items())
+        commands[name] = command
+    return tuple(commands.items())
 
 
 def _steps(text: str | None, peers: bool) -> list[Step]:
@@ -145,9 +145,9 @@ def _main(arguments: list[str], began: float) -> int:
     try:
         _run(card, folder, options.steps, context, began + 60 * options.minutes - RESERVED, say)
     finally:
-        found = _promised(card, folder)
-        table.show(console, card, found, folder)
-    return int(any(promise.wrong for promise in found))
+        rows = _promised(card, folder)
+        table.show(console, card, rows, folder)
+    return int(any(promise.wrong for promise in rows))
 
 
 def _run(card: dict, folder: Folder, asked: list[Step], context: Context, until: float, say) -> None:
@@ -180,6 +180,6 @@ def _run(card: dict, folder: Folder, asked: list[Step], context: Context, until:
 
 def _promised(card: dict, folder: Folder) -> list[promises.Promise]:
     """The table's rows, which the card keeps as well."""
-    found = promises.made(card, folder)
-    ledger.write(folder.card, card | {"promises": [dataclasses.asdict(promise) for promise in found]})
-    return found
+    rows = promises.made(card, folder)
+    ledger.write(folder.card, card | {"promises": [dataclasses.asdict(promise) for promise in rows]})
+    return rows

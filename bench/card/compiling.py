@@ -52,7 +52,7 @@ def run(context: Context) -> None:
         subprocess.Popen([sys.executable, "-m", f"{__package__}.{name}", context.json()], cwd=ROOT)
         for name in ("building", "expecting")
     ]
-    processes, found = max(1, len(os.sched_getaffinity(0)) // 2), {}
+    processes, counts = max(1, len(os.sched_getaffinity(0)) // 2), {}
 
     def compiled(what: str, rows: list[Row]) -> None:
         began = time.time()
@@ -60,9 +60,9 @@ def run(context: Context) -> None:
         told(what, len(rows), time.time() - began)
 
     def told(what: str, count: int, seconds: float) -> None:
-        found[what] = count
+        counts[what] = count
         say(f"compiled {what}: {count} launches, {seconds:.0f} s")
-        result({"launches": found})
+        result({"launches": counts})
 
     compiled("recipes", list(recorded(lambda spec: spec.cases, torch.float16)))
     began, work = time.time(), candidates()

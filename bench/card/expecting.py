@@ -14,12 +14,12 @@ from .trains import CONFIGURATIONS
 
 
 def main() -> None:
-    found = {}
+    expectations = {}
     for one in CONFIGURATIONS:
         if one.recipe == CONFIGURATIONS[0].recipe:
             this = expected.of(hlb.recipe(one.recipe), one.kernels, chips.here())
-            found[one.name] = {"seconds": this.seconds, "measured_share": this.measured_share}
-            result({"expected": found})
+            expectations[one.name] = {"seconds": this.seconds, "measured_share": this.measured_share}
+            result({"expected": expectations})
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def found_data(asked: str | None) -> str | None:
             )
         return str(root.resolve())
     places = (place for place in (cache_dir(), Path("data"), Path()) if (place / FOLDER).is_dir())
-    found = next(places, None)
-    return str(found.resolve()) if found else None
+    folder = next(places, None)
+    return str(folder.resolve()) if folder else None
 
 
 def toy() -> str | None:
@@ -52,7 +52,7 @@ def sanitizer() -> str | None:
 def run(context: Context) -> None:
     device = context.device
     commit, dirty = environment.commit()
-    found = {
+    facts = {
         "device_name": environment.device_name(device),
         "versions": environment.versions(),
         "commit": commit,
@@ -63,9 +63,9 @@ def run(context: Context) -> None:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found["memory"], found["l2"] = properties.total_memory, properties.L2_cache_size
-        found["chip"] = chips.current(device).name
-    versions = found["versions"]
+        facts["memory"], facts["l2"] = properties.total_memory, properties.L2_cache_size
+        facts["chip"] = chips.current(device).name
+    versions = facts["versions"]
     known = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "triton", "numpy"))
-    say(f"{found['device_name']}, {found['cpus']} CPUs, {known}")
-    result(found)
+    say(f"{facts['device_name']}, {facts['cpus']} CPUs, {known}")
+    result(facts)

@@ -46,10 +46,10 @@ def run(context: Context) -> None:
             continue
         if context.left() < 0:
             break
-        found = micro.measure(spec, case, spec.dtype(wanted), device, chosen, samples)
-        rows += found
+        new = micro.measure(spec, case, spec.dtype(wanted), device, chosen, samples)
+        rows += new
         ledger.write(file, micro.as_record(rows, wanted, device, None, before, COMMAND))
-        say(f"{spec.name} {case.name}: {told(found)}")
+        say(f"{spec.name} {case.name}: {told(new)}")
         result({"rows": len(rows), "wrong": sum(row.fault is not None for row in rows)})
 
 

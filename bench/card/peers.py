@@ -15,15 +15,15 @@ from .steps import Context, result, say
 
 
 def run(context: Context) -> int:
-    found = {}
+    outcomes = {}
     for i, (name, command) in enumerate(context.peers):
         allowed = context.left() / (len(context.peers) - i)
         line = {"peer": name, "command": command, **ran(command, allowed)}
         ledger.append(context.folder.runs, line)
-        found[name] = {key: line[key] for key in ("status", "seconds", "said")}
+        outcomes[name] = {key: line[key] for key in ("status", "seconds", "said")}
         say(f"{name}: {'ended with status ' + str(line['status']) if line['status'] else line['said']}")
-        result(found)
-    return int(any(one["status"] for one in found.values()))
+        result(outcomes)
+    return int(any(one["status"] for one in outcomes.values()))
 
 
 def ran(command: str, allowed: float) -> dict:
@@ -38,5 +38,5 @@ def ran(command: str, allowed: float) -> dict:
         except subprocess.TimeoutExpired as error:
             status, out = "stopped", (error.stdout or b"").decode(errors="replace")
         seconds = time.time() - began
-    said = [found for line in out.splitlines() if (found := as_object(line.strip())) is not None]
+    said = [reply for line in out.splitlines() if (reply := as_object(line.strip())) is not None]
     return {"status": status, "seconds": seconds, "said": said[-1] if said else None}

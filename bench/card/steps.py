@@ -102,9 +102,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def result(found: dict) -> None:
+def result(values: dict) -> None:
     """What the step has found so far; what it found before by the same name is replaced."""
-    say(json.dumps(found))
+    say(json.dumps(values))
 
 
 def end_with(parent: int) -> None:

@@ -38,9 +38,9 @@ def show(console: Console, card: dict, promises: Sequence[Promise], folder: Fold
     line(console, f"everything is in {folder.path}")
 
 
-def _step(name: str, found: dict) -> tuple[str, ...]:
-    said = found["lines"][-1] if found.get("lines") else ""
-    return name, found["state"], f"{found['seconds']:.0f}", f"{found['limit']:.0f}", said[:100]
+def _step(name: str, entry: dict) -> tuple[str, ...]:
+    said = entry["lines"][-1] if entry.get("lines") else ""
+    return name, entry["state"], f"{entry['seconds']:.0f}", f"{entry['limit']:.0f}", said[:100]
 
 
 def _notes(card: dict) -> str:

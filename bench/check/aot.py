@@ -170,8 +170,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.flush()
         command = (triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    return int(found[1]), int(found[2])
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return int(match[1]), int(match[2])
 
 
 _ANY_DOT = re.compile(r"\b(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma)\b")
@@ -207,9 +207,9 @@ _SMALL_DOT = re.compile(r" tt\.dot .*x(?:f16|bf16)\b.*-> tensor<(\d+)x")
 
 def wgmma_faults(ttgir: str) -> list[str]:
     """What is wrong with a kernel's dots on 9.0, whose own instruction takes 4 warps and 64 rows or more."""
-    found = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
+    dots = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
     return (
-        ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in found) else []
+        ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in dots) else []
     )
 
 
@@ -236,10 +236,10 @@ def assembler_faults(asked: Counter[int], asked_waits: int, done: Counter[int], 
 
 def loops(ir: str) -> list[str]:
     """The bodies of all loops of a kernel in MLIR's text form, nested ones included."""
-    lines, found = ir.splitlines(), []
+    lines, bodies = ir.splitlines(), []
     for start, line in enumerate(lines):
         if re.match(r"\s*(?:%[\w:, %]+ = )?scf\.(?:for|while)\b", line):
             indent = line[: len(line) - len(line.lstrip())]
             end = next(i for i in range(start + 1, len(lines)) if lines[i].startswith(f"{indent}}}"))
-            found.append("\n".join(lines[start + 1 : end]))
-    return found
+            bodies.append("\n".join(lines[start + 1 : end]))
+    return bodies

@@ -120,25 +120,25 @@ def _on_chips(
     spec: KernelSpec, case: Case, dtype: torch.dtype, tf32: bool, ccs: Iterable[int]
 ) -> dict[str, tuple[Launch, int, tuple[int, ...]]]:
     """identity -> a launch of a case, its number among those of its kernel, the chips that launch it."""
-    found: dict[str, tuple[Launch, int, tuple[int, ...]]] = {}
+    by_identity: dict[str, tuple[Launch, int, tuple[int, ...]]] = {}
     for cc in ccs:
         with targeting(TARGETS[cc]), _tf32(tf32):
             launches = {identity(launch): launch for launch in record(spec, case, dtype)}
         numbers = Counter()
         for key, launch in launches.items():
             numbers[launch.name] += 1
-            _, number, others = found.get(key, (launch, numbers[launch.name], ()))
-            found[key] = launch, number, (*others, cc)
-    return found
+            _, number, others = by_identity.get(key, (launch, numbers[launch.name], ()))
+            by_identity[key] = launch, number, (*others, cc)
+    return by_identity
 
 
 def _declared(spec: KernelSpec, case: Case, dtype: torch.dtype, ccs: Iterable[int]) -> set[str]:
     """The kernels that a case has bytes of, on one of the chips."""
-    found: set[str] = set()
+    names: set[str] = set()
     for cc in ccs:
         with targeting(TARGETS[cc]):
-            found |= set(spec.bytes(case, dtype))
-    return found
+            names |= set(spec.bytes(case, dtype))
+    return names
 
 
 def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
@@ -189,18 +189,18 @@ def work(rows: list[Row]) -> dict[tuple[str, str, str], dict[int, dict[str, tupl
     """(op, case, precision) -> compute capability -> kernel -> (bytes, FLOPs) that a call issues, forward and
     backward, as the SPEC declares it for the configurations that this chip launches.
     """
-    found = {}
+    issued = {}
     for row in rows:
         cases = {case.name: case for case in row.spec.cases}
         for name in row.cases:
-            chips = found.setdefault((row.spec.name, name, row.precision), {})
+            chips = issued.setdefault((row.spec.name, name, row.precision), {})
             for cc in row.ccs:
                 if cc not in chips:
                     with targeting(TARGETS[cc]), _tf32(row.tf32):
                         moved = row.spec.bytes(cases[name], row.dtype)
                         done = row.spec.flops(cases[name], row.dtype)
                     chips[cc] = {kernel: (moved[kernel], done.get(kernel, 0)) for kernel in moved}
-    return found
+    return issued
 
 
 # Compiled, in several processes
@@ -259,18 +259,18 @@ def violations(launch: Launch, result: Compiled, narrow: Container[str] = ()) ->
     """The rules that a launch breaks on a chip, a line each."""
     if result.error:
         return [f"does not compile: {result.error}"]
-    found = list(result.faults)
+    faults = list(result.faults)
     if result.stack:
-        found.append(f"spills: {result.stack} bytes of stack")
+        faults.append(f"spills: {result.stack} bytes of stack")
     if result.shared > (limit := TARGETS[result.cc].shared) * 1024:
-        found.append(f"shared memory: {result.shared / 1024:.0f} KiB, the limit is {limit}")
+        faults.append(f"shared memory: {result.shared / 1024:.0f} KiB, the limit is {limit}")
     if max(launch.grid[1:], default=1) > 65535:
-        found.append(f"grid: {launch.grid}, only the first extent may be above 65535")
+        faults.append(f"grid: {launch.grid}, only the first extent may be above 65535")
     tensors = dict(zip(launch.kernel.arg_names, launch.arguments))
     for name, (least, _) in result.widths.items():
         if least < 16 and name not in narrow and row_bytes(tensors[name]) % 16 == 0:
-            found.append(f"{name}: {least} bytes an access, and `narrow` does not say why")
-    return found
+            faults.append(f"{name}: {least} bytes an access, and `narrow` does not say why")
+    return faults
 
 
 def judge(rows: list[Row]) -> list[str]:

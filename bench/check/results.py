@@ -49,7 +49,7 @@ def _grouped(rows: list[Row]) -> list[str]:
         for fault, on in row.faults.items():
             place = f"{row.cases[0]} {row.precision} on {', '.join(map(chip, on))}"
             places.setdefault(f"{row.spec.name} {row.launch.name}: {fault}", []).append(place)
-    return [f"{fault} ({'; '.join(found)})" for fault, found in places.items()]
+    return [f"{fault} ({'; '.join(shown)})" for fault, shown in places.items()]
 
 
 def _compile(rows: list[Row], jobs: int) -> None:

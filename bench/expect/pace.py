@@ -119,15 +119,15 @@ def by_case(record: Numbers) -> dict[tuple[str, str, str], list[Numbers]]:
     """(kernel, op, case) -> its launches in a check's record, of training steps in float16."""
     work = {(w["op"], w["case"]): w["chips"].get(CC, {}) for w in record["work"] if w["dtype"] == "float16"}
     cases = {(op, case.name): case for op in record["names"] for case in CATALOGUE[op].cases}
-    found = defaultdict(list)
+    launches = defaultdict(list)
     for launch in record["launches"]:
         for name in launch["cases"]:
             moved = work.get((launch["op"], name), {}).get(launch["kernel"])
             if launch["dtype"] == "float16" and CC in launch["chips"] and moved and recipe_of(name):
                 numbers = modelled(launch, moved["bytes"], cases[launch["op"], name])
                 code = [launch["grid"], launch["warps"], launch["chips"][CC]["instructions"]]
-                found[launch["kernel"], launch["op"], name].append(numbers | {"code": code})
-    return found
+                launches[launch["kernel"], launch["op"], name].append(numbers | {"code": code})
+    return launches
 
 
 def together(launches: list[Numbers]) -> Numbers:

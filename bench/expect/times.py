@@ -91,12 +91,12 @@ def ledger(path: Path) -> list[dict]:
 
 def passes_of(recipe, choice: str) -> dict[str, Counter]:
     """pass -> bytes and launches of all of a run, but for what precedes its steps."""
-    found: dict[str, Counter] = defaultdict(Counter)
+    totals: dict[str, Counter] = defaultdict(Counter)
     for phase in floor.phases(recipe, choice):
         for times, passes in phase.work if phase.name != "prepare" else ():
             for one in passes:
-                found[one.name] += Counter(bytes=times * one.bytes, launches=times * one.launches)
-    return found
+                totals[one.name] += Counter(bytes=times * one.bytes, launches=times * one.launches)
+    return totals
 
 
 def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> dict[str, dict]:
@@ -112,21 +112,21 @@ def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> di
         seconds[name] += row["ms"] / 1e3
         counts[name] += row["count"]
     kept = (name for name in seconds if name and name in of)
-    found = {name: {"seconds": seconds[name], **of[name]} for name in kept}
+    rates = {name: {"seconds": seconds[name], **of[name]} for name in kept}
     for rest in BESIDE.keys() & counts.keys():
         spared = seconds[rest] * max(0.0, 1 - of.get(rest, Counter())["launches"] / counts[rest])
-        if rest in found:
-            found[rest]["launches"] = counts[rest]
+        if rest in rates:
+            rates[rest]["launches"] = counts[rest]
         if spared:
-            found[BESIDE[rest]]["beside"] = found[BESIDE[rest]].get("beside", 0.0) + spared
-    return found
+            rates[BESIDE[rest]]["beside"] = rates[BESIDE[rest]].get("beside", 0.0) + spared
+    return rates
 
 
 def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
     """pass -> seconds of a compiled reference, and what it moves as eager PyTorch does; of the recipe's own
     case, else of the one that moves most.
     """
-    found: dict[str, dict] = {}
+    rates: dict[str, dict] = {}
     named = [
         row for row in rows if row["case"].split(".")[0] == recipe and row["implementation"] == "compiled"
     ]
@@ -139,10 +139,10 @@ def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
         inputs = leaves(spec, spec.make(Case(row["case"], **fields), spec.dtype(), "meta"))
         counted = traffic.traffic(spec.reference, inputs)[direction == "backward"]
         moved = counted.bytes.total()
-        if row["case"] == recipe or moved > found.get(op + suffix, {"bytes": 0})["bytes"]:
+        if row["case"] == recipe or moved > rates.get(op + suffix, {"bytes": 0})["bytes"]:
             rate = {"seconds": row["median"], "bytes": moved, "launches": counted.launches.total()}
-            found[op + suffix] = rate
-    return found
+            rates[op + suffix] = rate
+    return rates
 
 
 def _frozen(value):

@@ -187,11 +187,11 @@ class Told:
 
     def __call__(self, names: list[str]) -> dict[str, float | str]:
         begin = time.perf_counter()
-        found = self.measure(names)
+        measured = self.measure(names)
         self.count += 1
         seconds = time.perf_counter() - begin
         self.console.print(f"repeat {self.count}: {len(names) - len(CEILINGS)} cases, {seconds:.0f} s")
-        return found
+        return measured
 
 
 def gate(
@@ -220,30 +220,30 @@ def gate(
     first = {
         name: endtoend.begin(name, base.recipes.get(name), train, options.runs) for name in options.recipe
     }
-    found = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, criteria(options))
-    outcomes = [outcome_of(assessment, *MICROSECONDS) for assessment in found.assessments]
+    judgement = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, criteria(options))
+    outcomes = [outcome_of(assessment, *MICROSECONDS) for assessment in judgement.assessments]
     show(console, outcomes)
-    states = [assessment.state for assessment in found.assessments]
-    again = sum(assessment.again > 0 for assessment in found.assessments)
+    states = [assessment.state for assessment in judgement.assessments]
+    again = sum(assessment.again > 0 for assessment in judgement.assessments)
     runs: dict[str, list[endtoend.Record]] = {}
     for name in options.recipe:
         limits = endtoend.RunCriteria(options.runs, options.max_slowdown, options.max_loss / 100)
         level = verdict.LEVEL / (2 * len(options.recipe))
         assessments, runs[name] = endtoend.judge(
-            name, base.recipes.get(name), first[name], train, limits, level, found.machine
+            name, base.recipes.get(name), first[name], train, limits, level, judgement.machine
         )
         states += [assessment.state for assessment in assessments]
         rows = [outcome_of(assessment, *unit) for assessment, unit in zip(assessments, (SECONDS, PERCENT))]
         show(console, rows)
         outcomes += rows
-    status, said = concluded(states, again, options.max_slowdown, found.machine)
+    status, said = concluded(states, again, options.max_slowdown, judgement.machine)
     record = {
         "verdict": said,
         "status": status,
-        "machine": found.machine,
-        "assessments": [dataclasses.asdict(assessment) for assessment in found.assessments],
-        "first": dataclasses.asdict(found.first),
-        "again": dataclasses.asdict(found.again),
+        "machine": judgement.machine,
+        "assessments": [dataclasses.asdict(assessment) for assessment in judgement.assessments],
+        "first": dataclasses.asdict(judgement.first),
+        "again": dataclasses.asdict(judgement.again),
         "recipes": {name: [dataclasses.asdict(one) for one in records] for name, records in runs.items()},
         **baseline.provenance(options.command, gpu, before),
     }

@@ -134,29 +134,29 @@ def judge_time(
     machine: str,
 ) -> None:
     """Red where the lower bound of the slowdown exceeds what is allowed."""
-    found = verdict.ratio(before, now, level)
-    one.ratio, one.lower = found.value, found.lower
+    ratio = verdict.ratio(before, now, level)
+    one.ratio, one.lower = ratio.value, ratio.lower
     one.message = (
-        f"{found.lower:.3f} to {found.upper:.3f} of the baseline's, with confidence {1 - 2 * level:.2%}"
+        f"{ratio.lower:.3f} to {ratio.upper:.3f} of the baseline's, with confidence {1 - 2 * level:.2%}"
     )
     if machine:
         one.message = "not judged, as the machine is not as it was"
-    elif found.lower > criteria.allowed:
+    elif ratio.lower > criteria.allowed:
         one.state = "slow"
-        one.message = f"slower by at least {found.lower - 1:.1%}, allowed is {criteria.allowed - 1:.1%}"
+        one.message = f"slower by at least {ratio.lower - 1:.1%}, allowed is {criteria.allowed - 1:.1%}"
 
 
 def judge_accuracy(
     one: Assessment, before: tuple[float, ...], now: list[float], criteria: RunCriteria, level: float
 ) -> None:
     """Red where even the upper bound of the change is below the loss that is tolerated."""
-    found = verdict.change(before, now, level, criteria.loss)
-    if lost := found.upper < -criteria.loss:
+    change = verdict.change(before, now, level, criteria.loss)
+    if lost := change.upper < -criteria.loss:
         one.state = "inaccurate"
     one.message = (
-        f"changed by {100 * found.value:+.3f} points, {100 * found.upper:+.3f} at most with confidence "
+        f"changed by {100 * change.value:+.3f} points, {100 * change.upper:+.3f} at most with confidence "
         f"{1 - level:.2%}, {-100 * criteria.loss:+.3f} is tolerated"
     )
     if not lost:
-        seen = f"a loss of {100 * found.visible:.3f} points would have shown 4 times out of 5"
+        seen = f"a loss of {100 * change.visible:.3f} points would have shown 4 times out of 5"
         one.message += f"; in {len(now)} runs against {len(before)} {seen}"

@@ -88,14 +88,14 @@ class Judgement:
 
 def measured(measure: Measure, names: Iterable[str], repeats: int) -> Look:
     """Some repeats of the names. What went wrong once is not measured again."""
-    found, names = Look({name: [] for name in names}), list(names)
+    look, names = Look({name: [] for name in names}), list(names)
     for _ in range(repeats):
-        for name, value in measure([name for name in names if name not in found.faults]).items():
+        for name, value in measure([name for name in names if name not in look.faults]).items():
             if isinstance(value, str):
-                found.faults[name] = value
+                look.faults[name] = value
             else:
-                found.seconds[name].append(value)
-    return found
+                look.seconds[name].append(value)
+    return look
 
 
 def judge(base: Baseline, calls: dict[str, dict], measure: Measure, criteria: Criteria) -> Judgement:
@@ -154,14 +154,14 @@ def unjudged(result: Judgement) -> Judgement:
 
 def weigh(one: Assessment, before: Iterable[float], now: list[float], family: int, allowed: float) -> None:
     """Assesses a case by fresh repeats, one of a `family`."""
-    found = verdict.ratio(before, now, verdict.LEVEL / family)
-    one.ratio, one.lower = found.value, found.lower
-    if found.lower > allowed:
+    ratio = verdict.ratio(before, now, verdict.LEVEL / family)
+    one.ratio, one.lower = ratio.value, ratio.lower
+    if ratio.lower > allowed:
         one.state = "slow"
-        one.message = f"slower by at least {found.lower - 1:.1%}, allowed is {allowed - 1:.1%}"
-    elif found.upper < 1:
+        one.message = f"slower by at least {ratio.lower - 1:.1%}, allowed is {allowed - 1:.1%}"
+    elif ratio.upper < 1:
         one.state = "faster"
-        one.message = f"faster: {found.upper:.3f} of its time at most; --update keeps that"
+        one.message = f"faster: {ratio.upper:.3f} of its time at most; --update keeps that"
 
 
 def note(one: Assessment, look: Look) -> None:

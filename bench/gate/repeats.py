@@ -42,15 +42,15 @@ def catalogue(ops: Sequence[str] = ()) -> dict[str, dict]:
     """Every case, forward and both, by its name, `sgd seed forward`, with the fields of its call; of `ops`
     alone, if any are given.
     """
-    found = {}
+    by_name = {}
     for op in ops or kernels.CATALOGUE:
         spec, dtype = kernels.CATALOGUE[op], kernels.CATALOGUE[op].dtype()
         for case in spec.cases:
             call = json.loads(json.dumps({"dtype": launch.short(dtype), **case}, default=str))
             for direction in directions(spec, case, dtype):
                 if direction != "backward":  # which is in both
-                    found[f"{op} {case.name} {direction}"] = call
-    return found
+                    by_name[f"{op} {case.name} {direction}"] = call
+    return by_name
 
 
 def named(name: str) -> tuple[KernelSpec, Case, str]:
@@ -114,8 +114,8 @@ def op(name: str, checked: bool, samples: int, device: str) -> float | str:
 @cache
 def wrong(spec: KernelSpec, case: Case, device: str) -> str:
     """What is wrong with the values of an op, "" if nothing."""
-    found = check(spec, case, spec.dtype(), device)
-    return f"wrong values: {'; '.join(found)}" if found else ""
+    faults = check(spec, case, spec.dtype(), device)
+    return f"wrong values: {'; '.join(faults)}" if faults else ""
 
 
 class Repeats:
@@ -129,16 +129,16 @@ class Repeats:
         self.samples, self.checked = samples, set()
 
     def __call__(self, names: list[str]) -> dict[str, float | str]:
-        found: dict[str, float | str] = {}
-        while left := [name for name in names if name not in found]:
-            status = self._process(left, found)
-            rest = [name for name in names if name not in found]
+        results: dict[str, float | str] = {}
+        while left := [name for name in names if name not in results]:
+            status = self._process(left, results)
+            rest = [name for name in names if name not in results]
             if rest and status:
-                found[rest[0]] = f"its process ended with status {status}"
+                results[rest[0]] = f"its process ended with status {status}"
         self.checked |= set(names)
-        return found
+        return results
 
-    def _process(self, names: list[str], found: dict[str, float | str]) -> int:
+    def _process(self, names: list[str], results: dict[str, float | str]) -> int:
         """Fills in what a new process found; its exit status."""
         request = {"names": names, "checked": [name for name in names if name not in self.checked]}
         child = subprocess.Popen(
@@ -152,7 +152,7 @@ class Repeats:
                 raise UserError(f"`{' '.join(self.command)}` did not start; what it wrote says why")
             for line in child.stdout:
                 name, value = json.loads(line)
-                found[name] = value
+                results[name] = value
             return child.wait()
         finally:
             child.kill()

@@ -43,12 +43,12 @@ def record(file: Path | None, names: list[str]) -> dict:
     """
     if file is None:
         return _checked(names)
-    found = _read(file, _parsed, CHECK)
-    if found["names"] and not set(names or kernels.CATALOGUE) <= set(found["names"]):
-        raise UserError(f"{file} is of {' '.join(found['names'])} alone: name what to compare, of these")
-    if found["all"]:
+    content = _read(file, _parsed, CHECK)
+    if content["names"] and not set(names or kernels.CATALOGUE) <= set(content["names"]):
+        raise UserError(f"{file} is of {' '.join(content['names'])} alone: name what to compare, of these")
+    if content["all"]:
         raise UserError(f"{file} was made with --all, and the baseline is not: {CHECK} {file}")
-    return found
+    return content
 
 
 def _checked(names: list[str]) -> dict:
@@ -79,9 +79,9 @@ def _read(file: Path, parse: Callable[[dict], dict], command: str) -> dict:
         raise UserError(f"{file} is not what {command} of this version writes") from None
 
 
-def _parsed(found: dict) -> dict:
-    kept = {key: found[key] for key in ("names", "all", "versions", "faults", "launches")}
-    return kept | {"sections": entries(found)}
+def _parsed(content: dict) -> dict:
+    kept = {key: content[key] for key in ("names", "all", "versions", "faults", "launches")}
+    return kept | {"sections": entries(content)}
 
 
 def _unpacked(baseline: dict) -> dict:
@@ -111,7 +111,7 @@ def text(versions: dict[str, str], sections: Sections) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def entries(found: dict) -> Sections:
+def entries(content: dict) -> Sections:
     """Of a record. Where launches share a name and a chip, the greater of each number."""
     sections: Sections = {section: {} for section in SECTIONS}
 
@@ -119,13 +119,13 @@ def entries(found: dict) -> Sections:
         known = sections[section].setdefault(name, {}).setdefault(chip, numbers)
         known.update({column: max(known[column], number) for column, number in numbers.items()})
 
-    for one in found["launches"]:
+    for one in content["launches"]:
         for chip, code in one["chips"].items():
             if not code["error"]:
                 groups = (code["instructions"][group] for group in sass.COUNTED)
                 whole = code["registers"], code["stack"], code["shared"], *groups
                 add("launches", one["key"], chip, dict(zip(SECTIONS["launches"], whole, strict=True)))
-    for one in found["work"]:
+    for one in content["work"]:
         for chip, by_kernel in one["chips"].items():
             for kernel, numbers in by_kernel.items():
                 add("work", f"{one['op']}/{kernel}/{one['case']}/{one['dtype']}", chip, dict(numbers))
@@ -135,6 +135,6 @@ def entries(found: dict) -> Sections:
 def of_ops(sections: Sections, names: Collection[str]) -> Sections:
     """The entries of these ops."""
     return {
-        section: {name: chips for name, chips in found.items() if name.split("/")[0] in names}
-        for section, found in sections.items()
+        section: {name: chips for name, chips in by_name.items() if name.split("/")[0] in names}
+        for section, by_name in sections.items()
     }

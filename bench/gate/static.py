@@ -90,18 +90,18 @@ def judged(column: str, before: int, now: int) -> str:
 
 def changes_of(name: str, before: dict[str, Numbers], now: dict[str, Numbers]) -> list[Change]:
     """What changed of an entry, {} where there is none. A column that the baseline lacks is not compared."""
-    found: dict[tuple[str, int, int, str], list[str]] = {}
+    grouped: dict[tuple[str, int, int, str], list[str]] = {}
     for chip in sorted(before | now, key=float):
         if chip not in now:
-            found.setdefault(("missing", 1, 0, "worse"), []).append(chip)
+            grouped.setdefault(("missing", 1, 0, "worse"), []).append(chip)
         elif chip not in before:
-            found.setdefault(("new", 0, 1, "new"), []).append(chip)
+            grouped.setdefault(("new", 0, 1, "new"), []).append(chip)
         else:
             for column in now[chip].keys() & before[chip].keys():
                 a, b = before[chip][column], now[chip][column]
                 if a != b:
-                    found.setdefault((column, a, b, judged(column, a, b)), []).append(chip)
-    return [Change(name, *what, tuple(chips)) for what, chips in sorted(found.items())]
+                    grouped.setdefault((column, a, b, judged(column, a, b)), []).append(chip)
+    return [Change(name, *what, tuple(chips)) for what, chips in sorted(grouped.items())]
 
 
 def red(changes: list[Change]) -> bool:
@@ -122,14 +122,14 @@ def by_kernel(changes: dict[str, list[Change]]) -> list[Outcome]:
         names.setdefault(" ".join(name.split("/")[:2]), []).append(name)
     outcomes = []
     for kernel, own in names.items():
-        found = [change for name in own for change in changes[name]]
+        of_kernel = [change for name in own for change in changes[name]]
         columns: dict[str, list[Change]] = {}
-        for change in sorted(found, key=_weight):
+        for change in sorted(of_kernel, key=_weight):
             columns.setdefault(change.column, []).append(change)
         cells = {"entries": str(len(own)), "changed": str(sum(bool(changes[name]) for name in own) or "")}
         cells |= {column: _cell(group) for column, group in columns.items()}
         said = "; ".join(_said(group) for group in columns.values() if group[0].verdict)
-        outcomes.append(Outcome(kernel, red(found), cells, said))
+        outcomes.append(Outcome(kernel, red(of_kernel), cells, said))
     return outcomes
 
 
@@ -150,7 +150,7 @@ def _said(group: list[Change]) -> str:
 
 def verdict(changes: dict[str, list[Change]]) -> str:
     """In a line, of all entries."""
-    counts = Counter(min((c.verdict for c in found), key=RANKS.index) for found in changes.values() if found)
+    counts = Counter(min((c.verdict for c in group), key=RANKS.index) for group in changes.values() if group)
     if not counts:
         return "as in the baseline"
     words = ", ".join(f"{counts[rank]} {rank or 'changed within limits'}" for rank in RANKS if counts[rank])
@@ -161,7 +161,7 @@ def run(
     console: Console,
     names: list[str],
     baseline: Path | None,
-    found: Path | None,
+    checked: Path | None,
     update: bool,
     junit: Path | None,
     summary: Path | None,
@@ -182,7 +182,7 @@ def run(
         if path:
             check_writable(path, option)
     known = None if update and not names else snapshot.read(file)
-    record = snapshot.record(found, names)
+    record = snapshot.record(checked, names)
     if known and known["versions"] != record["versions"]:
         raise UserError(
             f"{file} is of {_versions(known)}, the code here of {_versions(record)}, and code of different "

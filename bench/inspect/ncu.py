@@ -64,8 +64,8 @@ def run(
     """
     executable = tool()
     spec, case = only_case(todo)
-    found = launches_of(spec, spec.op, spec.make(case, dtype, DEVICE))
-    forward, both = (Counter(one.name for one in launches) for launches in found)
+    by_direction = launches_of(spec, spec.op, spec.make(case, dtype, DEVICE))
+    forward, both = (Counter(one.name for one in launches) for launches in by_direction)
     counts = {way: count for way, count in (("forward", forward), ("backward", both - forward)) if count}
     ways = [direction] if direction in ("forward", "backward") else list(counts)
     there = sum((counts.get(way, Counter()) for way in ways), Counter())
@@ -100,15 +100,15 @@ def tool() -> str:
         missing.append("a CUDA device, and there is none")
     if not launch.INSTALLED or launch.INTERPRETED:
         missing.append("triton, and TRITON_INTERPRET unset")
-    found = shutil.which("ncu") or shutil.which("ncu", path=TOOLKIT)
-    if not found:
+    path = shutil.which("ncu") or shutil.which("ncu", path=TOOLKIT)
+    if not path:
         missing.append(
             f"`ncu`, which is neither on PATH nor in {TOOLKIT}: install Nsight Compute, with the CUDA "
             "toolkit or from https://developer.nvidia.com/nsight-compute"
         )
     if missing:
         raise UserError(f"needs {'; needs '.join(missing)}")
-    return found
+    return path
 
 
 def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, float]:

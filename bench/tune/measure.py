@@ -127,11 +127,11 @@ def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
     the least modelled time, MOST without and MOST with descriptors, and those by windows.
     """
     times = {config: model(problem, config, chip) for config in candidates(problem, chip)}
-    found = sorted(times, key=times.get)
+    ranked = sorted(times, key=times.get)
     if every:
-        return found
-    windows = [c for c in found if c.order == "windows"]
-    others = [c for c in found if c not in windows]
+        return ranked
+    windows = [c for c in ranked if c.order == "windows"]
+    others = [c for c in ranked if c not in windows]
     kinds = ([c for c in others if c.descriptors == boxed][:MOST] for boxed in (False, True))
     bound = WORTH * times[others[0]]
     few = [c for kind in kinds for c in kind if times[c] <= bound]
@@ -144,9 +144,9 @@ def compiled(
     """Compiles all candidates of all passes in several processes; of each pass, those that spill or do not
     compile. What is compiled here need not be at the launch. Calls progress(done, of all).
     """
-    found: dict[Problem, dict[Config, str]] = {problem: {} for problem in work}
+    dropped: dict[Problem, dict[Config, str]] = {problem: {} for problem in work}
     if INTERPRETED:
-        return found
+        return dropped
     rows = {}
     with FakeTensorMode():
         for problem, configs in work.items():
@@ -159,12 +159,12 @@ def compiled(
     for (problem, config), row in rows.items():
         result = row.results[chip.cc]
         if result.error or result.stack:
-            found[problem][config] = result.error or f"spills: {result.stack} bytes of stack"
-    return found
+            dropped[problem][config] = result.error or f"spills: {result.stack} bytes of stack"
+    return dropped
 
 
 @dataclass
-class Found:
+class Tuned:
     """A tuned pass: seconds of the candidates that are right, what is wrong with the others, cuDNN's time."""
 
     seconds: dict[Config, float]
@@ -176,7 +176,7 @@ class Found:
         return min(self.seconds, key=self.seconds.get, default=None)
 
 
-def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str], device: str) -> Found:
+def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str], device: str) -> Tuned:
     """Tests and times the configurations of a pass, but for those that are `dropped` already."""
     first, dropped = tensors(problem, device), dict(dropped)
     want = expected(problem, first)
@@ -199,7 +199,7 @@ def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str]
         return timing.measure([call(t) for t in copies], device, SAMPLES).median
 
     timed = {c: seconds(partial(kernel, problem, c)) for c in configs if c not in dropped}
-    return Found(timed, dropped, seconds(partial(torch_call, problem)))
+    return Tuned(timed, dropped, seconds(partial(torch_call, problem)))
 
 
 def unpool(problem: Problem, device: str) -> float:

@@ -171,7 +171,7 @@ def test_few_candidates_are_timed_unless_all_are_asked_for():
 def test_what_was_found_is_in_the_file_after_each_pass(clock, recipes, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "candidates", few)
     monkeypatch.setattr(
-        measure, "one_pass", lambda _, configs, *__: measure.Found({configs[0]: 1.0}, {}, 2.0)
+        measure, "one_pass", lambda _, configs, *__: measure.Tuned({configs[0]: 1.0}, {}, 2.0)
     )
     seen, file = [], tmp_path / "found.json"
 
@@ -195,7 +195,7 @@ def test_everything_is_compiled_before_anything_is_timed(recipes, monkeypatch, c
 
     monkeypatch.setattr(measure, "candidates", few)
     monkeypatch.setattr(measure, "compiled", compiled)
-    monkeypatch.setattr(measure, "one_pass", lambda *_: done.append("timed") or measure.Found({}, {}, 1.0))
+    monkeypatch.setattr(measure, "one_pass", lambda *_: done.append("timed") or measure.Tuned({}, {}, 1.0))
     monkeypatch.setattr(measure, "unpool", lambda *_: done.append("timed") or 1.0)
     monkeypatch.setattr(tune, "record", lambda *_: None)
     assert run(["tiny"]) == 0
