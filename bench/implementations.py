@@ -145,7 +145,7 @@ def launches_of(spec: KernelSpec, function: Callable, inputs: dict) -> tuple[lis
 
 
 def known(spec: KernelSpec, chosen: Sequence[str]) -> list[str]:
-    """Those of the `chosen` that an op has."""
+    """The `chosen` implementations that an op has."""
     return [name for name in chosen if name != "cudnn" or spec.name in LIBRARY]
 
 
@@ -178,13 +178,13 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
 
 
 def _what(one: Launch) -> tuple:
-    """A launch, whatever the tensors are."""
+    """Identifies a launch, whatever its tensors hold."""
     arguments = [a if isinstance(a, int) else type(a) for a in one.arguments]
     return one.name, one.grid, arguments, one.constants, one.num_warps, one.num_stages
 
 
 def faults(spec: KernelSpec, implementation: str, case: Case, dtype: torch.dtype, device: str) -> list[str]:
-    """What is wrong with an implementation's results. Those of the op are compared with the reference in
+    """The faults of an implementation's results. Those of the op are compared with the reference in
     float64; a library rounds between its calls as the reference does in `dtype`, which it is compared with.
     """
     if implementation == "cudnn":

@@ -24,7 +24,7 @@ def build(one: Configuration, context: Context) -> subprocess.Popen:
 
 
 def main(context: Context) -> None:
-    """Tells the seconds of each build, or how it ended."""
+    """Builds them all; reports the seconds of each build, or how it ended."""
     waiting, running, builds = list(CONFIGURATIONS), {}, {}
     together = max(1, len(os.sched_getaffinity(0)) // CPUS)
     while waiting or running:

@@ -1,4 +1,4 @@
-"""Step 1: on what this is run. And what must be known of that before any step: the device, and the data."""
+"""Step 1: versions and device; and what must be known before any step: the device, and the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .steps import Context, result, say
 
 def found_data(asked: str | None) -> str | None:
     """The folder with CIFAR-10 that --data names, or that lies where `--data auto` looks; None where there is
-    none. Nothing is downloaded. UserError for a folder that holds none.
+    none. Nothing is downloaded. Raises UserError for a folder without it.
     """
     if asked is not None:
         root = Path(os.path.expanduser(asked))
@@ -34,14 +34,14 @@ def found_data(asked: str | None) -> str | None:
 
 
 def toy() -> str | None:
-    """Why only toy sizes can be run here, if so."""
+    """Why only toy sizes can be run here; None where all can."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     return None if launch.INSTALLED and not launch.INTERPRETED else "no Triton that compiles"
 
 
 def sanitizer() -> str | None:
-    """Where compute-sanitizer is, if anywhere."""
+    """The path of compute-sanitizer, if it is installed."""
     homes = (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
     places = [str(Path(home) / "bin") for home in homes if home]
     return shutil.which("compute-sanitizer") or shutil.which(

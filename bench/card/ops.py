@@ -21,7 +21,7 @@ COMMAND = "python -m bench card"
 
 
 def cases(toy: bool) -> list[tuple[KernelSpec, Case]]:
-    """What is timed, in order."""
+    """The cases that are timed, in order."""
     if toy:
         return [(spec, least(spec)) for spec in map(kernels.CATALOGUE.get, TOY_OPS)]
     mine = ([(spec, case) for case in micro.few(spec)] for spec in kernels.CATALOGUE.values())
@@ -54,7 +54,7 @@ def run(context: Context) -> None:
 
 
 def told(rows: list[micro.Row]) -> str:
-    """The op's times, and how much faster than compiled they are; or what is wrong."""
+    """The op's times and speed-ups over compiled, or its faults, in a line."""
     mine = [row for row in rows if row.implementation == "triton"]
     return ", ".join(
         row.fault

@@ -1,5 +1,5 @@
-"""Foreign scripts in their turn: each alone on the machine, behind the lock. The last line of a script that
-is a JSON object is kept as it said it, a line of runs.jsonl beside ours.
+"""Foreign scripts, one after the other, each alone on the machine, behind the lock. The last line of a script
+that is a JSON object is kept as it is, a line of runs.jsonl beside ours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(context: Context) -> int:
 
 
 def ran(command: str, allowed: float) -> dict:
-    """What a command said, its exit status or "stopped", and its seconds."""
+    """Runs a command: its last JSON object, its exit status or "stopped", and its seconds."""
     with lock.alone():
         began = time.time()
         try:

@@ -27,12 +27,12 @@ from .testing import WRONG
 from .trains import CONFIGURATIONS
 
 MEASURED = ROOT / "bench" / "results" / "h200"
-ERRORS = 3.0  # standard errors of the difference of two means that chance does not bridge
+ERRORS = 3.0  # standard errors beyond which a difference of two means is not chance
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A row of the table; what is not known is ""."""
+    """A row of the table; "" where something is not known."""
 
     what: str
     promised: str
@@ -41,7 +41,7 @@ class Promise:
 
 
 def content(path: Path) -> object:
-    """Of a JSON file; None where there is none that can be read."""
+    """The content of a JSON file; None where it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def content(path: Path) -> object:
 
 
 def rows_of(path: Path) -> list[dict]:
-    """Of a record of `python -m bench`, or of a list of its rows."""
+    """The rows of a record of `python -m bench`, or of a list of its rows."""
     record = content(path)
     rows = record.get("rows") if isinstance(record, dict) else record
     return [row for row in rows or () if isinstance(row, dict)]
@@ -96,7 +96,7 @@ def alike(runs: Iterable[dict], kernels: bool = True) -> dict[tuple, list[dict]]
 
 
 def intended(recipe: str, kernels: str) -> dict:
-    """What a ledger would say of the recipe as it is now, on a GPU."""
+    """A ledger's line of the recipe as it is now, on a GPU."""
     fields = dataclasses.asdict(dataclasses.replace(RECIPES[recipe], dtype="float16", master_weights="off"))
     return {
         "recipe": recipe,
@@ -225,7 +225,7 @@ def sanitizers(card: dict, folder: Folder) -> list[Promise]:
 
 
 def peers(card: dict, folder: Folder) -> list[Promise]:
-    """What foreign scripts said last, as they said it."""
+    """The last JSON objects of foreign scripts, as they printed them."""
     lines = [line for line in folder.lines() if "peer" in line]
     return [Promise(f"peer {one['peer']}", "", json.dumps(one["said"])) for one in lines]
 

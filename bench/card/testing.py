@@ -1,8 +1,8 @@
 """Step 3: the kernel tests, those first that say most, by a pool of pytest processes.
 
-Each process (worker.py) has collected all tests and runs the one that it is given; whoever is done gets the
-next, so that none waits for a slow one. A process that dies or hangs takes one test with it and is
-replaced, and so is one whose device is lost. What ended is in tests.json within seconds.
+Each process (worker.py) has collected all tests and runs the one that it is given, then the next, so that
+none waits for a slow one. A process that dies, hangs or loses its device takes one test with it and is
+replaced. Results are in tests.json within seconds.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Worker:
         return (self.answers.get() or {}).get("collected")
 
     def run(self, test: str) -> dict:
-        """How a test ended. A worker that is then good for no other is ended."""
+        """Runs a test: its outcome. A worker that can run no other is ended."""
         began = time.time()
         try:
             self.child.stdin.write(json.dumps({"run": test}) + "\n")

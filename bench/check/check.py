@@ -10,8 +10,7 @@ launch on each chip, `compile_all` compiles that, `judge` applies the rules:
 - 16-byte accesses wherever each thread has an address of its own and rows are multiples of 16 bytes, but for
   the arguments that the SPEC names in `narrow`; and those really are accessed in narrower pieces somewhere.
 
-These hold whatever was before. bench/gate/static.py compares a launch with what it
-was.
+These hold whatever the baseline; bench/gate/static.py compares a launch with it.
 """
 
 from __future__ import annotations
@@ -133,7 +132,7 @@ def _on_chips(
 
 
 def _declared(spec: KernelSpec, case: Case, dtype: torch.dtype, ccs: Iterable[int]) -> set[str]:
-    """The kernels that a case has bytes of, on one of the chips."""
+    """The kernels for which a case declares bytes, on any of the chips."""
     names: set[str] = set()
     for cc in ccs:
         with targeting(TARGETS[cc]):
@@ -142,7 +141,7 @@ def _declared(spec: KernelSpec, case: Case, dtype: torch.dtype, ccs: Iterable[in
 
 
 def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
-    """(launches to compile, what went wrong before that).
+    """(launches to compile, faults before any compilation).
 
     float16, or an op's only dtype, at every case for every chip; other dtypes, and tf32 where it makes a
     difference, for 9.0 until each kernel has had a case; or, if `everything`, these too at every case for
@@ -166,7 +165,7 @@ def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list
                 where = f"{spec.name} {case.name} {short(dtype)}"
                 try:
                     launches = _on_chips(spec, case, dtype, tf32, ccs)
-                except Exception as error:  # of one op: the others are still checked
+                except Exception as error:  # one op fails: the others are still checked
                     faults.append(f"{where}: cannot be recorded: {type(error).__name__}: {error}")
                     continue
                 launched = {launch.name for launch, _, _ in launches.values()}
@@ -228,7 +227,7 @@ def compile_all(rows: list[Row], jobs: int, progress: Callable[[int, int], None]
                 for future in as_completed(futures):
                     results[futures[future]] = future.result()
                     progress(len(results), len(_tasks))
-            except BaseException:  # what waits would be compiled before an interruption is heard of
+            except BaseException:  # else all that waits would be compiled first
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -250,7 +249,7 @@ def compile_all(rows: list[Row], jobs: int, progress: Callable[[int, int], None]
 
 
 def row_bytes(tensor: Tensor) -> int:
-    """Of the dimension that lies contiguous in memory."""
+    """Bytes of a row: the dimension that is contiguous in memory."""
     extents = [(stride, extent) for stride, extent in zip(tensor.stride(), tensor.shape) if extent > 1]
     return min(extents, default=(1, 1))[1] * tensor.itemsize
 
@@ -274,7 +273,7 @@ def violations(launch: Launch, result: Compiled, narrow: Container[str] = ()) ->
 
 
 def judge(rows: list[Row]) -> list[str]:
-    """Fills in `faults`; returns what is wrong with SPECs as a whole."""
+    """Fills in `faults`; returns the faults of SPECs as a whole."""
     for row in rows:
         for cc, result in row.results.items():
             narrow = {name.removesuffix(f" {row.precision}") for name in row.spec.narrow}
@@ -291,7 +290,7 @@ def judge(rows: list[Row]) -> list[str]:
 
 
 def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[str]:
-    """The excuses that no result, each with its precision, needs; none while a kernel does not compile."""
+    """Names in `narrow` that no result, each with its precision, needs; none while a compilation fails."""
     if any(result.error for _, result in results):
         return []
     needed = set()
@@ -302,7 +301,7 @@ def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[st
 
 
 def write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
+    """Writes the whole file or nothing."""
     new = path.with_name(path.name + ".new")
     new.write_text(text + "\n")
     os.replace(new, path)

@@ -13,8 +13,8 @@ its start, and the longer of
 
 Instructions are those outside the hottest loop once, and its own as often as it runs. The second term is of
 small launches, whose few warps wait for themselves. `measured` beside `modelled` shows how far that is right.
-So no modelled time is taken as it is: the measured time is put in proportion, modelled after / before, and
-`python -m bench times` writes that factor into hlb/cost/times.json, where it counts as modelled.
+So no modelled time is taken as it is: the measured time is scaled by modelled after / before. That factor is
+written into hlb/cost/times.json by `python -m bench times`, and counts as modelled.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def table(rows: list[Numbers]) -> list[list[str]]:
 
 
 def read(path: Path) -> Numbers:
-    """A check's record. UserError where it is none."""
+    """A check's record. Raises UserError for any other file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if all(

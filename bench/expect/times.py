@@ -40,7 +40,7 @@ expected time of a run: writes hlb/cost/times.json.
 
   FOLDER  the record of a card, bench/results/h200 if not given
 """
-# Kernels of a profile by the pass that they are: pass -> a pattern; the first that fits. "" stands elsewhere.
+# Pass -> pattern of its kernels in a profile; the first match counts. Those of "" are counted elsewhere.
 CONVOLUTION = (
     r"_(conv|window)_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_"
     r"|implicit_gemm|ImplicitGemm|5x_cudnn|convolve_common"
@@ -78,7 +78,7 @@ BESIDE = {
 
 
 def read(path: Path):
-    """UserError where a file of the record is missing or is no JSON."""
+    """A JSON file of the record. Raises UserError where it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -146,7 +146,7 @@ def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
 
 
 def _frozen(value):
-    """As a case has it, which JSON has not."""
+    """Lists as tuples, which JSON has not and a case has."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 

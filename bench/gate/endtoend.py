@@ -2,8 +2,8 @@
 
 Time is judged as a kernel's is: where the first runs look slower than is allowed, as many fresh ones, of
 another process and from other seeds, are judged. Runs of one process share what it leaves on all of them;
-what is allowed has to cover that. Accuracy is judged on all runs together: red where even the upper bound
-of its change is a loss of more than is tolerated. A run that diverged is red.
+the allowed slowdown has to cover that. Accuracy is judged on all runs together: red where even the upper
+bound of its change is a loss of more than is tolerated. A run that diverged is red.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RunCriteria:
 
 @dataclass
 class Record:
-    """What `hlb train --json` says of some runs: seconds and accuracy of those that ended well."""
+    """Runs as `hlb train --json` records them: seconds and accuracy of those that did not fail."""
 
     seconds: list[float]
     accuracy: list[float]
@@ -64,7 +64,7 @@ Train = Callable[[str, int, int], Record]
 
 
 def trained(data: str, recipe: str, runs: int, seed: int) -> Record:
-    """Runs in a process of their own."""
+    """Trains in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.json"
         runs_of = ["--recipe", recipe, "--runs", str(runs), "--seed", str(seed), "--data", data]
@@ -76,7 +76,7 @@ def trained(data: str, recipe: str, runs: int, seed: int) -> Record:
 
 
 def begin(name: str, before: Runs | None, train: Train, runs: int) -> Record:
-    """The first runs of a recipe. UserError where their data set is not the baseline's."""
+    """The first runs of a recipe. Raises UserError if their data set is not the baseline's."""
     record = train(name, runs, 0)
     if before is not None and record.dataset != before.dataset:
         raise UserError(

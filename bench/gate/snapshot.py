@@ -1,6 +1,6 @@
 """Numbers of compiled code and of issued work, launch by launch: from the ahead-of-time check, and as a file.
 
-record(None, ["conv"])          {"versions": ..., "launches": [...], ...}, what a check finds of these ops
+record(None, ["conv"])          {"versions": ..., "launches": [...], ...}, from a check of these ops
 entries(record)                 {"work": {"conv/_conv_fwd/r1.conv2/float16": {"9.0": {"bytes": ...}}}, ...}
 text(versions, entries)         the same as a baseline that is committed, which `read` reads
 """
@@ -36,10 +36,10 @@ Sections = dict[str, Entries]
 
 
 def record(file: Path | None, names: list[str]) -> dict:
-    """What a check found of the ops `names`, or of all, and its `sections`: a check that wrote `file`, or one
-    made now.
+    """The record of a check of the ops `names`, or of all, with its `sections`: from `file`, or of a check
+    that is run now.
 
-    UserError where the file is none or of something else, or triton is missing.
+    Raises UserError for a file of another kind, and where triton is missing.
     """
     if file is None:
         return _checked(names)
@@ -52,7 +52,7 @@ def record(file: Path | None, names: list[str]) -> dict:
 
 
 def _checked(names: list[str]) -> dict:
-    """By a process of its own: one that interprets kernels cannot compile them."""
+    """Runs the check in a process of its own: one that interprets kernels cannot compile them."""
     if not launch.INSTALLED:
         raise UserError("gate --static compiles kernels: it needs triton, which is not installed here")
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def _checked(names: list[str]) -> dict:
 
 
 def read(file: Path) -> dict:
-    """A baseline: its `versions`, and its `sections`. UserError where it is none."""
+    """A baseline: its `versions` and `sections`. Raises UserError for any other file."""
     return _read(file, _unpacked, UPDATE)
 
 
@@ -112,7 +112,7 @@ def text(versions: dict[str, str], sections: Sections) -> str:
 
 
 def entries(content: dict) -> Sections:
-    """Of a record. Where launches share a name and a chip, the greater of each number."""
+    """The entries of a check's record. Where launches share a name and a chip, the greater of each number."""
     sections: Sections = {section: {} for section in SECTIONS}
 
     def add(section: str, name: str, chip: str, numbers: Numbers) -> None:

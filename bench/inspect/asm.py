@@ -45,8 +45,8 @@ def run(
     console: Console, todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, stage: str, chip: str | None
 ) -> int:
     """Prints a stage of STAGES of all that one call of the one case launches, forward and backward, for a
-    chip of CHIPS or the one that is here. Returns the exit status, 1 where a kernel does not compile; raises
-    UserError.
+    chip of CHIPS or the one that is here. Returns the exit status, 1 where a kernel does not compile. Raises
+    UserError where nothing can be compiled.
     """
     if chip not in (None, *CHIPS):
         raise UserError(f"--chip: got {chip!r}, accepted are {', '.join(CHIPS)}")

@@ -94,7 +94,7 @@ def run(
 
 
 def tool() -> str:
-    """The path of ncu. UserError that names all that is missing."""
+    """The path of ncu. Raises UserError that names everything that is missing."""
     missing = []
     if not torch.cuda.is_available():
         missing.append("a CUDA device, and there is none")
@@ -114,7 +114,7 @@ def tool() -> str:
 def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, float]:
     """metric -> value of the kernel's first launch while `child` is profiled. Where ncu does not know a
     metric (which ends it) or has no value, it is run again, with the metric's successor if there is one.
-    UserError where it fails.
+    Raises UserError where it fails.
     """
     wanted = {metric: metric for metric in METRICS}  # metric -> what ncu is asked for
     while True:
@@ -139,7 +139,7 @@ def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, f
 
 
 def failure(said: str, status: int) -> str:
-    """In a line, why ncu has no counters, and what helps."""
+    """Why ncu has no counters and what helps, in a line."""
     errors, warnings = (re.findall(rf"^=={kind}== (.*)", said, re.M) for kind in ("ERROR", "WARNING"))
     its_own = [error for error in errors if "application returned" not in error]
     program = [text for text in said.splitlines() if text.strip() and not text.startswith("==")][-1:]

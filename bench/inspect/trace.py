@@ -2,7 +2,7 @@
 
     python -m bench trace trace.json cross_entropy --case record94
 
-On CUDA the reference and the op are called, an op whose results are wrong excepted; elsewhere the reference
+On CUDA the reference and the op are called, except ops whose results are incorrect; elsewhere the reference
 alone, at a small batch. Each pass is a range named after op, case, implementation and direction, at whose end
 the host waits for the device: what a range launches also runs within it. The table is of what runs on the
 device: kernels, or on a CPU operators, each without those that it calls. Calls follow one another on the same
@@ -59,7 +59,7 @@ def run(
     console: Console, todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, device: str, path: Path
 ) -> int:
     """Writes the trace to `path`, whole or not at all, and prints the table. Returns the exit status, 1 where
-    an op is wrong; raises UserError.
+    an op is incorrect. Raises UserError where nothing can be traced.
     """
     check_writable(path, "FILE")
     on_device = torch.device(device).type == "cuda"
@@ -112,10 +112,10 @@ def run(
 
 
 def _faults(spec: KernelSpec, case: Case, dtype: torch.dtype, device: str) -> str:
-    """What is wrong with the op's results; nothing where they are right."""
+    """The faults of the op's results; nothing where they are right."""
     try:
         return "; ".join(check(spec, case, dtype, device))
-    except Exception as error:  # of one op: the others are worth having
+    except Exception as error:  # one op fails: the others are still traced
         return micro.one_line(error)
 
 

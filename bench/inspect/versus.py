@@ -56,7 +56,7 @@ class Comparison:
 
 
 def compared(key: Key, here: Sequence[float], there: Sequence[float]) -> Comparison:
-    """Two repeats or more of a row."""
+    """Compares two repeats or more of a row."""
     logs = summary([math.log(a / b) for a, b in zip(here, there)])
     low, high = map(math.exp, logs["ci95"])
     verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference shown"
@@ -75,7 +75,7 @@ def run(
     json: Path | None,
 ) -> int:
     """Compares, prints the table, writes the record to `json` if given. `direction` keeps the rows of one.
-    Returns the exit status, 1 where a row failed; raises UserError.
+    Returns the exit status, 1 where a row failed. Raises UserError.
     """
     if repeats < 2:
         raise UserError(f"--repeats: got {repeats}, accepted is 2 or more: an interval takes two")
@@ -101,7 +101,7 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
     """A temporary checkout of a revision, and its commit; removed on leaving, also by Ctrl-C."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
-        raise UserError(f"{ROOT} is no checkout that git can read; clone the repository")
+        raise UserError(f"{ROOT} is not a git checkout; clone the repository")
     commit = _git("rev-parse", "--verify", f"{ref}^{{commit}}")
     if not commit:
         raise UserError(f"got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`")
@@ -168,7 +168,7 @@ def by_key(records: Sequence[dict], direction: str | None) -> dict[Key, list[dic
 def conclude(
     console: Console, records: dict[str, list[dict]], direction: str | None, json: Path | None
 ) -> int:
-    """Prints and writes what the repeats say; returns the exit status."""
+    """Prints the comparison, writes its record; returns the exit status."""
     groups = {side: by_key(records[side], direction) for side in records}
     failed = {
         side: {

@@ -25,7 +25,7 @@ from ..check import check
 
 
 def converted(content: dict) -> tuple[str, dict]:
-    """(the chip's name, its section of measured.json). ValueError where the content is none of this form."""
+    """(the chip's name, its section of measured.json). ValueError for content of another form."""
     try:
         name, run, passes = content["chip"], content["run"], content["found"]
         chip = next((chip for chip in CHIPS if chip.name == name), None)
@@ -65,7 +65,7 @@ def converted(content: dict) -> tuple[str, dict]:
 
 def take(path: Path) -> tuple[str, int]:
     """Puts a file's passes into measured.json, in place of what was there of them; returns the chip's name
-    and how many. ValueError, naming the file, where it cannot be read or has none.
+    and how many. Raises ValueError, naming the file, where it cannot be read or holds none.
     """
     from .tune import text
 

@@ -1,10 +1,10 @@
-"""Right, and how fast: a pass of a convolution in each candidate configuration and by cuDNN; what a pooled
-gradient costs more where cuDNN reads it. For `python -m bench tune`.
+"""Checks and times a pass of a convolution in each candidate configuration, and by cuDNN; and what a pooled
+gradient costs beside cuDNN's. For `python -m bench tune`.
 
-Values are compared with PyTorch's in float64; what is wrong or spills is not timed. Either side is timed
-doing all that the next pass needs. The kernel of a forward pass gives u, argmax and the statistics of its
-tiles; in its place stand cuDNN's convolution and `norm_passes.statistics`, which pools on its way. cuDNN's
-gradients of a pooled block read the gradient of all outputs: its extra write is a time of its own,
+Values are compared with PyTorch's in float64; kernels that are incorrect or spill are not timed. Either side
+is timed doing all that the next pass needs. The kernel of a forward pass gives u, argmax and the statistics
+of its tiles; in its place stand cuDNN's convolution and `norm_passes.statistics`, which pools on its way.
+cuDNN's gradients of a pooled block read the gradient of all outputs: its extra write is a time of its own,
 `unpool`, since one write serves both gradients.
 """
 
@@ -77,7 +77,7 @@ def _window_forward(problem: Problem, config: Config, t: SimpleNamespace) -> Ten
 
 
 def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
-    """A call of cuDNN's for the same, with what its result still needs."""
+    """A call of cuDNN for the same pass, with what its result still needs."""
     if problem.kind == "forward":
         return partial(_torch_forward, problem, t)
     return partial(conv.torch_gradient, problem, t.full, t.x, t.filters)
@@ -103,7 +103,7 @@ def expected(problem: Problem, t: SimpleNamespace) -> Tensor:
 
 
 def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
-    """What of the values in `t` is not as `expected`."""
+    """The faults of the values in `t`, beside what is `expected`."""
     if problem.kind != "forward":
         got, wants = {problem.kind: t.dx if problem.kind == "dgrad" else t.d_filters}, {problem.kind: want}
     elif problem.pool:
@@ -141,8 +141,8 @@ def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
 def compiled(
     work: dict[Problem, list[Config]], chip: Chip, processes: int, progress: Callable[[int, int], None]
 ) -> dict[Problem, dict[Config, str]]:
-    """Compiles all candidates of all passes in several processes; of each pass, those that spill or do not
-    compile. What is compiled here need not be at the launch. Calls progress(done, of all).
+    """Compiles all candidates of all passes in several processes, for Triton's cache; returns, of each pass,
+    those that spill or do not compile. Calls progress(done, of all).
     """
     dropped: dict[Problem, dict[Config, str]] = {problem: {} for problem in work}
     if INTERPRETED:
@@ -165,7 +165,7 @@ def compiled(
 
 @dataclass
 class Tuned:
-    """A tuned pass: seconds of the candidates that are right, what is wrong with the others, cuDNN's time."""
+    """A tuned pass: seconds of the correct candidates, why the others were dropped, cuDNN's time."""
 
     seconds: dict[Config, float]
     dropped: dict[Config, str]
@@ -177,7 +177,7 @@ class Tuned:
 
 
 def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str], device: str) -> Tuned:
-    """Tests and times the configurations of a pass, but for those that are `dropped` already."""
+    """Tests and times the configurations of a pass, except those in `dropped`."""
     first, dropped = tensors(problem, device), dict(dropped)
     want = expected(problem, first)
     for config in (config for config in configs if config not in dropped):
@@ -187,7 +187,7 @@ def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str]
         try:
             kernel(problem, config, first)()
             faults = wrong(problem, first, want)
-        except Exception as error:  # of one candidate: the others are still tuned
+        except Exception as error:  # one candidate fails: the others are still tuned
             faults = [f"{type(error).__name__}: {error}"]
         if faults:
             dropped[config] = faults[0]

@@ -2,7 +2,7 @@
 
 Each pass of the recipes' convolutions is measured with the candidates that are modelled to be worth it and
 with cuDNN, and of a pooled block what cuDNN's gradients cost beside (measure.py). Everything is
-compiled first, in as many processes as there are CPUs. What was found goes into measured.json one by one: a
+compiled first, in as many processes as there are CPUs. Results go into measured.json one by one: a
 run that is stopped keeps what it has measured, and a run over some names leaves the others.
 """
 
@@ -54,7 +54,7 @@ class Job:
 
 
 def jobs(names: list[str]) -> list[Job]:
-    """Those of the recipes in whose keys and cases each of these names begins a word."""
+    """The jobs in whose keys and cases each of these names begins a word."""
     by_problem: dict[Problem, list[Case]] = {}
     for dtype in DTYPES:
         for case in conv_bn_act.SPEC.cases + conv_bn_act.EVAL_SPEC.cases:
@@ -73,7 +73,7 @@ def jobs(names: list[str]) -> list[Job]:
 
 
 def provenance(command: list[str], device: str) -> dict[str, str | None]:
-    """Where and when this is run."""
+    """Command, date, device, versions and commit of this run."""
 
     def output(*words: str) -> str | None:
         try:
@@ -135,7 +135,7 @@ def run(
     every: bool = False,
     content: dict | None = None,
 ) -> int:
-    """Tunes; writes all that was measured to `file` as JSON, if named, as it is found. Returns 1 if a
+    """Tunes; writes every measurement to `file` as JSON, if named, as it comes. Returns 1 if a
     candidate was wrong. `every`: as `measure.worth`; `content`: what `file` holds already, which is kept.
     """
     selection.table()  # a fault in it comes first
@@ -186,7 +186,7 @@ def estimate(work: dict[Problem, list[Config]], processes: int) -> str:
 def _pass(
     job: Job, chip: Chip, here: dict, device: str, configs: list[Config], dropped: dict[Config, str]
 ) -> tuple[str, dict]:
-    """Measures and records a pass: (a line to show, all that was found)."""
+    """Measures and records a pass: (a line to show, everything that was measured)."""
     tuned = measure.one_pass(job.problem, configs, dropped, device)
     line = f"cuDNN {1e6 * tuned.cudnn:.1f} us"
     if winner := tuned.winner:
