@@ -30,11 +30,11 @@ usage: python -m bench [NAME ...] [--case TEXT] [--dtype NAME] [options]
        python -m bench COMMAND ...    `python -m bench COMMAND --help`
        pytest bench                   the same times, for pytest-benchmark
 
-Times ops beside the PyTorch that they replace, at the shapes of record94, or
-all the recipes' where NAME or --case or --all says so: eager, compiled and
-cudnn against triton, its forms and tuned; forward, backward and both.
-Incorrect kernels are not timed. Without a GPU the references alone, on the
-CPU, at a small batch.
+Times ops beside the PyTorch that they replace: eager, compiled and cudnn
+against triton, its forms and tuned; forward, backward and both. At the shapes
+of record94; with NAME, --case or --all at those of every recipe. Incorrect
+kernels are not timed. Without a GPU it times the references alone, on the CPU,
+at a small batch.
 
   NAME             {names}
   --case TEXT      only cases whose name contains this: --case r1.conv1

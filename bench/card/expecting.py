@@ -1,6 +1,6 @@
 """What runs of the record's recipe are expected to take on the chip that is here: the sum of the measured
-times of what they launch. `python -m bench.card.expecting` says so in JSON, a line as each is known; it
-needs a CPU alone.
+times of what they launch. `python -m bench.card.expecting` prints it in JSON, a line for each choice of
+kernels; it needs only a CPU.
 """
 
 from __future__ import annotations

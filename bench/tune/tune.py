@@ -1,9 +1,9 @@
 """`python -m bench tune`: the fastest launch configurations of convolutions on the GPU that is here.
 
-Each pass of the recipes' convolutions is measured with the candidates that are modelled to be worth it and
-with cuDNN, and of a pooled block what cuDNN's gradients cost beside (measure.py). Everything is
-compiled first, in as many processes as there are CPUs. Results go into measured.json one by one: a
-run that is stopped keeps what it has measured, and a run over some names leaves the others.
+Each pass of the recipes' convolutions is measured in the candidates whose modelled time is short, and by
+cuDNN; and of a pooled block, what cuDNN's gradients cost besides (measure.py). Everything is compiled first,
+in as many processes as there are CPUs. Results go into measured.json one by one: a run that is stopped keeps
+what it has measured, and a run over some names leaves the others.
 """
 
 from __future__ import annotations
