@@ -6,7 +6,7 @@ import sys
 import time
 
 BEGAN = time.time()  # importing torch is in the minutes of a card
-# First word -> module, whose `main` takes the words behind it; without one it is the microbenchmark.
+# First word -> module whose `main` takes the words after it. Any other word goes to the microbenchmark.
 COMMANDS = {
     "card": "card.cli",
     "check": "check.cli",
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status of any, which a kill ends as Ctrl-C does."""
+    """Runs a command; returns its exit status. SIGTERM interrupts it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["card"]:

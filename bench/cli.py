@@ -1,4 +1,4 @@
-"""`python -m bench`: options, what is done with them, and the files that come of it."""
+"""`python -m bench`: its options, the tools that they choose, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ usage: python -m bench [NAME ...] [--case TEXT] [--dtype NAME] [options]
        python -m bench COMMAND ...    `python -m bench COMMAND --help`
        pytest bench                   the same times, for pytest-benchmark
 
-Times ops beside the PyTorch that they replace, at the shapes of record94, or
-all the recipes' where NAME or --case or --all says so: eager, compiled and
-cudnn against triton, its forms and tuned; forward, backward and both.
-Incorrect kernels are not timed. Without a GPU the references alone, on the
-CPU, at a small batch.
+Times ops beside the PyTorch that they replace: eager, compiled and cudnn
+against triton, its forms and tuned; forward, backward and both. At the shapes
+of record94; with NAME, --case or --all at those of every recipe. Incorrect
+kernels are not timed. Without a GPU it times the references alone, on the CPU,
+at a small batch.
 
   NAME             {names}
   --case TEXT      only cases whose name contains this: --case r1.conv1
@@ -45,8 +45,8 @@ CPU, at a small batch.
   --all            every case of every op
   --max-autotune   references autotuned by Inductor too: 1 to 2 minutes a case
   --compile        compiled references on a CPU too
-  --json FILE      all that was measured, where, and of which commit
-  --csv FILE       a line for each row
+  --json FILE      every measurement, the machine and the commit
+  --csv FILE       the rows, a line each
   --out FOLDER     rows.json and rows.csv, and roofline and speedup as .png and
                    .svg; needs matplotlib
 
@@ -93,7 +93,7 @@ Nsight Compute's counters of one launch of the one case that these name.
   --case TEXT      the case whose name contains this
   --dtype NAME     {dtypes}
   --direction WAY  {directions}
-  --kernel NAME    of this kernel
+  --kernel NAME    a launch of this kernel
 """,
     "vs": """\
 usage: python -m bench vs REF [NAME ...] [--case TEXT] [--dtype NAME]
@@ -106,13 +106,13 @@ Ratios to the times at another git revision.
   --dtype NAME     {dtypes}
   --direction WAY  {directions}
   --samples N      times taken of each, {samples} if not given
-  --json FILE      all that was measured
+  --json FILE      every measurement
   --repeats N      runs of each revision, in turn, {repeats} if not given
 """,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 REPEATS = 5
-# Command -> options that it takes; "" is the benchmark itself.
+# Command -> its options; "" is the benchmark itself.
 MODES = {
     "": ("direction", "samples", "all", "max_autotune", "compile", "json", "csv", "out"),
     "asm": ("chip",),
@@ -120,7 +120,7 @@ MODES = {
     "ncu": ("direction", "kernel"),
     "vs": ("direction", "samples", "repeats", "json"),
 }
-ARGUMENTS = {"asm": "stage", "trace": "file", "vs": "ref"}  # what a command takes before the names of ops
+ARGUMENTS = {"asm": "stage", "trace": "file", "vs": "ref"}  # a command's argument before the names of ops
 FILES = ("rows.json", "rows.csv", "roofline.png", "roofline.svg", "speedup.png", "speedup.svg")  # of --out
 
 
@@ -198,27 +198,27 @@ def _check_files(options: argparse.Namespace) -> None:
 
 
 def selected(options: argparse.Namespace, device: str) -> tuple[dict[KernelSpec, list[Case]], torch.dtype]:
-    """The cases of each op that was asked for, and the dtype. UserError where there is none."""
+    """The chosen cases of each op, and the dtype. Raises UserError where nothing is chosen."""
     specs = [kernels.CATALOGUE[name] for name in options.names or kernels.CATALOGUE]
     if options.mode or options.names or options.case or options.all:
-        found = {spec: [case for case in spec.cases if options.case in case.name] for spec in specs}
+        chosen = {spec: [case for case in spec.cases if options.case in case.name] for spec in specs}
     else:
-        found = {spec: micro.few(spec) for spec in specs}
-    if not any(found.values()):
+        chosen = {spec: micro.few(spec) for spec in specs}
+    if not any(chosen.values()):
         names = dict.fromkeys(case.name for spec in specs for case in spec.cases)
         raise UserError(f"--case: got {options.case!r}, cases are {', '.join(names)}")
-    found = {spec: cases for spec, cases in found.items() if cases}
+    chosen = {spec: cases for spec, cases in chosen.items() if cases}
     if options.direction in ("backward", "both"):
-        found = {spec: cases for spec, cases in found.items() if spec.differentiable}
-        if not found:
+        chosen = {spec: cases for spec, cases in chosen.items() if spec.differentiable}
+        if not chosen:
             raise UserError(f"--direction: got {options.direction}, none of these ops has a gradient")
     if options.dtype:
-        found = {spec: cases for spec, cases in found.items() if DTYPES[options.dtype] in spec.dtypes}
-        if not found:
+        chosen = {spec: cases for spec, cases in chosen.items() if DTYPES[options.dtype] in spec.dtypes}
+        if not chosen:
             raise UserError(f"--dtype: got {options.dtype}, none of these ops has it")
-        return found, DTYPES[options.dtype]
+        return chosen, DTYPES[options.dtype]
     dtype = torch.float32 if device == "cpu" and options.mode != "asm" else torch.float16
-    return found, dtype if any(dtype in spec.dtypes for spec in found) else next(iter(found)).dtypes[0]
+    return chosen, dtype if any(dtype in spec.dtypes for spec in chosen) else next(iter(chosen)).dtypes[0]
 
 
 def main(arguments: list[str]) -> int:
@@ -275,7 +275,7 @@ def _instead(
     dtype: torch.dtype,
     device: str,
 ) -> int:
-    """What is done instead of the benchmark, of the ops that have this dtype."""
+    """Runs another tool in place of the benchmark, on the ops that have this dtype."""
     todo = {spec: cases for spec, cases in todo.items() if dtype in spec.dtypes}
     if options.mode == "asm":
         from .inspect import asm

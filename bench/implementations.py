@@ -136,16 +136,16 @@ def scope(implementation: str, direction: str = "forward") -> Iterator[None]:
 
 def launches_of(spec: KernelSpec, function: Callable, inputs: dict) -> tuple[list[Launch], list[Launch]]:
     """What a call launches: forward, and forward and backward together. No kernel runs."""
-    with launch.recording() as found:
+    with launch.recording() as launches:
         outputs = roots(function(**leaves(spec, inputs)))
-        forward = list(found)
+        forward = list(launches)
         if outputs:
             torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
-    return forward, found
+    return forward, launches
 
 
 def known(spec: KernelSpec, chosen: Sequence[str]) -> list[str]:
-    """Those of the `chosen` that an op has."""
+    """The `chosen` implementations that an op has."""
     return [name for name in chosen if name != "cudnn" or spec.name in LIBRARY]
 
 
@@ -154,11 +154,11 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
     well: without the directions in which a form launches what one before it launches. The op itself is there
     also where it cannot be called; its forms are then not.
     """
-    found = {}
+    counts = {}
     seen = {direction: [[]] for direction in DIRECTIONS}
     for name in known(spec, chosen):
         if name not in KERNELS or name == "triton":
-            found[name] = dict.fromkeys(DIRECTIONS)
+            counts[name] = dict.fromkeys(DIRECTIONS)
         if name not in KERNELS:
             continue
         try:
@@ -169,22 +169,22 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
         ways = dict(zip(DIRECTIONS, (forward, both[len(forward) :], both)))
         ways = {direction: [_what(one) for one in these] for direction, these in ways.items()}
         if name == "triton":
-            found[name] = {direction: len(these) for direction, these in ways.items()}
+            counts[name] = {direction: len(these) for direction, these in ways.items()}
         elif new := [direction for direction, these in ways.items() if these not in seen[direction]]:
-            found[name] = {direction: None if name == "tuned" else len(ways[direction]) for direction in new}
+            counts[name] = {direction: None if name == "tuned" else len(ways[direction]) for direction in new}
         for direction, these in ways.items():
             seen[direction].append(these)
-    return found
+    return counts
 
 
 def _what(one: Launch) -> tuple:
-    """A launch, whatever the tensors are."""
+    """Identifies a launch, whatever its tensors hold."""
     arguments = [a if isinstance(a, int) else type(a) for a in one.arguments]
     return one.name, one.grid, arguments, one.constants, one.num_warps, one.num_stages
 
 
 def faults(spec: KernelSpec, implementation: str, case: Case, dtype: torch.dtype, device: str) -> list[str]:
-    """What is wrong with an implementation's results. Those of the op are compared with the reference in
+    """The faults of an implementation's results. Those of the op are compared with the reference in
     float64; a library rounds between its calls as the reference does in `dtype`, which it is compared with.
     """
     if implementation == "cudnn":

@@ -1,7 +1,7 @@
 """Every kernel beside the PyTorch that it replaces, at the recipes' shapes: time, rate, memory, launches.
 
-What is timed beside what: implementations.py. An op is compared with its reference first; where it is
-wrong it is not timed, its row says so, and the exit status is 1. `forward` saves what the backward needs, as
+The implementations are listed in implementations.py. An op is compared with its reference first; an incorrect
+one is not timed, its row says so, and the exit status is 1. `forward` saves what the backward needs, as
 in training; `backward` is that of graphs made before the clock; `both` is the two together. Rates are of the
 bytes and FLOPs that the op must move and do, whatever an implementation moves; the ceilings are a copy of as
 many bytes and a large matrix product, timed the same way in the same process (kernels/base/timing.py).
@@ -61,8 +61,8 @@ def timed_on() -> tuple[str, str | None]:
 def implementations(
     device: str, untimed: str | None, compile: bool = False, autotune: bool = False
 ) -> list[str]:
-    """What is timed on a device; what is autotuned only if `autotune`, and on a CPU what is compiled only if
-    `compile`.
+    """The implementations that are timed on a device: those that are autotuned only if `autotune`, on a CPU
+    those that are compiled only if `compile`.
     """
     left_out = {name for name in KERNELS if untimed}
     if not autotune:
@@ -79,7 +79,7 @@ def few(spec: KernelSpec) -> list[Case]:
 
 
 def estimate(todo: dict[KernelSpec, list[Case]], chosen: Sequence[str]) -> str:
-    """A line that says how much there is to do, and how long that takes, about."""
+    """How many cases there are, and about how long they take, in a line."""
     count = sum(map(len, todo.values()))
     seconds = sum(len(cases) * sum(map(SECONDS.get, known(spec, chosen))) for spec, cases in todo.items())
     return f"{count} case{'s' * (count != 1)}: {timing.about(seconds)}"
@@ -89,7 +89,7 @@ def compile_ahead(
     todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, chosen: Sequence[str], processes: int
 ) -> int:
     """Compiles what the cases will launch here, in several processes, for Triton's cache; how many launches.
-    What cannot be recorded is shown where it is timed.
+    A case that cannot be recorded fails where it is timed.
     """
     rows, chip = [], chips.here()
     for spec, cases in todo.items():
@@ -112,13 +112,13 @@ def directions(spec: KernelSpec, case: Case, dtype: torch.dtype) -> tuple[str, .
 
 
 def on_cpu(case: Case, batch: int = CPU_BATCH) -> Case:
-    """The case at a batch that a CPU does in little time."""
+    """The case at a batch that is quick on a CPU."""
     return Case(case.name, **{**case, "n": min(case.n, batch)}) if "n" in case else case
 
 
 def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict[str, Work]:
     """direction -> what the spec declares for the kernels that the op launches then."""
-    forward, both = (Counter(one.name for one in found) for found in launches_of(spec, spec.op, inputs))
+    forward, both = (Counter(one.name for one in these) for these in launches_of(spec, spec.op, inputs))
     moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
 
     def total(declared: dict[str, int], counts: Counter) -> int:
@@ -132,7 +132,7 @@ def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict
 
 
 def peak_bytes(call: timing.Call, device: str) -> int | None:
-    """What a call allocates at most, beyond what was there before; None on a CPU."""
+    """Peak bytes that a call allocates beyond what was allocated before; None on a CPU."""
     if device == "cpu":
         return None
     torch.cuda.synchronize(device)
@@ -144,8 +144,8 @@ def peak_bytes(call: timing.Call, device: str) -> int | None:
 
 
 def launches(call: timing.Call, device: str) -> int | None:
-    """Kernels, copies and fills that a call has the device do, as PyTorch's profiler sees them; None where it
-    sees none, as without CUPTI, and on a CPU.
+    """Number of kernels, copies and fills of a call, from PyTorch's profiler; None where it sees none, as
+    without CUPTI, and on a CPU.
     """
     if device == "cpu":
         return None
@@ -160,7 +160,7 @@ def launches(call: timing.Call, device: str) -> int | None:
 
 
 def on_device(events: Sequence) -> int:
-    """How many of a profile's events are the device's; a range that someone named is none."""
+    """How many of a profile's events are work of the device; named ranges do not count."""
     return sum(event.device_type == DeviceType.CUDA and not event.is_user_annotation for event in events)
 
 
@@ -193,7 +193,7 @@ def measure(
     declared, wrong = {}, {}
     try:
         declared = work(spec, case, dtype, inputs) if launch.INSTALLED else {}
-    except Exception as error:  # of one op: the others are worth having
+    except Exception as error:  # one op fails: the others are still timed
         wrong["triton"] = one_line(error)
     counts = distinct(spec, inputs, chosen)
     for name in counts.keys() - wrong.keys():
@@ -215,7 +215,7 @@ def measure(
                     result = timing.measure(prepared, device, samples)
                     row.peak_bytes = peak_bytes(prepared[0], device)
                     row.launches = counted[way] or launches(prepared[0], device)
-            except Exception as error:  # of one implementation: the others are worth having
+            except Exception as error:  # one implementation fails: the others are still timed
                 row.fault = one_line(error)
                 continue
             row.median, row.spread, row.samples = result.median, result.spread, result.samples
@@ -226,12 +226,12 @@ def measure(
 
 
 def fault_of(spec: KernelSpec, name: str, case: Case, dtype: torch.dtype, device: str) -> str | None:
-    """Why an implementation must not be timed, in a line."""
+    """Why an implementation is not timed, in a line; None where it is correct."""
     try:
-        found = faults(spec, name, case, dtype, device)
-    except Exception as error:  # of one implementation: the others are worth having
+        wrong = faults(spec, name, case, dtype, device)
+    except Exception as error:  # one implementation fails: the others are still timed
         return one_line(error)
-    return f"wrong: {'; '.join(found)}" if found else None
+    return f"wrong: {'; '.join(wrong)}" if wrong else None
 
 
 def rates(row: Row, declared: Work | None, dtype: torch.dtype, device: str) -> None:
@@ -283,11 +283,11 @@ def run(
         console.print(f"compiled {compile_ahead(todo, dtype, chosen, processes)} launches of Triton")
     rows = []
     for spec, cases in todo.items():
-        found = []
+        measured = []
         for case in map(on_cpu, cases) if device == "cpu" else cases:
-            found += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
-        show(console, spec, found)
-        rows += found
+            measured += measure(spec, case, spec.dtype(dtype), device, chosen, samples, direction)
+        show(console, spec, measured)
+        rows += measured
     return as_record(rows, dtype, device, untimed, before, command)
 
 

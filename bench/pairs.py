@@ -45,7 +45,7 @@ KEPT = ("recipe", "device", "device_name", "versions", "commit", "dirty")  # of 
 
 
 def made_up_data(examples: int) -> Dataset:
-    """A set of the right shapes; a step's time does not depend on what the images show."""
+    """A data set of the right shapes; a step's time does not depend on what the images show."""
     images = torch.arange(examples * 32 * 32 * 3).mul(7919).to(torch.uint8).view(examples, 32, 32, 3)
     labels = torch.arange(examples) % 10
     return Dataset("made up", (images, labels, images[:1000], labels[:1000]))
@@ -54,7 +54,7 @@ def made_up_data(examples: int) -> Dataset:
 def settings_of(text: str) -> tuple[dict[str, str], dict[str, object]]:
     """Fields of the recipe and of the execution in `field=value,field=value`; a value may hold commas.
 
-    UserError for text that is none, or an execution's value that does not fit.
+    Raises UserError for text of another form, or an invalid value of the execution.
     """
     kinds = typing.get_type_hints(Execution)
     known = (field.name for kind in (Recipe, Execution) for field in dataclasses.fields(kind))
@@ -68,7 +68,7 @@ def settings_of(text: str) -> tuple[dict[str, str], dict[str, object]]:
 
 
 def trainer(name: str, settings: str) -> Trainer:
-    """The trainer for `field=value,field=value`."""
+    """A trainer of the recipe `name` with `field=value,field=value` changed."""
     fields, execution = settings_of(settings)
     chosen, where = resolve(recipe(name, fields), Execution(**execution))
     return Trainer(chosen, where, made_up_data(chosen.batch_size))
@@ -81,7 +81,7 @@ def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:
         first, second = (a, b) if i % 2 == 0 else (b, a)
         seconds = {}
         for one in (first, second):
-            apply(one.recipe, one.execution)  # torch's switches are those of the trainer built last
+            apply(one.recipe, one.execution)  # else torch's switches are those of the trainer built last
             seconds[id(one)] = one.timed_step()
         out.append((seconds[id(a)], seconds[id(b)]))
     return out

@@ -47,7 +47,7 @@ class Row:
 
 
 def speed_ups(group: list[Row]) -> None:
-    """Fills in how much faster than the references the op and its forms are, in rows of one call."""
+    """Fills in the speed-ups of the op and its forms over the references, in rows of one call."""
     references = {row.implementation: row.median for row in group if row.implementation in REFERENCES}
     times = {name: median for name, median in references.items() if median}
     for row in group:

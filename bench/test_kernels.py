@@ -6,7 +6,7 @@
 
 What is timed, and how, is what `python -m bench` times: on a GPU all implementations, by events on the device
 and with a cold L2 cache (kernels/base/timing.py); elsewhere the references, by the wall clock, at a batch of
-two. What is wrong fails and has no time. Times are of one call, whatever their name says of rounds.
+two. Incorrect kernels fail and are not timed. Times are of one call, though pytest-benchmark says rounds.
 """
 
 from __future__ import annotations

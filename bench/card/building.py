@@ -24,8 +24,8 @@ def build(one: Configuration, context: Context) -> subprocess.Popen:
 
 
 def main(context: Context) -> None:
-    """Tells the seconds of each build, or how it ended."""
-    waiting, running, found = list(CONFIGURATIONS), {}, {}
+    """Builds them all; reports the seconds of each build, or how it ended."""
+    waiting, running, builds = list(CONFIGURATIONS), {}, {}
     together = max(1, len(os.sched_getaffinity(0)) // CPUS)
     while waiting or running:
         while waiting and len(running) < together:
@@ -34,9 +34,9 @@ def main(context: Context) -> None:
         for one, (began, child) in list(running.items()):
             if (status := child.poll()) is not None:
                 del running[one]
-                found[one.name] = time.time() - began if status == 0 else f"ended with status {status}"
-                say(f"built {one.name}: {found[one.name] if status else f'{found[one.name]:.0f} s'}")
-                result({"builds": found})
+                builds[one.name] = time.time() - began if status == 0 else f"ended with status {status}"
+                say(f"built {one.name}: {builds[one.name] if status else f'{builds[one.name]:.0f} s'}")
+                result({"builds": builds})
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""`python -m bench card`: options, the order of things, the exit status."""
+"""`python -m bench card`: its options, the order of its steps, its exit status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ end a table of what README promises, beside what was measured.
                  a foreign script, run in its turn with the machine to itself;
                  the last line that is a JSON object is kept beside ours
   --steps NAME,...
-                 these alone
+                 only these
   --toy          toy sizes on the CPU, through Triton's interpreter; without a
                  GPU there is nothing else
 
@@ -89,19 +89,19 @@ def _minutes(text: str) -> float:
 
 
 def _peers(asked: list[str]) -> tuple[tuple[str, str], ...]:
-    found = {}
+    commands = {}
     for text in asked:
         name, equals, command = (part.strip() for part in text.partition("="))
         if not (name and equals and command):
             raise UserError(f"--peer: got {text!r}, accepted is NAME=COMMAND")
-        if name in found:
+        if name in commands:
             raise UserError(f"--peer: got {name!r} twice; give two names")
-        found[name] = command
-    return tuple(found.items())
+        commands[name] = command
+    return tuple(commands.items())
 
 
 def _steps(text: str | None, peers: bool) -> list[Step]:
-    """Those that were asked for, in their order; without peers no step for them."""
+    """The steps that were asked for, in order; that of peers only where there are some."""
     asked = NAMES if text is None else [name.strip() for name in text.split(",")]
     for name in asked:
         if name not in NAMES:
@@ -145,13 +145,13 @@ def _main(arguments: list[str], began: float) -> int:
     try:
         _run(card, folder, options.steps, context, began + 60 * options.minutes - RESERVED, say)
     finally:
-        found = _promised(card, folder)
-        table.show(console, card, found, folder)
-    return int(any(promise.wrong for promise in found))
+        rows = _promised(card, folder)
+        table.show(console, card, rows, folder)
+    return int(any(promise.wrong for promise in rows))
 
 
 def _run(card: dict, folder: Folder, asked: list[Step], context: Context, until: float, say) -> None:
-    """Runs the steps that have not ended yet; the card is on disk before and after each."""
+    """Runs the steps that have not ended yet; writes the card before and after each."""
     left = []
     for step in asked:
         if context.toy and not step.toy:
@@ -179,7 +179,7 @@ def _run(card: dict, folder: Folder, asked: list[Step], context: Context, until:
 
 
 def _promised(card: dict, folder: Folder) -> list[promises.Promise]:
-    """The table's rows, which the card keeps as well."""
-    found = promises.made(card, folder)
-    ledger.write(folder.card, card | {"promises": [dataclasses.asdict(promise) for promise in found]})
-    return found
+    """The rows of the table of promises, which are written into the card too."""
+    rows = promises.made(card, folder)
+    ledger.write(folder.card, card | {"promises": [dataclasses.asdict(promise) for promise in rows]})
+    return rows

@@ -2,7 +2,7 @@
 
 A process builds the recipes (building.py), another works out what their runs are expected to take
 (expecting.py); here Triton's kernels are compiled meanwhile, in half as many processes as there are CPUs:
-those of the recipes' shapes, of the tuner's candidates, of the small tests. What a stop leaves undone is
+those of the recipes' shapes, of the tuner's candidates, of the small tests. After a stop the rest is
 compiled where it is first called.
 """
 
@@ -42,7 +42,7 @@ def recorded(cases, dtype: torch.dtype) -> Iterator[Row]:
 
 
 def candidates() -> dict:
-    """Those of the tuner, by pass."""
+    """The tuner's candidates, by pass."""
     passes = (job.problem for job in tune.jobs(["float16"]) if tune.is_pass(job))
     return {problem: measure.worth(problem, chips.here()) for problem in passes}
 
@@ -52,7 +52,7 @@ def run(context: Context) -> None:
         subprocess.Popen([sys.executable, "-m", f"{__package__}.{name}", context.json()], cwd=ROOT)
         for name in ("building", "expecting")
     ]
-    processes, found = max(1, len(os.sched_getaffinity(0)) // 2), {}
+    processes, counts = max(1, len(os.sched_getaffinity(0)) // 2), {}
 
     def compiled(what: str, rows: list[Row]) -> None:
         began = time.time()
@@ -60,9 +60,9 @@ def run(context: Context) -> None:
         told(what, len(rows), time.time() - began)
 
     def told(what: str, count: int, seconds: float) -> None:
-        found[what] = count
+        counts[what] = count
         say(f"compiled {what}: {count} launches, {seconds:.0f} s")
-        result({"launches": found})
+        result({"launches": counts})
 
     compiled("recipes", list(recorded(lambda spec: spec.cases, torch.float16)))
     began, work = time.time(), candidates()
@@ -75,4 +75,4 @@ def run(context: Context) -> None:
 
 
 def quiet(done: int, of: int) -> None:
-    """Progress that nobody is told of."""
+    """Ignores progress."""

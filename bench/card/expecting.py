@@ -1,6 +1,6 @@
 """What runs of the record's recipe are expected to take on the chip that is here: the sum of the measured
-times of what they launch. `python -m bench.card.expecting` says so in JSON, a line as each is known; it
-needs a CPU alone.
+times of what they launch. `python -m bench.card.expecting` prints it in JSON, a line for each choice of
+kernels; it needs only a CPU.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .trains import CONFIGURATIONS
 
 
 def main() -> None:
-    found = {}
+    expectations = {}
     for one in CONFIGURATIONS:
         if one.recipe == CONFIGURATIONS[0].recipe:
             this = expected.of(hlb.recipe(one.recipe), one.kernels, chips.here())
-            found[one.name] = {"seconds": this.seconds, "measured_share": this.measured_share}
-            result({"expected": found})
+            expectations[one.name] = {"seconds": this.seconds, "measured_share": this.measured_share}
+            result({"expected": expectations})
 
 
 if __name__ == "__main__":

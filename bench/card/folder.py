@@ -17,7 +17,7 @@ from pathlib import Path
 from hlb import UserError
 from hlb.runs import ledger
 
-SAME = ("device_name", "commit", "toy", "data")  # of a card that is gone on with
+SAME = ("device_name", "commit", "toy", "data")  # fields that must match to resume a card
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Folder:
         return self.path / "ops.json"
 
     def read(self, path: Path) -> dict:
-        """A JSON file of the folder; {} where there is none yet. UserError where it is none."""
+        """A JSON file of the folder, {} where it is missing. Raises UserError where it is not JSON."""
         if not path.exists():
             return {}
         try:
@@ -63,13 +63,13 @@ class Folder:
         return content
 
     def lines(self) -> list[dict]:
-        """Of runs.jsonl, all whole ones."""
+        """The whole lines of runs.jsonl."""
         return ledger.load(self.runs) if self.runs.exists() else []
 
 
 def opened(folder: Folder, fresh: dict) -> dict:
-    """The card in the folder, to go on with, or the `fresh` one where there is none. UserError where the
-    one that is there was made on another device, of another commit, of other data.
+    """The card in the folder, to resume, or the `fresh` one where there is none. Raises UserError for a card
+    of another device, commit or data set.
     """
     there = folder.read(folder.card)
     if not there:

@@ -1,4 +1,4 @@
-"""Step 1: on what this is run. And what must be known of that before any step: the device, and the data."""
+"""Step 1: versions and device; and what must be known before any step: the device, and the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .steps import Context, result, say
 
 def found_data(asked: str | None) -> str | None:
     """The folder with CIFAR-10 that --data names, or that lies where `--data auto` looks; None where there is
-    none. Nothing is downloaded. UserError for a folder that holds none.
+    none. Nothing is downloaded. Raises UserError for a folder without it.
     """
     if asked is not None:
         root = Path(os.path.expanduser(asked))
@@ -29,19 +29,19 @@ def found_data(asked: str | None) -> str | None:
             )
         return str(root.resolve())
     places = (place for place in (cache_dir(), Path("data"), Path()) if (place / FOLDER).is_dir())
-    found = next(places, None)
-    return str(found.resolve()) if found else None
+    folder = next(places, None)
+    return str(folder.resolve()) if folder else None
 
 
 def toy() -> str | None:
-    """Why only toy sizes can be run here, if so."""
+    """Why only toy sizes can be run here; None where all can."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     return None if launch.INSTALLED and not launch.INTERPRETED else "no Triton that compiles"
 
 
 def sanitizer() -> str | None:
-    """Where compute-sanitizer is, if anywhere."""
+    """The path of compute-sanitizer, if it is installed."""
     homes = (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
     places = [str(Path(home) / "bin") for home in homes if home]
     return shutil.which("compute-sanitizer") or shutil.which(
@@ -52,7 +52,7 @@ def sanitizer() -> str | None:
 def run(context: Context) -> None:
     device = context.device
     commit, dirty = environment.commit()
-    found = {
+    facts = {
         "device_name": environment.device_name(device),
         "versions": environment.versions(),
         "commit": commit,
@@ -63,9 +63,9 @@ def run(context: Context) -> None:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found["memory"], found["l2"] = properties.total_memory, properties.L2_cache_size
-        found["chip"] = chips.current(device).name
-    versions = found["versions"]
+        facts["memory"], facts["l2"] = properties.total_memory, properties.L2_cache_size
+        facts["chip"] = chips.current(device).name
+    versions = facts["versions"]
     known = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "triton", "numpy"))
-    say(f"{found['device_name']}, {found['cpus']} CPUs, {known}")
-    result(found)
+    say(f"{facts['device_name']}, {facts['cpus']} CPUs, {known}")
+    result(facts)

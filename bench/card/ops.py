@@ -21,7 +21,7 @@ COMMAND = "python -m bench card"
 
 
 def cases(toy: bool) -> list[tuple[KernelSpec, Case]]:
-    """What is timed, in order."""
+    """The cases that are timed, in order."""
     if toy:
         return [(spec, least(spec)) for spec in map(kernels.CATALOGUE.get, TOY_OPS)]
     mine = ([(spec, case) for case in micro.few(spec)] for spec in kernels.CATALOGUE.values())
@@ -46,15 +46,15 @@ def run(context: Context) -> None:
             continue
         if context.left() < 0:
             break
-        found = micro.measure(spec, case, spec.dtype(wanted), device, chosen, samples)
-        rows += found
+        new = micro.measure(spec, case, spec.dtype(wanted), device, chosen, samples)
+        rows += new
         ledger.write(file, micro.as_record(rows, wanted, device, None, before, COMMAND))
-        say(f"{spec.name} {case.name}: {told(found)}")
+        say(f"{spec.name} {case.name}: {told(new)}")
         result({"rows": len(rows), "wrong": sum(row.fault is not None for row in rows)})
 
 
 def told(rows: list[micro.Row]) -> str:
-    """The op's times, and how much faster than compiled they are; or what is wrong."""
+    """The op's times and speed-ups over compiled, or its faults, in a line."""
     mine = [row for row in rows if row.implementation == "triton"]
     return ", ".join(
         row.fault

@@ -1,5 +1,5 @@
-"""Step 5: the passes of convolutions beside cuDNN, those first that take longest, as `python -m kernels
-tune` does.
+"""Step 5: the passes of convolutions beside cuDNN, those first that take longest, as `python -m bench tune`
+does.
 
 The winners go into measured.json, whose content stands in passes.json as well. At toy size one small block
 goes through the interpreter, and measured.json stays as it is.
@@ -26,8 +26,8 @@ TOGETHER = 8  # passes whose candidates are compiled before any of them is timed
 COMMAND = ["python", "-m", "bench", "card"]
 
 
-def jobs(found: dict) -> list[Job]:
-    """The tuner's, in float16, without those whose times were found: record94's first, then by how much
+def jobs(measured: dict) -> list[Job]:
+    """The tuner's, in float16, without those that are timed already: record94's first, then by how much
     there is to do.
     """
 
@@ -35,8 +35,8 @@ def jobs(found: dict) -> list[Job]:
         return not any(case.name.startswith("record94") for case in job.cases), -useful(job.problem)
 
     known = {
-        *found.get("found", ()),
-        *(name.replace("forward", tune.UNPOOL) for name in found.get("unpool", ())),
+        *measured.get("found", ()),
+        *(name.replace("forward", tune.UNPOOL) for name in measured.get("unpool", ())),
     }
     return sorted((job for job in tune.jobs(["float16"]) if job.name not in known), key=worth)
 
@@ -46,7 +46,7 @@ def run(context: Context) -> None:
     if not context.toy:
         left, processes = jobs(context.folder.read(file)), len(os.sched_getaffinity(0))
         while left and context.left() > 0:
-            tune.run(left[:TOGETHER], COMMAND, str(file), processes, found=context.folder.read(file))
+            tune.run(left[:TOGETHER], COMMAND, str(file), processes, content=context.folder.read(file))
             left = left[TOGETHER:]
         return
     with tempfile.TemporaryDirectory() as folder, candidates.only(rows=16, cols=16, depth=16):

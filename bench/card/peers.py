@@ -1,5 +1,5 @@
-"""Foreign scripts in their turn: each alone on the machine, behind the lock. The last line of a script that
-is a JSON object is kept as it said it, a line of runs.jsonl beside ours.
+"""Foreign scripts, one after the other, each alone on the machine, behind the lock. The last line of a script
+that is a JSON object is kept as it is, a line of runs.jsonl beside ours.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .steps import Context, result, say
 
 
 def run(context: Context) -> int:
-    found = {}
+    outcomes = {}
     for i, (name, command) in enumerate(context.peers):
         allowed = context.left() / (len(context.peers) - i)
         line = {"peer": name, "command": command, **ran(command, allowed)}
         ledger.append(context.folder.runs, line)
-        found[name] = {key: line[key] for key in ("status", "seconds", "said")}
+        outcomes[name] = {key: line[key] for key in ("status", "seconds", "said")}
         say(f"{name}: {'ended with status ' + str(line['status']) if line['status'] else line['said']}")
-        result(found)
-    return int(any(one["status"] for one in found.values()))
+        result(outcomes)
+    return int(any(one["status"] for one in outcomes.values()))
 
 
 def ran(command: str, allowed: float) -> dict:
-    """What a command said, its exit status or "stopped", and its seconds."""
+    """Runs a command: its last JSON object, its exit status or "stopped", and its seconds."""
     with lock.alone():
         began = time.time()
         try:
@@ -38,5 +38,5 @@ def ran(command: str, allowed: float) -> dict:
         except subprocess.TimeoutExpired as error:
             status, out = "stopped", (error.stdout or b"").decode(errors="replace")
         seconds = time.time() - began
-    said = [found for line in out.splitlines() if (found := as_object(line.strip())) is not None]
+    said = [reply for line in out.splitlines() if (reply := as_object(line.strip())) is not None]
     return {"status": status, "seconds": seconds, "said": said[-1] if said else None}

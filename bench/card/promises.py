@@ -27,12 +27,12 @@ from .testing import WRONG
 from .trains import CONFIGURATIONS
 
 MEASURED = ROOT / "bench" / "results" / "h200"
-ERRORS = 3.0  # standard errors of the difference of two means that chance does not bridge
+ERRORS = 3.0  # standard errors beyond which a difference of two means is not chance
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A row of the table; what is not known is ""."""
+    """A row of the table; "" where something is not known."""
 
     what: str
     promised: str
@@ -41,7 +41,7 @@ class Promise:
 
 
 def content(path: Path) -> object:
-    """Of a JSON file; None where there is none that can be read."""
+    """The content of a JSON file; None where it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -49,9 +49,9 @@ def content(path: Path) -> object:
 
 
 def rows_of(path: Path) -> list[dict]:
-    """Of a record of `python -m bench`, or of a list of its rows."""
-    found = content(path)
-    rows = found.get("rows") if isinstance(found, dict) else found
+    """The rows of a record of `python -m bench`, or of a list of its rows."""
+    record = content(path)
+    rows = record.get("rows") if isinstance(record, dict) else record
     return [row for row in rows or () if isinstance(row, dict)]
 
 
@@ -64,12 +64,12 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def tests(card: dict, folder: Folder) -> list[Promise]:
-    found = content(folder.tests) or {}
-    outcomes = [one["outcome"] for one in found.get("tests", {}).values()]
+    tested = content(folder.tests) or {}
+    outcomes = [one["outcome"] for one in tested.get("tests", {}).values()]
     bad = sum(outcome in WRONG for outcome in outcomes)
     ran = len(outcomes) - outcomes.count("skipped")
-    measured = f"{ran - bad} of {ran} right; {found.get('collected', 0) - len(outcomes)} not run"
-    return [Promise("kernel tests", "all right", measured if found else "not run", bad > 0)]
+    measured = f"{ran - bad} of {ran} right; {tested.get('collected', 0) - len(outcomes)} not run"
+    return [Promise("kernel tests", "all right", measured if tested else "not run", bad > 0)]
 
 
 # Whole runs
@@ -88,15 +88,15 @@ def before(timed: bool) -> list[dict]:
 
 def alike(runs: Iterable[dict], kernels: bool = True) -> dict[tuple, list[dict]]:
     """Runs of the same recipe, field by field, and with `kernels` of the same choice of kernels."""
-    found = defaultdict(list)
+    groups = defaultdict(list)
     for run in runs:
         key = records.system(run | {"execution": {}}), run["execution"].get("kernels") if kernels else None
-        found[key].append(run)
-    return found
+        groups[key].append(run)
+    return groups
 
 
 def intended(recipe: str, kernels: str) -> dict:
-    """What a ledger would say of the recipe as it is now, on a GPU."""
+    """A ledger's line of the recipe as it is now, on a GPU."""
     fields = dataclasses.asdict(dataclasses.replace(RECIPES[recipe], dtype="float16", master_weights="off"))
     return {
         "recipe": recipe,
@@ -107,11 +107,11 @@ def intended(recipe: str, kernels: str) -> dict:
 
 def own(folder: Folder) -> dict[tuple[str, str], list[dict]]:
     """The card's runs that ended well, by recipe and choice of kernels."""
-    found = defaultdict(list)
+    groups = defaultdict(list)
     for run in folder.lines():
         if ledger.is_run(run) and run["status"] == "ok":
-            found[run["recipe"], run["execution"]["kernels"]].append(run)
-    return found
+            groups[run["recipe"], run["execution"]["kernels"]].append(run)
+    return groups
 
 
 def runs(card: dict, folder: Folder) -> list[Promise]:
@@ -140,9 +140,9 @@ def accuracy(label: str, now: list[dict], then: list[dict]) -> Promise:
     ours, theirs = ([percent(run) for run in group] for group in (now, then))
     low = False
     if len(theirs) > 1:
-        found = summary(theirs)
-        error = found["std"] * math.sqrt(1 / len(ours) + 1 / len(theirs))
-        low = statistics.fmean(ours) < found["mean"] - ERRORS * error
+        earlier = summary(theirs)
+        error = earlier["std"] * math.sqrt(1 / len(ours) + 1 / len(theirs))
+        low = statistics.fmean(ours) < earlier["mean"] - ERRORS * error
     promised = mean_of(then, percent) if then else ""
     return Promise(f"{label}, accuracy in %", promised, mean_of(now, percent), low)
 
@@ -157,9 +157,9 @@ def seconds(run: dict) -> float:
 
 def mean_of(runs: list[dict], value: Callable[[dict], float]) -> str:
     """0.846 (std 0.001, n 50)"""
-    found = [value(run) for run in runs]
-    spread = f"std {statistics.stdev(found):.3f}, " if len(found) > 1 else ""
-    return f"{statistics.fmean(found):.3f} ({spread}n {len(found)})"
+    values = [value(run) for run in runs]
+    spread = f"std {statistics.stdev(values):.3f}, " if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f} ({spread}n {len(values)})"
 
 
 # Ops, passes and the rest
@@ -178,56 +178,56 @@ def ops(card: dict, folder: Folder) -> list[Promise]:
 
 def by_op(rows: list[dict]) -> dict[str, list[dict]]:
     """The rows of an op's own kernels that span both directions, or of one that has forward alone."""
-    found = defaultdict(list)
+    groups = defaultdict(list)
     both = {(row["op"], row["case"]) for row in rows if row["direction"] == "both"}
     for row in rows:
         whole = row["direction"] == ("both" if (row["op"], row["case"]) in both else "forward")
         if row["implementation"] == "triton" and (whole or row.get("fault")):
-            found[row["op"]].append(row)
-    return found
+            groups[row["op"]].append(row)
+    return groups
 
 
 def speed_up(rows: list[dict]) -> str:
-    found = geometric_mean(row["speed_up_compiled"] for row in rows if row.get("speed_up_compiled"))
-    return f"{found:.2f}" if found else "right; not compiled" if rows else ""
+    mean = geometric_mean(row["speed_up_compiled"] for row in rows if row.get("speed_up_compiled"))
+    return f"{mean:.2f}" if mean else "right; not compiled" if rows else ""
 
 
 def passes(card: dict, folder: Folder) -> list[Promise]:
     """The fastest candidates beside cuDNN, now and before, where cuDNN's times are corrected."""
-    found = (content(folder.passes) or {}).get("found", {})
+    tuned = (content(folder.passes) or {}).get("found", {})
     wrong = sum(
-        not why.startswith("spills") for one in found.values() for why in one.get("dropped", {}).values()
+        not why.startswith("spills") for one in tuned.values() for why in one.get("dropped", {}).values()
     )
-    timed = (one for one in found.values() if "cudnn" in one and one["seconds"])
+    timed = (one for one in tuned.values() if "cudnn" in one and one["seconds"])
     now = [(min(one["seconds"].values()), one["cudnn"]) for one in timed]
     record = content(MEASURED / "conv-passes.json")
     before = converted(record)[1]["launches"].values() if record else ()
     then = [(one["seconds"], one["cudnn"]) for one in before]
-    if not found:
+    if not tuned:
         return [Promise("passes of convolutions", beside_cudnn(then), "not run")] if then else []
     measured = f"{beside_cudnn(now)}; {wrong or 'none'} wrong"
     return [Promise("passes of convolutions", beside_cudnn(then), measured, wrong > 0)]
 
 
-def beside_cudnn(found: list[tuple[float, float]]) -> str:
+def beside_cudnn(times: list[tuple[float, float]]) -> str:
     """Of seconds, ours and cuDNN's: 7 of 51 faster than cuDNN."""
-    faster = sum(ours < theirs for ours, theirs in found)
-    return f"{faster} of {len(found)} faster than cuDNN" if found else ""
+    faster = sum(ours < theirs for ours, theirs in times)
+    return f"{faster} of {len(times)} faster than cuDNN" if times else ""
 
 
 def sanitizers(card: dict, folder: Folder) -> list[Promise]:
-    found = step(card, "sanitizers")
-    if not found:
+    checked = step(card, "sanitizers")
+    if not checked:
         return []
-    errors = found.get("errors")
-    measured = found["said"] if errors is None else f"{errors} errors in {len(found['ops'])} ops"
+    errors = checked.get("errors")
+    measured = checked["said"] if errors is None else f"{errors} errors in {len(checked['ops'])} ops"
     return [Promise("compute-sanitizer", "0 errors", measured, bool(errors))]
 
 
 def peers(card: dict, folder: Folder) -> list[Promise]:
-    """What foreign scripts said last, as they said it."""
-    found = [line for line in folder.lines() if "peer" in line]
-    return [Promise(f"peer {one['peer']}", "", json.dumps(one["said"])) for one in found]
+    """The last JSON objects of foreign scripts, as they printed them."""
+    lines = [line for line in folder.lines() if "peer" in line]
+    return [Promise(f"peer {one['peer']}", "", json.dumps(one["said"])) for one in lines]
 
 
 def step(card: dict, name: str) -> dict:

@@ -41,8 +41,8 @@ class Process:
     def _read(self, show: Callable[[str], None]) -> None:
         for line in self.child.stdout:
             line = line.rstrip()
-            if (found := as_object(line)) is not None:
-                self.result = (self.result or {}) | found
+            if (part := as_object(line)) is not None:
+                self.result = (self.result or {}) | part
             elif line:
                 self.lines = [*self.lines, line][-KEPT:]
                 show(line)
@@ -72,10 +72,10 @@ def as_object(line: str) -> dict | None:
     if not line.startswith("{"):
         return None
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def step(name: str, context, show: Callable[[str], None]) -> dict:

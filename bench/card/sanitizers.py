@@ -39,17 +39,17 @@ def run(context: Context) -> None:
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
-    found = {"ops": [], "errors": None, "said": ""}
+    summary = {"ops": [], "errors": None, "said": ""}
     for line in child.stdout:
         line = line.strip()
         if line.startswith(DONE):
-            found["ops"].append(line.removeprefix(DONE))
+            summary["ops"].append(line.removeprefix(DONE))
         elif line.startswith("========="):
             if ERRORS in line:
-                found["errors"] = int(line.split(ERRORS)[1].split()[0])
-            found["said"] = line.strip("= ")
+                summary["errors"] = int(line.split(ERRORS)[1].split()[0])
+            summary["said"] = line.strip("= ")
             say(line)
-        result(found)
+        result(summary)
     child.wait()
 
 

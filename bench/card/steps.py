@@ -58,7 +58,7 @@ POLL = 0.5  # seconds between looks at whether the card is still there
 
 @dataclass(frozen=True)
 class Context:
-    """What a step is told. `until` is when it should have ended, as time.time() has it."""
+    """What a step is told. `until` is when it should have ended, in time.time()'s seconds."""
 
     out: str
     until: float
@@ -83,7 +83,7 @@ class Context:
 
     @classmethod
     def parsed(cls, text: str) -> Context:
-        """What `json` gave."""
+        """The context that `json` wrote."""
         fields = json.loads(text)
         return cls(**fields | {"peers": tuple(map(tuple, fields["peers"]))})
 
@@ -97,14 +97,14 @@ def limit(step: Step, steps: Sequence[Step], left: float) -> float:
 
 
 def say(text: str) -> None:
-    """A line to be shown; whole, whichever thread says it."""
+    """Prints a line, whole, whichever thread it is from."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def result(found: dict) -> None:
-    """What the step has found so far; what it found before by the same name is replaced."""
-    say(json.dumps(found))
+def result(values: dict) -> None:
+    """Reports results of the step; a later value replaces an earlier one of the same name."""
+    say(json.dumps(values))
 
 
 def end_with(parent: int) -> None:

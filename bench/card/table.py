@@ -1,4 +1,4 @@
-"""What a card prints at its end, made of what is on disk."""
+"""What a card prints at its end, from what is on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 10  # tests that failed, at most; tests.json has all
 
 
 def show(console: Console, card: dict, promises: Sequence[Promise], folder: Folder) -> None:
-    """The steps, the promises, what is wrong, and where all of it is."""
+    """Prints the steps, the promises, the failures, and where the files are."""
     console.print()
     ran = [_step(name, card["steps"][name]) for name in NAMES if name in card["steps"]]
     print_table(console, ("step", "", "s", "of", "said"), ran, words=(0, 1, 4))
@@ -38,13 +38,13 @@ def show(console: Console, card: dict, promises: Sequence[Promise], folder: Fold
     line(console, f"everything is in {folder.path}")
 
 
-def _step(name: str, found: dict) -> tuple[str, ...]:
-    said = found["lines"][-1] if found.get("lines") else ""
-    return name, found["state"], f"{found['seconds']:.0f}", f"{found['limit']:.0f}", said[:100]
+def _step(name: str, entry: dict) -> tuple[str, ...]:
+    said = entry["lines"][-1] if entry.get("lines") else ""
+    return name, entry["state"], f"{entry['seconds']:.0f}", f"{entry['limit']:.0f}", said[:100]
 
 
 def _notes(card: dict) -> str:
-    """What must be known to read the numbers."""
+    """What a reader of the numbers must know."""
     images = "CIFAR-10" if card["data"] else "made-up images, so accuracies mean nothing"
     size = "toy size on a CPU, so times mean nothing; " if card["toy"] else ""
     return f"{size}{images}; promises were measured on an NVIDIA H200"

@@ -1,8 +1,8 @@
 """Step 3: the kernel tests, those first that say most, by a pool of pytest processes.
 
-Each process (worker.py) has collected all tests and runs the one that it is given; whoever is done gets the
-next, so that none waits for a slow one. A process that dies or hangs takes one test with it and is
-replaced, and so is one whose device is lost. What ended is in tests.json within seconds.
+Each process (worker.py) has collected all tests and runs the one that it is given, then the next, so that
+none waits for a slow one. A process that dies, hangs or loses its device takes one test with it and is
+replaced. Results are in tests.json within seconds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ from hlb.runs import ledger
 from .runner import ROOT, as_object
 from .steps import Context, result, say
 
-FILES = tuple(
-    f"tests/test_{name}.py"
-    for name in (
-        *("kernels", "conv_bn_act", "window_passes", "window_gradients", "norm_act", "sums", "arrival"),
-        *("stem", "patch_covariance", "random", "views", "graph"),
-    )
+FILES = (
+    "tests/kernels/test_kernels.py",
+    "tests/kernels/test_conv_bn_act.py",
+    "tests/kernels/test_window_passes.py",
+    "tests/kernels/test_window_gradients.py",
+    "tests/kernels/test_norm_act.py",
+    "tests/kernels/test_sums.py",
+    "tests/kernels/test_arrival.py",
+    "tests/kernels/test_stem.py",
+    "tests/kernels/test_patch_covariance.py",
+    "tests/kernels/test_random.py",
+    "tests/kernels/test_views.py",
+    "tests/hlb/test_graph.py",
 )
 TOY_FILES = ("tests/kernels/test_stem.py",)
 SEED = 0  # of the order of the small tests
@@ -80,8 +87,8 @@ class Worker:
 
     def _listen(self) -> None:
         for line in self.child.stdout:
-            if (found := as_object(line)) is not None:
-                self.answers.put(found)
+            if (reply := as_object(line)) is not None:
+                self.answers.put(reply)
         self.answers.put(None)
 
     def collected(self) -> list[str] | None:
@@ -89,21 +96,21 @@ class Worker:
         return (self.answers.get() or {}).get("collected")
 
     def run(self, test: str) -> dict:
-        """How a test ended. A worker that is then good for no other is ended."""
+        """Runs a test: its outcome. A worker that can run no other is ended."""
         began = time.time()
         try:
             self.child.stdin.write(json.dumps({"run": test}) + "\n")
             self.child.stdin.flush()
-            found = self.answers.get(timeout=TEST_SECONDS)
+            reply = self.answers.get(timeout=TEST_SECONDS)
         except BrokenPipeError:
-            found = None
+            reply = None
         except queue.Empty:
-            found = {"outcome": "hung", "why": f"more than {TEST_SECONDS:.0f} s"}
-        if found is None:
-            found = {"outcome": "died", "why": f"its process ended with status {self.child.wait()}"}
-        if found["outcome"] in ("hung", "died") or LOST.search(found.get("why", "")):
+            reply = {"outcome": "hung", "why": f"more than {TEST_SECONDS:.0f} s"}
+        if reply is None:
+            reply = {"outcome": "died", "why": f"its process ended with status {self.child.wait()}"}
+        if reply["outcome"] in ("hung", "died") or LOST.search(reply.get("why", "")):
             self.end()
-        return {**found, "seconds": time.time() - began}
+        return {**reply, "seconds": time.time() - began}
 
     @property
     def alive(self) -> bool:
@@ -152,11 +159,11 @@ class Pool:
         with self.lock:
             return self.waiting.popleft() if self.waiting else None
 
-    def _note(self, test: str, found: dict) -> None:
+    def _note(self, test: str, ending: dict) -> None:
         with self.lock:
-            self.ended[test] = found
-            if found["outcome"] in WRONG:
-                say(f"{found['outcome'].upper()} {test}: {found['why']}")
+            self.ended[test] = ending
+            if ending["outcome"] in WRONG:
+                say(f"{ending['outcome'].upper()} {test}: {ending['why']}")
             if time.time() > self.written + WRITE_SECONDS:
                 self._write()
 

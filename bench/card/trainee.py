@@ -44,7 +44,7 @@ def built(asked: dict) -> Trainer:
 
 
 def profiled(trainer: Trainer, seed: int) -> str:
-    """What a run has the device do, as text."""
+    """The kernels of a run, as text."""
     cuda = trainer.device.type == "cuda"
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity], acc_events=True) as profiler:
@@ -76,7 +76,7 @@ def summed(events: list[tuple[str, float, float]]) -> str:
 
 def main(asked: dict) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not mix with answers
 
     def answer(**said) -> None:
         print(json.dumps(ledger.finite(said)), file=answers, flush=True)

@@ -27,7 +27,7 @@ from .steps import Context, result, say
 
 MOST = 100  # runs of a configuration
 OTHERS = 4  # rounds from one run of another recipe to the next
-BUILDING = 0.5  # of the time: who is not built by then runs in no round
+BUILDING = 0.5  # of the time: a configuration that is not built by then is left out
 UNTIMED = 0  # the seed of the run that is not recorded
 
 
@@ -95,43 +95,43 @@ class Trainee:
     def _listen(self) -> None:
         last = ""
         for line in self.child.stdout:
-            if (found := as_object(line)) is not None:
-                self.answers.put(found)
+            if (reply := as_object(line)) is not None:
+                self.answers.put(reply)
             else:
                 last = line.strip() or last
         self.answers.put({"fault": last or f"ended with status {self.child.wait()}"})
 
     def answer(self, seconds: float) -> dict:
-        """Its next answer; one that does not come is a fault, and ends it."""
+        """Its next answer. No answer in time is a fault, and ends the process."""
         try:
-            found = self.answers.get(timeout=max(0.1, seconds))
+            reply = self.answers.get(timeout=max(0.1, seconds))
         except queue.Empty:
-            found = {"fault": "it did not answer in time"}
-        if "fault" in found:
-            self.fault = found["fault"]
+            reply = {"fault": "it did not answer in time"}
+        if "fault" in reply:
+            self.fault = reply["fault"]
             self.child.kill()
-        return found
+        return reply
 
     def turn(self, asked: dict, seconds: float) -> dict:
-        """What it says to a request, which it has the machine to itself for."""
+        """Its answer to a request, with the machine to itself."""
         with lock.alone():
             began = time.time()
-            with contextlib.suppress(BrokenPipeError):  # its last words come as the answer
+            with contextlib.suppress(BrokenPipeError):  # its last line comes as the answer
                 self.child.stdin.write(json.dumps(asked) + "\n")
                 self.child.stdin.flush()
-            found = self.answer(seconds)
+            reply = self.answer(seconds)
             self.seconds = time.time() - began
-        return found
+        return reply
 
 
 def ready(context: Context, configurations: tuple[Configuration, ...]) -> list[Trainee]:
-    """The trainees that were built within their part of the time, all side by side."""
+    """The trainees that were built in time, all side by side."""
     cpus = max(1, len(os.sched_getaffinity(0)) // len(configurations))
     trainees = [Trainee.start(one, context, cpus) for one in configurations]
     until = time.time() + BUILDING * context.left()
     for trainee in trainees:
-        found = trainee.answer(until - time.time())
-        built = f"not run: {trainee.fault}" if trainee.fault else f"built in {found['built']:.0f} s"
+        reply = trainee.answer(until - time.time())
+        built = f"not run: {trainee.fault}" if trainee.fault else f"built in {reply['built']:.0f} s"
         say(f"{trainee.one.name}: {built}")
     return [trainee for trainee in trainees if not trainee.fault]
 
@@ -169,11 +169,11 @@ def run(context: Context) -> int:
 
 
 def record(context: Context, trainee: Trainee) -> bool:
-    """A timed run, as a line of runs.jsonl; whether it ended."""
-    found = trainee.turn({"run": trainee.seed}, context.left())
+    """Makes a timed run and appends it to runs.jsonl; whether it ended."""
+    reply = trainee.turn({"run": trainee.seed}, context.left())
     if trainee.fault:
         return False
-    line = found["record"]
+    line = reply["record"]
     ledger.append(context.folder.runs, line)
     trainee.seed += 1
     accuracy = "diverged" if line["accuracy"] is None else f"{line['accuracy']:.2%}"
@@ -183,7 +183,7 @@ def record(context: Context, trainee: Trainee) -> bool:
 
 
 def profile(context: Context, trainee: Trainee) -> None:
-    """The kernels of one run, at the end of profiles.txt."""
-    if not trainee.fault and "profile" in (found := trainee.turn({"profile": UNTIMED}, context.left())):
+    """Appends the kernels of one run to profiles.txt."""
+    if not trainee.fault and "profile" in (reply := trainee.turn({"profile": UNTIMED}, context.left())):
         with open(context.folder.profiles, "a") as f:
-            f.write(f"== {trainee.one.name}\n{found['profile']}\n")
+            f.write(f"== {trainee.one.name}\n{reply['profile']}\n")

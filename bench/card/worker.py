@@ -19,12 +19,12 @@ LONGEST = 300  # characters of why a test failed
 
 
 def without_hypothesis() -> None:
-    """Puts as much in its place as test modules need to be imported."""
+    """Puts a stand-in in its place, enough for test modules to be imported."""
     module = ModuleType("hypothesis")
     skip = pytest.mark.skip(reason="hypothesis is not installed")
 
     class Anything:
-        """Whatever is asked of it, it is itself."""
+        """Its attributes and calls are itself."""
 
         def __call__(self, *_, **__):
             return self
@@ -54,7 +54,7 @@ def without_hypothesis() -> None:
 
 
 class Told:
-    """The plugin: instead of all tests, those that come in, one at a time."""
+    """The plugin: runs the tests that it is told on stdin, one at a time."""
 
     def __init__(self, answers):
         self.answers, self.reports = answers, []

@@ -126,7 +126,7 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
     """Compiles a launch for a compute capability such as 90. Raises nothing: see `Compiled.error`."""
     try:
         binary, types = compiled(launch, cc), signature(launch)[0]
-    except Exception as error:  # whatever the compiler raises is the finding
+    except Exception as error:  # whatever the compiler raises is reported
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" \n^")]
         return broken(launch, cc, f"{type(error).__name__}: {' ... '.join(lines[:1] + lines[1:][-2:])}"[:400])
     registers, stack = _resources(binary.asm["cubin"])
@@ -152,14 +152,14 @@ def compile_launch(launch: Launch, cc: int) -> Compiled:
 
 
 def versions() -> dict[str, str]:
-    """Of what the compiled code depends on: triton, and its assemblers, the second for 10.0 and above."""
+    """Versions that the code depends on: triton, and its assemblers, the second for 10.0 and above."""
     nvidia = triton.knobs.nvidia
     assemblers = {"ptxas": nvidia.ptxas.version, "ptxas-blackwell": nvidia.ptxas_blackwell.version}
     return {"triton": triton.__version__} | assemblers
 
 
 def broken(launch: Launch, cc: int, why: str) -> Compiled:
-    """In place of a launch that does not compile."""
+    """The result of a launch that does not compile."""
     return Compiled(cc, 0, 0, 0, launch.num_warps, {}, error=why)
 
 
@@ -170,8 +170,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.flush()
         command = (triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    return int(found[1]), int(found[2])
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return int(match[1]), int(match[2])
 
 
 _ANY_DOT = re.compile(r"\b(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma)\b")
@@ -182,7 +182,7 @@ _FOR_TENSOR_CORES = re.compile(
 
 
 def dot_faults(ttir: str, ttgir: str, ptx_text: str, num_stages: int) -> list[str]:
-    """What is wrong with a kernel's dots and the loops around them, from three stages of its compilation."""
+    """The faults of a kernel's dots and the loops around them, from three stages of its compilation."""
     dots = [bool(_FOR_TENSOR_CORES.search(line)) for line in ttir.splitlines() if " tt.dot " in line]
     scalar = [line for line in ttgir.splitlines() if " tt.dot " in line and "parent = #blocked" in line]
     faults = []
@@ -206,10 +206,10 @@ _SMALL_DOT = re.compile(r" tt\.dot .*x(?:f16|bf16)\b.*-> tensor<(\d+)x")
 
 
 def wgmma_faults(ttgir: str) -> list[str]:
-    """What is wrong with a kernel's dots on 9.0, whose own instruction takes 4 warps and 64 rows or more."""
-    found = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
+    """The faults of a kernel's dots on 9.0, whose own instruction takes 4 warps and 64 rows or more."""
+    dots = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
     return (
-        ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in found) else []
+        ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in dots) else []
     )
 
 
@@ -236,10 +236,10 @@ def assembler_faults(asked: Counter[int], asked_waits: int, done: Counter[int], 
 
 def loops(ir: str) -> list[str]:
     """The bodies of all loops of a kernel in MLIR's text form, nested ones included."""
-    lines, found = ir.splitlines(), []
+    lines, bodies = ir.splitlines(), []
     for start, line in enumerate(lines):
         if re.match(r"\s*(?:%[\w:, %]+ = )?scf\.(?:for|while)\b", line):
             indent = line[: len(line) - len(line.lstrip())]
             end = next(i for i in range(start + 1, len(lines)) if lines[i].startswith(f"{indent}}}"))
-            found.append("\n".join(lines[start + 1 : end]))
-    return found
+            bodies.append("\n".join(lines[start + 1 : end]))
+    return bodies

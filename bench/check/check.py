@@ -10,8 +10,7 @@ launch on each chip, `compile_all` compiles that, `judge` applies the rules:
 - 16-byte accesses wherever each thread has an address of its own and rows are multiples of 16 bytes, but for
   the arguments that the SPEC names in `narrow`; and those really are accessed in narrower pieces somewhere.
 
-These hold whatever was before. bench/gate/static.py compares a launch with what it
-was.
+These hold whatever the baseline; bench/gate/static.py compares a launch with it.
 """
 
 from __future__ import annotations
@@ -120,29 +119,29 @@ def _on_chips(
     spec: KernelSpec, case: Case, dtype: torch.dtype, tf32: bool, ccs: Iterable[int]
 ) -> dict[str, tuple[Launch, int, tuple[int, ...]]]:
     """identity -> a launch of a case, its number among those of its kernel, the chips that launch it."""
-    found: dict[str, tuple[Launch, int, tuple[int, ...]]] = {}
+    by_identity: dict[str, tuple[Launch, int, tuple[int, ...]]] = {}
     for cc in ccs:
         with targeting(TARGETS[cc]), _tf32(tf32):
             launches = {identity(launch): launch for launch in record(spec, case, dtype)}
         numbers = Counter()
         for key, launch in launches.items():
             numbers[launch.name] += 1
-            _, number, others = found.get(key, (launch, numbers[launch.name], ()))
-            found[key] = launch, number, (*others, cc)
-    return found
+            _, number, others = by_identity.get(key, (launch, numbers[launch.name], ()))
+            by_identity[key] = launch, number, (*others, cc)
+    return by_identity
 
 
 def _declared(spec: KernelSpec, case: Case, dtype: torch.dtype, ccs: Iterable[int]) -> set[str]:
-    """The kernels that a case has bytes of, on one of the chips."""
-    found: set[str] = set()
+    """The kernels for which a case declares bytes, on any of the chips."""
+    names: set[str] = set()
     for cc in ccs:
         with targeting(TARGETS[cc]):
-            found |= set(spec.bytes(case, dtype))
-    return found
+            names |= set(spec.bytes(case, dtype))
+    return names
 
 
 def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
-    """(launches to compile, what went wrong before that).
+    """(launches to compile, faults before any compilation).
 
     float16, or an op's only dtype, at every case for every chip; other dtypes, and tf32 where it makes a
     difference, for 9.0 until each kernel has had a case; or, if `everything`, these too at every case for
@@ -166,7 +165,7 @@ def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list
                 where = f"{spec.name} {case.name} {short(dtype)}"
                 try:
                     launches = _on_chips(spec, case, dtype, tf32, ccs)
-                except Exception as error:  # of one op: the others are still checked
+                except Exception as error:  # one op fails: the others are still checked
                     faults.append(f"{where}: cannot be recorded: {type(error).__name__}: {error}")
                     continue
                 launched = {launch.name for launch, _, _ in launches.values()}
@@ -189,18 +188,18 @@ def work(rows: list[Row]) -> dict[tuple[str, str, str], dict[int, dict[str, tupl
     """(op, case, precision) -> compute capability -> kernel -> (bytes, FLOPs) that a call issues, forward and
     backward, as the SPEC declares it for the configurations that this chip launches.
     """
-    found = {}
+    issued = {}
     for row in rows:
         cases = {case.name: case for case in row.spec.cases}
         for name in row.cases:
-            chips = found.setdefault((row.spec.name, name, row.precision), {})
+            chips = issued.setdefault((row.spec.name, name, row.precision), {})
             for cc in row.ccs:
                 if cc not in chips:
                     with targeting(TARGETS[cc]), _tf32(row.tf32):
                         moved = row.spec.bytes(cases[name], row.dtype)
                         done = row.spec.flops(cases[name], row.dtype)
                     chips[cc] = {kernel: (moved[kernel], done.get(kernel, 0)) for kernel in moved}
-    return found
+    return issued
 
 
 # Compiled, in several processes
@@ -228,7 +227,7 @@ def compile_all(rows: list[Row], jobs: int, progress: Callable[[int, int], None]
                 for future in as_completed(futures):
                     results[futures[future]] = future.result()
                     progress(len(results), len(_tasks))
-            except BaseException:  # what waits would be compiled before an interruption is heard of
+            except BaseException:  # else all that waits would be compiled first
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -250,7 +249,7 @@ def compile_all(rows: list[Row], jobs: int, progress: Callable[[int, int], None]
 
 
 def row_bytes(tensor: Tensor) -> int:
-    """Of the dimension that lies contiguous in memory."""
+    """Bytes of a row: the dimension that is contiguous in memory."""
     extents = [(stride, extent) for stride, extent in zip(tensor.stride(), tensor.shape) if extent > 1]
     return min(extents, default=(1, 1))[1] * tensor.itemsize
 
@@ -259,22 +258,22 @@ def violations(launch: Launch, result: Compiled, narrow: Container[str] = ()) ->
     """The rules that a launch breaks on a chip, a line each."""
     if result.error:
         return [f"does not compile: {result.error}"]
-    found = list(result.faults)
+    faults = list(result.faults)
     if result.stack:
-        found.append(f"spills: {result.stack} bytes of stack")
+        faults.append(f"spills: {result.stack} bytes of stack")
     if result.shared > (limit := TARGETS[result.cc].shared) * 1024:
-        found.append(f"shared memory: {result.shared / 1024:.0f} KiB, the limit is {limit}")
+        faults.append(f"shared memory: {result.shared / 1024:.0f} KiB, the limit is {limit}")
     if max(launch.grid[1:], default=1) > 65535:
-        found.append(f"grid: {launch.grid}, only the first extent may be above 65535")
+        faults.append(f"grid: {launch.grid}, only the first extent may be above 65535")
     tensors = dict(zip(launch.kernel.arg_names, launch.arguments))
     for name, (least, _) in result.widths.items():
         if least < 16 and name not in narrow and row_bytes(tensors[name]) % 16 == 0:
-            found.append(f"{name}: {least} bytes an access, and `narrow` does not say why")
-    return found
+            faults.append(f"{name}: {least} bytes an access, and `narrow` does not say why")
+    return faults
 
 
 def judge(rows: list[Row]) -> list[str]:
-    """Fills in `faults`; returns what is wrong with SPECs as a whole."""
+    """Fills in `faults`; returns the faults of SPECs as a whole."""
     for row in rows:
         for cc, result in row.results.items():
             narrow = {name.removesuffix(f" {row.precision}") for name in row.spec.narrow}
@@ -291,7 +290,7 @@ def judge(rows: list[Row]) -> list[str]:
 
 
 def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[str]:
-    """The excuses that no result, each with its precision, needs; none while a kernel does not compile."""
+    """Names in `narrow` that no result, each with its precision, needs; none while a compilation fails."""
     if any(result.error for _, result in results):
         return []
     needed = set()
@@ -302,7 +301,7 @@ def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[st
 
 
 def write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
+    """Writes the whole file or nothing."""
     new = path.with_name(path.name + ".new")
     new.write_text(text + "\n")
     os.replace(new, path)

@@ -24,7 +24,7 @@ accesses. `python -m bench gate --static` compares the code with its baseline.
 
   --all        dtypes other than float16 too at every case for every chip, not
                one case for 9.0
-  --json FILE  everything that was found; - is standard output
+  --json FILE  the record; - is standard output
   --jobs N     processes; as many as there are CPUs
 """
 

@@ -41,8 +41,8 @@ def statements(ptx: str) -> Iterator[tuple[str | None, str, str]]:
     body = re.sub(r"^\s*(?:[\w$]+:|\..*)\s*$", "", body, flags=re.MULTILINE)  # labels, directives
     for text in body.split(";"):
         text = re.sub(r"^[\s{}]*(?:[\w$]+:\s*)*", "", text)
-        if found := _STATEMENT.fullmatch(text.strip()):
-            yield found.groups()
+        if match := _STATEMENT.fullmatch(text.strip()):
+            yield match.groups()
 
 
 def _bytes(opcode: str, operands: str) -> int:
@@ -86,16 +86,16 @@ def accesses(ptx: str) -> tuple[dict[int, set[int]], set[int]]:
     while before != (now := sum(map(len, sources.values()))):
         before = now
         for results, inputs, passes in steps:
-            found = set().union(*(sources[register] for register in inputs))
+            origins = set().union(*(sources[register] for register in inputs))
             for register in results:
-                sources[register] |= found if passes else found & {THREAD}
+                sources[register] |= origins if passes else origins & {THREAD}
 
     widths: dict[int, set[int]] = defaultdict(set)
     uniform = set()
     for address, width, spread in touched:
-        found = set().union(*(sources[register] for register in address))
-        for parameter in found - {THREAD}:
-            if spread or THREAD in found:
+        origins = set().union(*(sources[register] for register in address))
+        for parameter in origins - {THREAD}:
+            if spread or THREAD in origins:
                 widths[parameter].add(width)
             else:
                 uniform.add(parameter)

@@ -1,4 +1,4 @@
-"""What the ahead-of-time check shows: progress while it compiles, then a table, what is wrong, and JSON."""
+"""What the ahead-of-time check shows: progress while it compiles, then a table, the faults, and JSON."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def run(names: list[str], everything: bool, file: str | None, jobs: int | None) 
 
 
 def _grouped(rows: list[Row]) -> list[str]:
-    """The faults of rows, a line for each that a kernel has, with the cases and chips that show it."""
+    """The faults of rows, a line for each fault of a kernel, with the cases and chips that show it."""
     places: dict[str, list[str]] = {}
     for row in rows:
         for fault, on in row.faults.items():
             place = f"{row.cases[0]} {row.precision} on {', '.join(map(chip, on))}"
             places.setdefault(f"{row.spec.name} {row.launch.name}: {fault}", []).append(place)
-    return [f"{fault} ({'; '.join(found)})" for fault, found in places.items()]
+    return [f"{fault} ({'; '.join(shown)})" for fault, shown in places.items()]
 
 
 def _compile(rows: list[Row], jobs: int) -> None:
@@ -104,7 +104,7 @@ def _show(rows: list[Row]) -> None:
 
 
 def _plain(names: list[str], everything: bool, rows: list[Row], faults: list[str]) -> dict:
-    """What was found, for a program to read. `names` are of the ops that were asked for, none for all."""
+    """The record, for a program to read. `names` are the ops that were asked for, none for all."""
     return {
         "names": names,
         "all": everything,

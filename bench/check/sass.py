@@ -62,8 +62,8 @@ def read(cubin: bytes, cc: int) -> Code:
         if (cc, low & 0xFFF) not in _names
     }
     if new:
-        found = _named((struct.pack("<QQ", *words) for words in new.values()), cc)
-        _names.update(zip(((cc, opcode) for opcode in new), found, strict=True))
+        names = _named((struct.pack("<QQ", *words) for words in new.values()), cc)
+        _names.update(zip(((cc, opcode) for opcode in new), names, strict=True))
     return [[Instruction(_names[cc, low & 0xFFF], low, high) for low, high in code] for code in functions]
 
 
@@ -97,20 +97,20 @@ def wgmmas(code: Code) -> tuple[Counter[int], int]:
 
 def _heat(body: list[str]) -> tuple[int, int]:
     """(products, instructions) of a loop."""
-    found = grouped(Counter(body))
-    return found["tensor"], found["all"]
+    groups = grouped(Counter(body))
+    return groups["tensor"], groups["all"]
 
 
 def _innermost(function: list[Instruction], cc: int) -> Iterator[list[str]]:
     """The names of the instructions of each loop in which there is no other; loops that wait do not count."""
     names = [one.name for one in function]
-    found = []
+    candidates = []
     for places in loops(function, cc):
         body = [names[i] for i in places]
         if any(map(WORKS.fullmatch, body)) or not any(map(WAITS.fullmatch, body)):
-            found.append((places, body))
-    for places, body in found:
-        if not any(inside < places for inside, _ in found):
+            candidates.append((places, body))
+    for places, body in candidates:
+        if not any(inside < places for inside, _ in candidates):
             yield body
 
 
@@ -124,14 +124,14 @@ def loops(function: list[Instruction], cc: int) -> list[set[int]]:
     after = {start: jumps.get(block[-1], [block.stop]) for start, block in blocks.items() if block}
     after = {start: [place for place in to if place in after] for start, to in after.items()}
     back, before = _walked(after)
-    found: dict[int, set[int]] = {}
+    bodies: dict[int, set[int]] = {}
     for source, head in back:
-        body, todo = found.setdefault(head, {head}), [source]
+        body, todo = bodies.setdefault(head, {head}), [source]
         while todo:
             if (block := todo.pop()) not in body:
                 body.add(block)
                 todo += before[block]
-    return [{i for block in body for i in blocks[block]} for body in found.values()]
+    return [{i for block in body for i in blocks[block]} for body in bodies.values()]
 
 
 def _walked(after: dict[int, list[int]]) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:

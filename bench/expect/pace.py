@@ -13,8 +13,8 @@ its start, and the longer of
 
 Instructions are those outside the hottest loop once, and its own as often as it runs. The second term is of
 small launches, whose few warps wait for themselves. `measured` beside `modelled` shows how far that is right.
-So no modelled time is taken as it is: the measured time is put in proportion, modelled after / before, and
-`python -m bench times` writes that factor into hlb/cost/times.json, where it counts as modelled.
+So no modelled time is taken as it is: the measured time is scaled by modelled after / before. That factor is
+written into hlb/cost/times.json by `python -m bench times`, and counts as modelled.
 """
 
 from __future__ import annotations
@@ -119,15 +119,15 @@ def by_case(record: Numbers) -> dict[tuple[str, str, str], list[Numbers]]:
     """(kernel, op, case) -> its launches in a check's record, of training steps in float16."""
     work = {(w["op"], w["case"]): w["chips"].get(CC, {}) for w in record["work"] if w["dtype"] == "float16"}
     cases = {(op, case.name): case for op in record["names"] for case in CATALOGUE[op].cases}
-    found = defaultdict(list)
+    launches = defaultdict(list)
     for launch in record["launches"]:
         for name in launch["cases"]:
             moved = work.get((launch["op"], name), {}).get(launch["kernel"])
             if launch["dtype"] == "float16" and CC in launch["chips"] and moved and recipe_of(name):
                 numbers = modelled(launch, moved["bytes"], cases[launch["op"], name])
                 code = [launch["grid"], launch["warps"], launch["chips"][CC]["instructions"]]
-                found[launch["kernel"], launch["op"], name].append(numbers | {"code": code})
-    return found
+                launches[launch["kernel"], launch["op"], name].append(numbers | {"code": code})
+    return launches
 
 
 def together(launches: list[Numbers]) -> Numbers:
@@ -187,7 +187,7 @@ def table(rows: list[Numbers]) -> list[list[str]]:
 
 
 def read(path: Path) -> Numbers:
-    """A check's record. UserError where it is none."""
+    """A check's record. Raises UserError for any other file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if all(

@@ -40,7 +40,7 @@ expected time of a run: writes hlb/cost/times.json.
 
   FOLDER  the record of a card, bench/results/h200 if not given
 """
-# Kernels of a profile by the pass that they are: pass -> a pattern; the first that fits. "" stands elsewhere.
+# Pass -> pattern of its kernels in a profile; the first match counts. Those of "" are counted elsewhere.
 CONVOLUTION = (
     r"_(conv|window)_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_"
     r"|implicit_gemm|ImplicitGemm|5x_cudnn|convolve_common"
@@ -78,7 +78,7 @@ BESIDE = {
 
 
 def read(path: Path):
-    """UserError where a file of the record is missing or is no JSON."""
+    """A JSON file of the record. Raises UserError where it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -91,12 +91,12 @@ def ledger(path: Path) -> list[dict]:
 
 def passes_of(recipe, choice: str) -> dict[str, Counter]:
     """pass -> bytes and launches of all of a run, but for what precedes its steps."""
-    found: dict[str, Counter] = defaultdict(Counter)
+    totals: dict[str, Counter] = defaultdict(Counter)
     for phase in floor.phases(recipe, choice):
         for times, passes in phase.work if phase.name != "prepare" else ():
             for one in passes:
-                found[one.name] += Counter(bytes=times * one.bytes, launches=times * one.launches)
-    return found
+                totals[one.name] += Counter(bytes=times * one.bytes, launches=times * one.launches)
+    return totals
 
 
 def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> dict[str, dict]:
@@ -112,21 +112,21 @@ def profiled(profile: dict, recipe, choice: str, patterns: dict[str, str]) -> di
         seconds[name] += row["ms"] / 1e3
         counts[name] += row["count"]
     kept = (name for name in seconds if name and name in of)
-    found = {name: {"seconds": seconds[name], **of[name]} for name in kept}
+    rates = {name: {"seconds": seconds[name], **of[name]} for name in kept}
     for rest in BESIDE.keys() & counts.keys():
         spared = seconds[rest] * max(0.0, 1 - of.get(rest, Counter())["launches"] / counts[rest])
-        if rest in found:
-            found[rest]["launches"] = counts[rest]
+        if rest in rates:
+            rates[rest]["launches"] = counts[rest]
         if spared:
-            found[BESIDE[rest]]["beside"] = found[BESIDE[rest]].get("beside", 0.0) + spared
-    return found
+            rates[BESIDE[rest]]["beside"] = rates[BESIDE[rest]].get("beside", 0.0) + spared
+    return rates
 
 
 def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
     """pass -> seconds of a compiled reference, and what it moves as eager PyTorch does; of the recipe's own
     case, else of the one that moves most.
     """
-    found: dict[str, dict] = {}
+    rates: dict[str, dict] = {}
     named = [
         row for row in rows if row["case"].split(".")[0] == recipe and row["implementation"] == "compiled"
     ]
@@ -139,14 +139,14 @@ def compiled(rows: list[dict], recipe: str) -> dict[str, dict]:
         inputs = leaves(spec, spec.make(Case(row["case"], **fields), spec.dtype(), "meta"))
         counted = traffic.traffic(spec.reference, inputs)[direction == "backward"]
         moved = counted.bytes.total()
-        if row["case"] == recipe or moved > found.get(op + suffix, {"bytes": 0})["bytes"]:
+        if row["case"] == recipe or moved > rates.get(op + suffix, {"bytes": 0})["bytes"]:
             rate = {"seconds": row["median"], "bytes": moved, "launches": counted.launches.total()}
-            found[op + suffix] = rate
-    return found
+            rates[op + suffix] = rate
+    return rates
 
 
 def _frozen(value):
-    """As a case has it, which JSON has not."""
+    """Lists as tuples, which JSON has not and a case has."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 

@@ -64,7 +64,7 @@ class Session:
 
 @dataclass
 class Baseline:
-    """What a GPU was seen to do."""
+    """What was measured on a GPU."""
 
     gpu: str
     sessions: list[Session] = field(default_factory=list)
@@ -72,12 +72,12 @@ class Baseline:
     recipes: dict[str, Runs] = field(default_factory=dict)
 
     def only(self, ops: Iterable[str]) -> Baseline:
-        """With the cases of these ops alone."""
+        """The baseline with the cases of these ops alone."""
         cases = {name: case for name, case in self.cases.items() if name.split()[0] in ops}
         return dataclasses.replace(self, cases=cases)
 
     def stale(self, versions: dict) -> list[str]:
-        """Where its sessions had other versions than these, a phrase each."""
+        """Versions that differ from those of its sessions, a phrase each."""
         pairs = [
             (session.provenance.get("versions", {}).get(name), versions.get(name), name)
             for session in self.sessions
@@ -87,12 +87,12 @@ class Baseline:
 
 
 def slug(gpu: str) -> str:
-    """A GPU's name as that of a file: NVIDIA H200 -> nvidia-h200."""
+    """The file name of a GPU: NVIDIA H200 -> nvidia-h200."""
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
 def provenance(command: str, gpu: str, before: dict | None) -> dict:
-    """By which command, code and versions, on what and when; `before` is the GPU's state at the beginning."""
+    """Command, time, commit, device and versions; `before` is the GPU's state at the beginning."""
     commit, dirty = environment.commit()
     return {
         "command": command,
@@ -133,7 +133,7 @@ def renewed(
 
 
 def save(path: Path, baseline: Baseline) -> None:
-    """Writes the file whole or not at all; a session or a case is a line, and so is its change."""
+    """Writes the file, whole or not at all. A session or a case is a line, so that a diff is short."""
     sessions = [
         json.dumps(ledger.finite({"ceilings": one.ceilings, **one.provenance})) for one in baseline.sessions
     ]
@@ -153,7 +153,7 @@ def joined(opening: str, rows: list[str], closing: str) -> str:
 
 
 def load(path: Path, gpu: str) -> Baseline:
-    """The baseline of this GPU. UserError where the file cannot be read, is none, or is another GPU's."""
+    """The baseline of this GPU. Raises UserError for a file that cannot be read, or of another GPU."""
     try:
         content = json.loads(path.read_text())
         baseline = Baseline(
@@ -182,7 +182,7 @@ def _frozen(one: dict, *lists: str) -> dict:
 
 
 def _check(baseline: Baseline) -> None:
-    """ValueError where numbers are missing or are no times."""
+    """Raises ValueError where times are missing or not positive."""
     for name, one in (*baseline.cases.items(), *baseline.recipes.items()):
         if not 0 <= one.session < len(baseline.sessions):
             raise ValueError(f"{name} has session {one.session} of {len(baseline.sessions)}")

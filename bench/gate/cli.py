@@ -35,7 +35,7 @@ from .baseline import CEILINGS, Baseline, Runs, Session, Timed
 from .judge import Assessment, Look, Measure
 from .repeats import Repeats, catalogue
 
-TOO_NOISY = 1.05  # a case of which less than this is not caught is named by --update
+TOO_NOISY = 1.05  # --update names the cases whose smallest slowdown that is caught exceeds this
 MACHINE = 3  # the exit status
 MAX_LOSS = 0.05  # points of accuracy
 # Option -> the least that it accepts.
@@ -121,10 +121,10 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         if not least <= value < math.inf:
             raise UserError(f"--{option.replace('_', '-')}: got {value}, accepted is {least} or more")
     if options.checked and not options.static:
-        raise UserError("--from: it is for --static; leave it out")
+        raise UserError("--from: only with --static; leave it out")
     for option in ("recipe", "json"):
         if options.static and getattr(options, option):
-            raise UserError(f"--{option}: --static knows nothing of it; leave one of them out")
+            raise UserError(f"--{option}: not with --static; leave one of them out")
     _check_files(options)
     return options
 
@@ -163,7 +163,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def this_gpu() -> str:
-    """Its name. UserError where no kernel can be timed."""
+    """The name of this GPU. Raises UserError where no kernel can be timed."""
     device, untimed = micro.timed_on()
     if untimed:
         raise UserError(f"the gate times kernels on a CUDA device, and {untimed}; `--static` needs none")
@@ -171,7 +171,7 @@ def this_gpu() -> str:
 
 
 def state() -> dict | None:
-    """The GPU's, where there is one."""
+    """State of the GPU, where there is one."""
     return environment.gpu_state("cuda") if torch.cuda.is_available() else None
 
 
@@ -180,18 +180,18 @@ def criteria(options: argparse.Namespace) -> judge.Criteria:
 
 
 class Told:
-    """Measures repeats, and prints a line for each."""
+    """Measures repeats, and prints a line after each."""
 
     def __init__(self, console: Console, measure: Measure):
         self.console, self.measure, self.count = console, measure, 0
 
     def __call__(self, names: list[str]) -> dict[str, float | str]:
         begin = time.perf_counter()
-        found = self.measure(names)
+        measured = self.measure(names)
         self.count += 1
         seconds = time.perf_counter() - begin
         self.console.print(f"repeat {self.count}: {len(names) - len(CEILINGS)} cases, {seconds:.0f} s")
-        return found
+        return measured
 
 
 def gate(
@@ -202,7 +202,7 @@ def gate(
     measure: Measure,
     train: endtoend.Train,
 ) -> int:
-    """The gate on a GPU, or whatever measures for it; the exit status."""
+    """Runs the gate, whatever `measure` and `train` time; returns the exit status."""
     path = options.baseline or baseline.FOLDER / f"{baseline.slug(gpu)}.json"
     if options.update:
         check_writable(path, "--baseline")
@@ -220,30 +220,30 @@ def gate(
     first = {
         name: endtoend.begin(name, base.recipes.get(name), train, options.runs) for name in options.recipe
     }
-    found = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, criteria(options))
-    outcomes = [outcome_of(assessment, *MICROSECONDS) for assessment in found.assessments]
+    judgement = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, criteria(options))
+    outcomes = [outcome_of(assessment, *MICROSECONDS) for assessment in judgement.assessments]
     show(console, outcomes)
-    states = [assessment.state for assessment in found.assessments]
-    again = sum(assessment.again > 0 for assessment in found.assessments)
+    states = [assessment.state for assessment in judgement.assessments]
+    again = sum(assessment.again > 0 for assessment in judgement.assessments)
     runs: dict[str, list[endtoend.Record]] = {}
     for name in options.recipe:
         limits = endtoend.RunCriteria(options.runs, options.max_slowdown, options.max_loss / 100)
         level = verdict.LEVEL / (2 * len(options.recipe))
         assessments, runs[name] = endtoend.judge(
-            name, base.recipes.get(name), first[name], train, limits, level, found.machine
+            name, base.recipes.get(name), first[name], train, limits, level, judgement.machine
         )
         states += [assessment.state for assessment in assessments]
         rows = [outcome_of(assessment, *unit) for assessment, unit in zip(assessments, (SECONDS, PERCENT))]
         show(console, rows)
         outcomes += rows
-    status, said = concluded(states, again, options.max_slowdown, found.machine)
+    status, said = concluded(states, again, options.max_slowdown, judgement.machine)
     record = {
         "verdict": said,
         "status": status,
-        "machine": found.machine,
-        "assessments": [dataclasses.asdict(assessment) for assessment in found.assessments],
-        "first": dataclasses.asdict(found.first),
-        "again": dataclasses.asdict(found.again),
+        "machine": judgement.machine,
+        "assessments": [dataclasses.asdict(assessment) for assessment in judgement.assessments],
+        "first": dataclasses.asdict(judgement.first),
+        "again": dataclasses.asdict(judgement.again),
         "recipes": {name: [dataclasses.asdict(one) for one in records] for name, records in runs.items()},
         **baseline.provenance(options.command, gpu, before),
     }
@@ -265,7 +265,7 @@ def concluded(states: list[str], again: int, allowed: float, machine: str) -> tu
     return 0, ", ".join([said, f"{again} measured again", *notes])
 
 
-# How the numbers of an assessment are written: end of the heading, factor, form, end of the number.
+# How the numbers of an assessment are written: end of the heading, factor, format, unit.
 MICROSECONDS = (" us", 1e6, ".2f", "")
 SECONDS = ("", 1.0, ".4f", " s")
 PERCENT = ("", 100.0, ".3f", " %")
@@ -293,7 +293,7 @@ def show(console: Console, outcomes: list[outcome.Outcome]) -> None:
 def finish(
     console: Console, options: argparse.Namespace, said: str, outcomes: list[outcome.Outcome], record: dict
 ) -> None:
-    """Says the verdict, and writes the files that were asked for."""
+    """Prints the verdict, and writes the files that were asked for."""
     console.print(f"\n{said}", markup=False, soft_wrap=True)
     outcome.write_files(
         f"Speed gate, {record['device_name']}", said, outcomes, options.junit, options.summary
@@ -312,7 +312,7 @@ def update(
     measure: Measure,
     train: endtoend.Train,
 ) -> int:
-    """Measures a baseline and writes it; 1, and nothing written, where something is wrong."""
+    """Measures a baseline and writes it. Returns 1, and writes nothing, where something is wrong."""
     before = state()
     look = judge.measured(measure, (*CEILINGS, *calls), options.repeats)
     records = {name: train(name, options.runs, 0) for name in options.recipe}
@@ -341,7 +341,7 @@ def update(
 
 
 def measured_outcome(name: str, look: Look, family: int, options: argparse.Namespace) -> outcome.Outcome:
-    """A case of a new baseline, and the slowdown of it that a gate like this one catches."""
+    """A case of a new baseline, and the smallest slowdown that a gate like this one catches."""
     seconds = look.seconds[name]
     seen = verdict.visible(seconds, options.max_slowdown, verdict.LEVEL / family)
     cells = {"us": f"{statistics.median(seconds) * 1e6:.2f}", "catches": f"{seen:.3f}"}

@@ -2,8 +2,8 @@
 
 Time is judged as a kernel's is: where the first runs look slower than is allowed, as many fresh ones, of
 another process and from other seeds, are judged. Runs of one process share what it leaves on all of them;
-what is allowed has to cover that. Accuracy is judged on all runs together: red where even the upper bound
-of its change is a loss of more than is tolerated. A run that diverged is red.
+the allowed slowdown has to cover that. Accuracy is judged on all runs together: red where even the upper
+bound of its change is a loss of more than is tolerated. A run that diverged is red.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RunCriteria:
 
 @dataclass
 class Record:
-    """What `hlb train --json` says of some runs: seconds and accuracy of those that ended well."""
+    """Runs as `hlb train --json` records them: seconds and accuracy of those that did not fail."""
 
     seconds: list[float]
     accuracy: list[float]
@@ -64,7 +64,7 @@ Train = Callable[[str, int, int], Record]
 
 
 def trained(data: str, recipe: str, runs: int, seed: int) -> Record:
-    """Runs in a process of their own."""
+    """Trains in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.json"
         runs_of = ["--recipe", recipe, "--runs", str(runs), "--seed", str(seed), "--data", data]
@@ -76,7 +76,7 @@ def trained(data: str, recipe: str, runs: int, seed: int) -> Record:
 
 
 def begin(name: str, before: Runs | None, train: Train, runs: int) -> Record:
-    """The first runs of a recipe. UserError where their data set is not the baseline's."""
+    """The first runs of a recipe. Raises UserError if their data set is not the baseline's."""
     record = train(name, runs, 0)
     if before is not None and record.dataset != before.dataset:
         raise UserError(
@@ -134,29 +134,29 @@ def judge_time(
     machine: str,
 ) -> None:
     """Red where the lower bound of the slowdown exceeds what is allowed."""
-    found = verdict.ratio(before, now, level)
-    one.ratio, one.lower = found.value, found.lower
+    ratio = verdict.ratio(before, now, level)
+    one.ratio, one.lower = ratio.value, ratio.lower
     one.message = (
-        f"{found.lower:.3f} to {found.upper:.3f} of the baseline's, with confidence {1 - 2 * level:.2%}"
+        f"{ratio.lower:.3f} to {ratio.upper:.3f} of the baseline's, with confidence {1 - 2 * level:.2%}"
     )
     if machine:
         one.message = "not judged, as the machine is not as it was"
-    elif found.lower > criteria.allowed:
+    elif ratio.lower > criteria.allowed:
         one.state = "slow"
-        one.message = f"slower by at least {found.lower - 1:.1%}, allowed is {criteria.allowed - 1:.1%}"
+        one.message = f"slower by at least {ratio.lower - 1:.1%}, allowed is {criteria.allowed - 1:.1%}"
 
 
 def judge_accuracy(
     one: Assessment, before: tuple[float, ...], now: list[float], criteria: RunCriteria, level: float
 ) -> None:
     """Red where even the upper bound of the change is below the loss that is tolerated."""
-    found = verdict.change(before, now, level, criteria.loss)
-    if lost := found.upper < -criteria.loss:
+    change = verdict.change(before, now, level, criteria.loss)
+    if lost := change.upper < -criteria.loss:
         one.state = "inaccurate"
     one.message = (
-        f"changed by {100 * found.value:+.3f} points, {100 * found.upper:+.3f} at most with confidence "
+        f"changed by {100 * change.value:+.3f} points, {100 * change.upper:+.3f} at most with confidence "
         f"{1 - level:.2%}, {-100 * criteria.loss:+.3f} is tolerated"
     )
     if not lost:
-        seen = f"a loss of {100 * found.visible:.3f} points would have shown 4 times out of 5"
+        seen = f"a loss of {100 * change.visible:.3f} points would have shown 4 times out of 5"
         one.message += f"; in {len(now)} runs against {len(before)} {seen}"

@@ -1,4 +1,4 @@
-"""How the speed gate comes to its verdict, whatever measures for it: a GPU, or a simulation of one.
+"""How the speed gate comes to its verdict, whatever measures for it: a GPU, or in tests a simulation.
 
 First a few repeats of every case. What looks slower, or faster, than is allowed is measured again, with as
 many repeats as the baseline has, and only these fresh repeats are judged: a case is red where the lower bound
@@ -25,19 +25,19 @@ from dataclasses import dataclass, field
 from . import verdict
 from .baseline import CEILINGS, Baseline
 
-MACHINE = 1.02  # by so much a ceiling may differ
+MACHINE = 1.02  # ratio by which a ceiling may differ
 FIRST, REPEATS = 3, 16  # repeats before the first look; of a baseline, and of what is measured again
 
 # States of an assessment that are red; others are ok, faster, new and unjudged.
 RED = ("slow", "inaccurate", "wrong", "missing", "changed")
 
-# Measures each of the names once: its seconds, or in words what is wrong with it.
+# Measures each of the names once: name -> seconds, or its fault in words.
 Measure = Callable[[list[str]], dict[str, float | str]]
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """How often is measured, and the ratio of now to before that is allowed."""
+    """How many repeats are measured, and the ratio of now to before that is allowed."""
 
     first: int = FIRST
     repeats: int = REPEATS
@@ -46,7 +46,7 @@ class Criteria:
 
 @dataclass
 class Look:
-    """Seconds of each name, repeat by repeat; of what went wrong, the words instead."""
+    """Seconds of each name, repeat by repeat, and the fault of each that failed."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Look:
 
 @dataclass
 class Assessment:
-    """What was found of a case. Seconds are medians; `ratio` is that of the medians, or of the geometric
+    """The verdict on a case. Seconds are medians; `ratio` is that of the medians, or of the geometric
     means where there is a `lower` bound, which only fresh repeats give.
     """
 
@@ -74,7 +74,7 @@ class Assessment:
 
 @dataclass
 class Judgement:
-    """The assessments, and in what the machine is not as it was, if so."""
+    """The assessments, and how the machine differs from the baseline's, if it does."""
 
     assessments: list[Assessment]
     machine: str = ""
@@ -87,19 +87,19 @@ class Judgement:
 
 
 def measured(measure: Measure, names: Iterable[str], repeats: int) -> Look:
-    """Some repeats of the names. What went wrong once is not measured again."""
-    found, names = Look({name: [] for name in names}), list(names)
+    """Measures the names so many times. What failed once is not measured again."""
+    look, names = Look({name: [] for name in names}), list(names)
     for _ in range(repeats):
-        for name, value in measure([name for name in names if name not in found.faults]).items():
+        for name, value in measure([name for name in names if name not in look.faults]).items():
             if isinstance(value, str):
-                found.faults[name] = value
+                look.faults[name] = value
             else:
-                found.seconds[name].append(value)
-    return found
+                look.seconds[name].append(value)
+    return look
 
 
 def judge(base: Baseline, calls: dict[str, dict], measure: Measure, criteria: Criteria) -> Judgement:
-    """The verdict on the cases that there are now, name -> call, against those of the baseline."""
+    """Judges today's cases, name -> call, against those of the baseline."""
     assessments = {name: Assessment(name) for name in (*calls, *base.cases)}
     for name, assessment in assessments.items():
         if name not in calls:
@@ -145,7 +145,7 @@ def judge(base: Baseline, calls: dict[str, dict], measure: Measure, criteria: Cr
 
 
 def unjudged(result: Judgement) -> Judgement:
-    """With nothing said of the times of another machine."""
+    """Takes back what was said of times, since the machine is another."""
     for assessment in result.assessments:
         if assessment.state == "ok":
             assessment.state = "unjudged"
@@ -154,18 +154,18 @@ def unjudged(result: Judgement) -> Judgement:
 
 def weigh(one: Assessment, before: Iterable[float], now: list[float], family: int, allowed: float) -> None:
     """Assesses a case by fresh repeats, one of a `family`."""
-    found = verdict.ratio(before, now, verdict.LEVEL / family)
-    one.ratio, one.lower = found.value, found.lower
-    if found.lower > allowed:
+    ratio = verdict.ratio(before, now, verdict.LEVEL / family)
+    one.ratio, one.lower = ratio.value, ratio.lower
+    if ratio.lower > allowed:
         one.state = "slow"
-        one.message = f"slower by at least {found.lower - 1:.1%}, allowed is {allowed - 1:.1%}"
-    elif found.upper < 1:
+        one.message = f"slower by at least {ratio.lower - 1:.1%}, allowed is {allowed - 1:.1%}"
+    elif ratio.upper < 1:
         one.state = "faster"
-        one.message = f"faster: {found.upper:.3f} of its time at most; --update keeps that"
+        one.message = f"faster: {ratio.upper:.3f} of its time at most; --update keeps that"
 
 
 def note(one: Assessment, look: Look) -> None:
-    """What a look says of a case by itself."""
+    """Takes the time of a case, or its fault, from a look."""
     if one.name in look.faults:
         one.state, one.message = "wrong", look.faults[one.name]
     else:
@@ -173,7 +173,7 @@ def note(one: Assessment, look: Look) -> None:
 
 
 def moved(sessions: list[dict[str, tuple[float, ...]]], look: Look) -> str:
-    """In what the ceilings of a look differ from those of the sessions that made the baseline; "" if not."""
+    """How the ceilings of a look differ from those of the baseline's sessions; "" if they do not."""
     if look.faults.keys() & set(CEILINGS):
         return "; ".join(f"{name}: {look.faults[name]}" for name in CEILINGS if name in look.faults)
     for ceilings in sessions:
@@ -185,6 +185,6 @@ def moved(sessions: list[dict[str, tuple[float, ...]]], look: Look) -> str:
 
 
 def different(before: dict, now: dict) -> str:
-    """In what fields two calls, or two recipes, differ; "" if in none."""
+    """The fields in which two calls, or two recipes, differ; "" if there are none."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys)

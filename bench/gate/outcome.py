@@ -1,4 +1,4 @@
-"""What a gate found: as a table, as JUnit XML, and as Markdown for the step summary of a GitHub job."""
+"""The outcomes of a gate: as a table, as JUnit XML, and as Markdown for the step summary of a GitHub job."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]") 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found of one thing that a gate looks at. `name` is unique in a gate; `cells` are what a table
-    shows of it, heading -> text; `message` is a line that says why it is red, or what else is worth saying;
-    `state` is a word for how it is, where that is more than red or not.
+    """The outcome of one thing that a gate looks at. `name` is unique in a gate; `cells` are its row in a
+    table, heading -> text; `message` is a line that says why it is red, or what else is worth saying; `state`
+    is a word for more than red or not.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Outcome:
 
     @property
     def word(self) -> str:
-        """How it is, in a table."""
+        """The last cell of its row."""
         return f"RED {self.state}".strip() if self.red else self.state or "ok"
 
 
 def show(console: Console, outcomes: Sequence[Outcome]) -> None:
-    """A row each, numbers to the right, and below it a line for each message."""
+    """Prints a row for each, and below the table a line for each message."""
     headings = list(dict.fromkeys(heading for outcome in outcomes for heading in outcome.cells))
     table = Table(box=None, pad_edge=False)
     for heading in ("", *headings, " "):
@@ -99,7 +99,7 @@ def markdown(title: str, verdict: str, outcomes: Sequence[Outcome]) -> str:
 def write_files(
     title: str, verdict: str, outcomes: Sequence[Outcome], junit_file: Path | None, summary: Path | None
 ) -> None:
-    """Writes the files that are wanted; `summary` is appended to, as GitHub asks."""
+    """Writes JUnit XML and appends to the summary, as GitHub asks, where these files are given."""
     if junit_file:
         with atomic(junit_file) as temporary:
             temporary.write_text(junit(title, outcomes), encoding="utf-8")

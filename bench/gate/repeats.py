@@ -39,22 +39,22 @@ ROOT = Path(__file__).parents[2]
 
 
 def catalogue(ops: Sequence[str] = ()) -> dict[str, dict]:
-    """Every case, forward and both, by its name, `sgd seed forward`, with the fields of its call; of `ops`
-    alone, if any are given.
+    """Name -> fields of the call, of every case, forward and both: `sgd seed forward`. Of `ops` alone, if any
+    are given.
     """
-    found = {}
+    by_name = {}
     for op in ops or kernels.CATALOGUE:
         spec, dtype = kernels.CATALOGUE[op], kernels.CATALOGUE[op].dtype()
         for case in spec.cases:
             call = json.loads(json.dumps({"dtype": launch.short(dtype), **case}, default=str))
             for direction in directions(spec, case, dtype):
                 if direction != "backward":  # which is in both
-                    found[f"{op} {case.name} {direction}"] = call
-    return found
+                    by_name[f"{op} {case.name} {direction}"] = call
+    return by_name
 
 
 def named(name: str) -> tuple[KernelSpec, Case, str]:
-    """The op, the case and the direction of a name of the catalogue."""
+    """The op, the case and the direction that a name of the catalogue stands for."""
     op, rest = name.split(" ", 1)
     label, direction = rest.rsplit(" ", 1)
     spec = kernels.CATALOGUE[op]
@@ -64,8 +64,8 @@ def named(name: str) -> tuple[KernelSpec, Case, str]:
 def measured(
     names: Sequence[str], checked: Sequence[str], samples: int, device: str
 ) -> Iterator[tuple[str, float | str]]:
-    """The names one after the other, each with its seconds, or with what is wrong with it; the values of
-    those in `checked` are compared first. Ends early where a fault took the device with it.
+    """(name, seconds or a fault) of one name after the other; the values of those in `checked` are compared
+    first. Ends early where a fault took the device with it.
     """
     for name in names:
         try:
@@ -100,7 +100,7 @@ def ceiling(name: str, device: str, samples: int) -> float:
 
 
 def op(name: str, checked: bool, samples: int, device: str) -> float | str:
-    """Seconds of a case, or what is wrong with its values."""
+    """Seconds of a case, or the fault of its values."""
     spec, case, direction = named(name)
     if checked and (fault := wrong(spec, case, device)):
         return fault
@@ -113,9 +113,9 @@ def op(name: str, checked: bool, samples: int, device: str) -> float | str:
 
 @cache
 def wrong(spec: KernelSpec, case: Case, device: str) -> str:
-    """What is wrong with the values of an op, "" if nothing."""
-    found = check(spec, case, spec.dtype(), device)
-    return f"wrong values: {'; '.join(found)}" if found else ""
+    """The fault of an op's values; "" where they are right."""
+    faults = check(spec, case, spec.dtype(), device)
+    return f"wrong values: {'; '.join(faults)}" if faults else ""
 
 
 class Repeats:
@@ -129,17 +129,17 @@ class Repeats:
         self.samples, self.checked = samples, set()
 
     def __call__(self, names: list[str]) -> dict[str, float | str]:
-        found: dict[str, float | str] = {}
-        while left := [name for name in names if name not in found]:
-            status = self._process(left, found)
-            rest = [name for name in names if name not in found]
+        results: dict[str, float | str] = {}
+        while left := [name for name in names if name not in results]:
+            status = self._process(left, results)
+            rest = [name for name in names if name not in results]
             if rest and status:
-                found[rest[0]] = f"its process ended with status {status}"
+                results[rest[0]] = f"its process ended with status {status}"
         self.checked |= set(names)
-        return found
+        return results
 
-    def _process(self, names: list[str], found: dict[str, float | str]) -> int:
-        """Fills in what a new process found; its exit status."""
+    def _process(self, names: list[str], results: dict[str, float | str]) -> int:
+        """Adds the results of a new process; returns its exit status."""
         request = {"names": names, "checked": [name for name in names if name not in self.checked]}
         child = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -152,7 +152,7 @@ class Repeats:
                 raise UserError(f"`{' '.join(self.command)}` did not start; what it wrote says why")
             for line in child.stdout:
                 name, value = json.loads(line)
-                found[name] = value
+                results[name] = value
             return child.wait()
         finally:
             child.kill()
@@ -161,7 +161,7 @@ class Repeats:
 
 
 def serve(request: dict, out: TextIO) -> None:
-    """What a process does: `request` holds the arguments of `measured`; a line is written for each name."""
+    """Serves a process: `request` holds the arguments of `measured`; writes a line for each name."""
     warm(request["device"])
     print(READY, file=out, flush=True)
     for pair in measured(**request):
@@ -170,8 +170,8 @@ def serve(request: dict, out: TextIO) -> None:
 
 if __name__ == "__main__":
     lines = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no result
+    os.dup2(2, 1)  # what libraries print must not mix with results
     try:
         serve(json.load(sys.stdin), lines)
-    except (KeyboardInterrupt, BrokenPipeError):  # the gate ended, and says so itself
+    except (KeyboardInterrupt, BrokenPipeError):  # the gate has ended and says so itself
         os._exit(130)

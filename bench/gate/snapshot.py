@@ -1,6 +1,6 @@
 """Numbers of compiled code and of issued work, launch by launch: from the ahead-of-time check, and as a file.
 
-record(None, ["conv"])          {"versions": ..., "launches": [...], ...}, what a check finds of these ops
+record(None, ["conv"])          {"versions": ..., "launches": [...], ...}, from a check of these ops
 entries(record)                 {"work": {"conv/_conv_fwd/r1.conv2/float16": {"9.0": {"bytes": ...}}}, ...}
 text(versions, entries)         the same as a baseline that is committed, which `read` reads
 """
@@ -36,23 +36,23 @@ Sections = dict[str, Entries]
 
 
 def record(file: Path | None, names: list[str]) -> dict:
-    """What a check found of the ops `names`, or of all, and its `sections`: a check that wrote `file`, or one
-    made now.
+    """The record of a check of the ops `names`, or of all, with its `sections`: from `file`, or of a check
+    that is run now.
 
-    UserError where the file is none or of something else, or triton is missing.
+    Raises UserError for a file of another kind, and where triton is missing.
     """
     if file is None:
         return _checked(names)
-    found = _read(file, _parsed, CHECK)
-    if found["names"] and not set(names or kernels.CATALOGUE) <= set(found["names"]):
-        raise UserError(f"{file} is of {' '.join(found['names'])} alone: name what to compare, of these")
-    if found["all"]:
+    content = _read(file, _parsed, CHECK)
+    if content["names"] and not set(names or kernels.CATALOGUE) <= set(content["names"]):
+        raise UserError(f"{file} is of {' '.join(content['names'])} alone: name what to compare, of these")
+    if content["all"]:
         raise UserError(f"{file} was made with --all, and the baseline is not: {CHECK} {file}")
-    return found
+    return content
 
 
 def _checked(names: list[str]) -> dict:
-    """By a process of its own: one that interprets kernels cannot compile them."""
+    """Runs the check in a process of its own: one that interprets kernels cannot compile them."""
     if not launch.INSTALLED:
         raise UserError("gate --static compiles kernels: it needs triton, which is not installed here")
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def _checked(names: list[str]) -> dict:
 
 
 def read(file: Path) -> dict:
-    """A baseline: its `versions`, and its `sections`. UserError where it is none."""
+    """A baseline: its `versions` and `sections`. Raises UserError for any other file."""
     return _read(file, _unpacked, UPDATE)
 
 
@@ -79,9 +79,9 @@ def _read(file: Path, parse: Callable[[dict], dict], command: str) -> dict:
         raise UserError(f"{file} is not what {command} of this version writes") from None
 
 
-def _parsed(found: dict) -> dict:
-    kept = {key: found[key] for key in ("names", "all", "versions", "faults", "launches")}
-    return kept | {"sections": entries(found)}
+def _parsed(content: dict) -> dict:
+    kept = {key: content[key] for key in ("names", "all", "versions", "faults", "launches")}
+    return kept | {"sections": entries(content)}
 
 
 def _unpacked(baseline: dict) -> dict:
@@ -111,21 +111,21 @@ def text(versions: dict[str, str], sections: Sections) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def entries(found: dict) -> Sections:
-    """Of a record. Where launches share a name and a chip, the greater of each number."""
+def entries(content: dict) -> Sections:
+    """The entries of a check's record. Where launches share a name and a chip, the greater of each number."""
     sections: Sections = {section: {} for section in SECTIONS}
 
     def add(section: str, name: str, chip: str, numbers: Numbers) -> None:
         known = sections[section].setdefault(name, {}).setdefault(chip, numbers)
         known.update({column: max(known[column], number) for column, number in numbers.items()})
 
-    for one in found["launches"]:
+    for one in content["launches"]:
         for chip, code in one["chips"].items():
             if not code["error"]:
                 groups = (code["instructions"][group] for group in sass.COUNTED)
                 whole = code["registers"], code["stack"], code["shared"], *groups
                 add("launches", one["key"], chip, dict(zip(SECTIONS["launches"], whole, strict=True)))
-    for one in found["work"]:
+    for one in content["work"]:
         for chip, by_kernel in one["chips"].items():
             for kernel, numbers in by_kernel.items():
                 add("work", f"{one['op']}/{kernel}/{one['case']}/{one['dtype']}", chip, dict(numbers))
@@ -135,6 +135,6 @@ def entries(found: dict) -> Sections:
 def of_ops(sections: Sections, names: Collection[str]) -> Sections:
     """The entries of these ops."""
     return {
-        section: {name: chips for name, chips in found.items() if name.split("/")[0] in names}
-        for section, found in sections.items()
+        section: {name: chips for name, chips in by_name.items() if name.split("/")[0] in names}
+        for section, by_name in sections.items()
     }

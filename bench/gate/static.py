@@ -2,12 +2,12 @@
 
     python -m bench gate --static                        compiles every launch of every op for four chips
     python -m bench gate --static conv se_gate           these ops alone
-    python -m bench gate --static --from check.json      what `python -m bench check --json` has found
-    python -m bench gate --static --update               makes what is found the baseline
+    python -m bench gate --static --from check.json      what `python -m bench check --json` wrote
+    python -m bench gate --static --update               writes the baseline
 
-A compiler gives the same code for the same kernel each time, so nothing here is noise; LIMITS leave room for
-what comes with every edit. Another triton or ptxas gives other code, and is not compared. What has to hold
-whatever was before is the business of `python -m bench check`.
+A compiler makes the same code of the same kernel each time, so there is no noise; LIMITS leave room for what
+comes with every edit. Code of another triton or ptxas is not compared. Rules that hold whatever the baseline
+are checked by `python -m bench check`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BASELINE = Path(__file__).parents[1] / "baselines" / "static.json"
 
 
 def growth(before: int, now: int) -> float:
-    """Infinite from nothing to something."""
+    """now / before; infinite from 0 to more."""
     return now / before if before else float("inf") if now else 1.0
 
 
@@ -81,7 +81,7 @@ class Change:
 
 
 def judged(column: str, before: int, now: int) -> str:
-    """worse, better, or nothing."""
+    """The rank of a change: worse, better or "" (within the limits)."""
     if column in KEPT:
         return "worse" if before and not now else "better" if now and not before else ""
     limit = LIMITS[column]
@@ -89,19 +89,19 @@ def judged(column: str, before: int, now: int) -> str:
 
 
 def changes_of(name: str, before: dict[str, Numbers], now: dict[str, Numbers]) -> list[Change]:
-    """What changed of an entry, {} where there is none. A column that the baseline lacks is not compared."""
-    found: dict[tuple[str, int, int, str], list[str]] = {}
+    """The changes of an entry, {} where it is missing. Columns that the baseline lacks are skipped."""
+    grouped: dict[tuple[str, int, int, str], list[str]] = {}
     for chip in sorted(before | now, key=float):
         if chip not in now:
-            found.setdefault(("missing", 1, 0, "worse"), []).append(chip)
+            grouped.setdefault(("missing", 1, 0, "worse"), []).append(chip)
         elif chip not in before:
-            found.setdefault(("new", 0, 1, "new"), []).append(chip)
+            grouped.setdefault(("new", 0, 1, "new"), []).append(chip)
         else:
             for column in now[chip].keys() & before[chip].keys():
                 a, b = before[chip][column], now[chip][column]
                 if a != b:
-                    found.setdefault((column, a, b, judged(column, a, b)), []).append(chip)
-    return [Change(name, *what, tuple(chips)) for what, chips in sorted(found.items())]
+                    grouped.setdefault((column, a, b, judged(column, a, b)), []).append(chip)
+    return [Change(name, *what, tuple(chips)) for what, chips in sorted(grouped.items())]
 
 
 def red(changes: list[Change]) -> bool:
@@ -109,7 +109,7 @@ def red(changes: list[Change]) -> bool:
 
 
 def _weight(change: Change) -> tuple[int, float]:
-    """Least where it matters most."""
+    """Sorts the changes that matter most first."""
     return RANKS.index(change.verdict), -abs(growth(change.before, change.now) - 1)
 
 
@@ -122,14 +122,14 @@ def by_kernel(changes: dict[str, list[Change]]) -> list[Outcome]:
         names.setdefault(" ".join(name.split("/")[:2]), []).append(name)
     outcomes = []
     for kernel, own in names.items():
-        found = [change for name in own for change in changes[name]]
+        of_kernel = [change for name in own for change in changes[name]]
         columns: dict[str, list[Change]] = {}
-        for change in sorted(found, key=_weight):
+        for change in sorted(of_kernel, key=_weight):
             columns.setdefault(change.column, []).append(change)
         cells = {"entries": str(len(own)), "changed": str(sum(bool(changes[name]) for name in own) or "")}
         cells |= {column: _cell(group) for column, group in columns.items()}
         said = "; ".join(_said(group) for group in columns.values() if group[0].verdict)
-        outcomes.append(Outcome(kernel, red(found), cells, said))
+        outcomes.append(Outcome(kernel, red(of_kernel), cells, said))
     return outcomes
 
 
@@ -141,7 +141,7 @@ def _cell(group: list[Change]) -> str:
 
 
 def _said(group: list[Change]) -> str:
-    """What matters most of the changes of a number, and of how many entries it is said."""
+    """The change of a number that matters most, and how many other entries share its rank."""
     first = group[0]
     others = len({change.name for change in group if change.verdict == first.verdict} - {first.name})
     where = first.name.split("/", 2)[2]
@@ -149,8 +149,8 @@ def _said(group: list[Change]) -> str:
 
 
 def verdict(changes: dict[str, list[Change]]) -> str:
-    """In a line, of all entries."""
-    counts = Counter(min((c.verdict for c in found), key=RANKS.index) for found in changes.values() if found)
+    """The verdict on all entries, a line."""
+    counts = Counter(min((c.verdict for c in group), key=RANKS.index) for group in changes.values() if group)
     if not counts:
         return "as in the baseline"
     words = ", ".join(f"{counts[rank]} {rank or 'changed within limits'}" for rank in RANKS if counts[rank])
@@ -161,7 +161,7 @@ def run(
     console: Console,
     names: list[str],
     baseline: Path | None,
-    found: Path | None,
+    checked: Path | None,
     update: bool,
     junit: Path | None,
     summary: Path | None,
@@ -169,7 +169,8 @@ def run(
     """Compares the ops `names`, or all, with a baseline, or writes them to it (`update`). Returns the exit
     status, 1 where something is red.
 
-    UserError where there is nothing to compare with, or where other compilers made it: neither green nor red.
+    Raises UserError where there is nothing to compare with, or other compilers made it: neither green nor
+    red.
     """
     file = baseline or BASELINE
     if unknown := [name for name in names if name not in kernels.CATALOGUE]:
@@ -182,7 +183,7 @@ def run(
         if path:
             check_writable(path, option)
     known = None if update and not names else snapshot.read(file)
-    record = snapshot.record(found, names)
+    record = snapshot.record(checked, names)
     if known and known["versions"] != record["versions"]:
         raise UserError(
             f"{file} is of {_versions(known)}, the code here of {_versions(record)}, and code of different "

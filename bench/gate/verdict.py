@@ -1,4 +1,4 @@
-"""The statistics of the speed gate: from the seconds of some repeats to what can be said of a slowdown.
+"""The statistics of the speed gate: from the seconds of some repeats to bounds of a slowdown.
 
 A repeat is every case once, in a process of its own, since a process leaves its mark (addresses, clocks) on
 all that is timed in it: processes, not samples, are what is averaged over (Kalibera and Tuma, Precise
@@ -50,7 +50,7 @@ class AccuracyChange:
 
 
 def estimate(values: Sequence[float], trim: bool = True) -> Estimate:
-    """Of two values or more; an eighth of them is trimmed at each end, if at all."""
+    """The estimate from two values or more; `trim` leaves out an eighth of them at each end."""
     n, ordered = len(values), sorted(values)
     cut = n // 8 if trim else 0
     kept = n - 2 * cut
@@ -62,39 +62,39 @@ def estimate(values: Sequence[float], trim: bool = True) -> Estimate:
 
 
 def degrees(a: Estimate, b: Estimate) -> float:
-    """Welch's and Satterthwaite's, of the difference of two means that have an error."""
+    """Degrees of freedom of a difference of two means (Welch, Satterthwaite)."""
     both = a.square + b.square
     return both**2 / (a.square**2 / a.degrees + b.square**2 / b.degrees)
 
 
 def margin(a: Estimate, b: Estimate, level: float) -> float:
-    """What a difference of two means must exceed, to be above 0 at this level."""
+    """What a difference of two means must exceed to be above 0 at this level."""
     if a.square + b.square == 0:  # a clock too coarse to show a difference
         return 0.0
     return quantile(1 - level, degrees(a, b)) * math.sqrt(a.square + b.square)
 
 
 def quantile(probability: float, degrees: float) -> float:
-    """Of Student's t."""
+    """A quantile of Student's t."""
     from scipy.stats import t  # takes a third of a second to import
 
     return float(t.ppf(probability, degrees))
 
 
 def ratio(baseline: Sequence[float], now: Sequence[float], level: float) -> Ratio:
-    """Of the geometric means of seconds per repeat, LEAST or more of each."""
+    """The ratio of the geometric means of seconds per repeat, LEAST or more of each."""
     before, after = (estimate([math.log(value) for value in values]) for values in (baseline, now))
     difference, reach = after.mean - before.mean, margin(before, after, level)
     return Ratio(*(math.exp(value) for value in (difference, difference - reach, difference + reach)))
 
 
 def look(baseline: Sequence[float], now: Sequence[float]) -> float:
-    """The ratio of the medians: what a few repeats look like."""
+    """The ratio of the medians: a first look at a few repeats."""
     return statistics.median(now) / statistics.median(baseline)
 
 
 def change(baseline: Sequence[float], now: Sequence[float], level: float, tolerated: float) -> AccuracyChange:
-    """Of accuracies of single runs, two or more of each, where a loss of `tolerated` is tolerated."""
+    """The change of accuracy from single runs, two or more of each; a loss of `tolerated` is tolerated."""
     before, after = estimate(baseline, trim=False), estimate(now, trim=False)
     difference, reach = after.mean - before.mean, margin(before, after, level)
     visible = tolerated + reach

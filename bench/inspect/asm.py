@@ -33,20 +33,20 @@ NAMED = 31  # cases that an error lists: as many as the op of most has
 
 def only_case(todo: dict[KernelSpec, list[Case]]) -> tuple[KernelSpec, Case]:
     """The one case that was chosen. Raises UserError where there are several."""
-    found = [(spec, case) for spec, cases in todo.items() for case in cases]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(f"{spec.name} {case.name}" for spec, case in found[:NAMED])
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    raise UserError(f"takes one op and one --case, here are {len(found)}: {names}{more}")
+    pairs = [(spec, case) for spec, cases in todo.items() for case in cases]
+    if len(pairs) == 1:
+        return pairs[0]
+    names = ", ".join(f"{spec.name} {case.name}" for spec, case in pairs[:NAMED])
+    more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
+    raise UserError(f"takes one op and one --case, here are {len(pairs)}: {names}{more}")
 
 
 def run(
     console: Console, todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, stage: str, chip: str | None
 ) -> int:
     """Prints a stage of STAGES of all that one call of the one case launches, forward and backward, for a
-    chip of CHIPS or the one that is here. Returns the exit status, 1 where a kernel does not compile; raises
-    UserError.
+    chip of CHIPS or the one that is here. Returns the exit status, 1 where a kernel does not compile. Raises
+    UserError where nothing can be compiled.
     """
     if chip not in (None, *CHIPS):
         raise UserError(f"--chip: got {chip!r}, accepted are {', '.join(CHIPS)}")

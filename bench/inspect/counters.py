@@ -73,8 +73,8 @@ def parsed(text: str) -> dict[str, float]:
 
 def scale(unit: str) -> float:
     """Of a unit of time or of bytes, in seconds or bytes: ns, usecond, Mbyte; 1 of any other."""
-    found = re.fullmatch(r"([numKMGT]?)(s|second|byte)", unit)
-    return PREFIXES[found[1]] if found else 1.0
+    match = re.fullmatch(r"([numKMGT]?)(s|second|byte)", unit)
+    return PREFIXES[match[1]] if match else 1.0
 
 
 def quantity(value: float, unit: str) -> str:

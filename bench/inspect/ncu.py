@@ -64,8 +64,8 @@ def run(
     """
     executable = tool()
     spec, case = only_case(todo)
-    found = launches_of(spec, spec.op, spec.make(case, dtype, DEVICE))
-    forward, both = (Counter(one.name for one in launches) for launches in found)
+    by_direction = launches_of(spec, spec.op, spec.make(case, dtype, DEVICE))
+    forward, both = (Counter(one.name for one in launches) for launches in by_direction)
     counts = {way: count for way, count in (("forward", forward), ("backward", both - forward)) if count}
     ways = [direction] if direction in ("forward", "backward") else list(counts)
     there = sum((counts.get(way, Counter()) for way in ways), Counter())
@@ -94,27 +94,27 @@ def run(
 
 
 def tool() -> str:
-    """The path of ncu. UserError that names all that is missing."""
+    """The path of ncu. Raises UserError that names everything that is missing."""
     missing = []
     if not torch.cuda.is_available():
         missing.append("a CUDA device, and there is none")
     if not launch.INSTALLED or launch.INTERPRETED:
         missing.append("triton, and TRITON_INTERPRET unset")
-    found = shutil.which("ncu") or shutil.which("ncu", path=TOOLKIT)
-    if not found:
+    path = shutil.which("ncu") or shutil.which("ncu", path=TOOLKIT)
+    if not path:
         missing.append(
             f"`ncu`, which is neither on PATH nor in {TOOLKIT}: install Nsight Compute, with the CUDA "
             "toolkit or from https://developer.nvidia.com/nsight-compute"
         )
     if missing:
         raise UserError(f"needs {'; needs '.join(missing)}")
-    return found
+    return path
 
 
 def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, float]:
     """metric -> value of the kernel's first launch while `child` is profiled. Where ncu does not know a
     metric (which ends it) or has no value, it is run again, with the metric's successor if there is one.
-    UserError where it fails.
+    Raises UserError where it fails.
     """
     wanted = {metric: metric for metric in METRICS}  # metric -> what ncu is asked for
     while True:
@@ -139,7 +139,7 @@ def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, f
 
 
 def failure(said: str, status: int) -> str:
-    """In a line, why ncu has no counters, and what helps."""
+    """Why ncu has no counters and what helps, in a line."""
     errors, warnings = (re.findall(rf"^=={kind}== (.*)", said, re.M) for kind in ("ERROR", "WARNING"))
     its_own = [error for error in errors if "application returned" not in error]
     program = [text for text in said.splitlines() if text.strip() and not text.startswith("==")][-1:]

@@ -2,7 +2,7 @@
 
     python -m bench trace trace.json cross_entropy --case record94
 
-On CUDA the reference and the op are called, an op whose results are wrong excepted; elsewhere the reference
+On CUDA the reference and the op are called, except ops whose results are incorrect; elsewhere the reference
 alone, at a small batch. Each pass is a range named after op, case, implementation and direction, at whose end
 the host waits for the device: what a range launches also runs within it. The table is of what runs on the
 device: kernels, or on a CPU operators, each without those that it calls. Calls follow one another on the same
@@ -59,7 +59,7 @@ def run(
     console: Console, todo: dict[KernelSpec, list[Case]], dtype: torch.dtype, device: str, path: Path
 ) -> int:
     """Writes the trace to `path`, whole or not at all, and prints the table. Returns the exit status, 1 where
-    an op is wrong; raises UserError.
+    an op is incorrect. Raises UserError where nothing can be traced.
     """
     check_writable(path, "FILE")
     on_device = torch.device(device).type == "cuda"
@@ -112,10 +112,10 @@ def run(
 
 
 def _faults(spec: KernelSpec, case: Case, dtype: torch.dtype, device: str) -> str:
-    """What is wrong with the op's results; nothing where they are right."""
+    """The faults of the op's results; nothing where they are right."""
     try:
         return "; ".join(check(spec, case, dtype, device))
-    except Exception as error:  # of one op: the others are worth having
+    except Exception as error:  # one op fails: the others are still traced
         return micro.one_line(error)
 
 
@@ -128,17 +128,17 @@ def spent(events: Sequence[dict], names: set[str], on_device: bool) -> dict[str,
         for event in events
         if event.get("cat") == "user_annotation" and event["name"] in names
     )
-    found = {name: {} for _, _, name in ranges}
+    by_range = {name: {} for _, _, name in ranges}
     work = [(e, e["dur"]) for e in events if e.get("cat") in WORK] if on_device else own(events)
     inside = Counter()
     for event, micros in work:
         i = bisect(ranges, event["ts"], key=lambda extent: extent[0]) - 1
         if i >= 0 and event["ts"] < ranges[i][1]:
-            found[ranges[i][2]].setdefault(event["name"], []).append(micros / 1e6)
+            by_range[ranges[i][2]].setdefault(event["name"], []).append(micros / 1e6)
             inside[i] += micros / 1e6
     for i, (start, end, name) in enumerate([] if on_device else ranges):
-        found[name].setdefault(PYTHON, []).append((end - start) / 1e6 - inside[i])
-    return found
+        by_range[name].setdefault(PYTHON, []).append((end - start) / 1e6 - inside[i])
+    return by_range
 
 
 def own(events: Sequence[dict]) -> Iterator[tuple[dict, float]]:
@@ -158,10 +158,10 @@ def own(events: Sequence[dict]) -> Iterator[tuple[dict, float]]:
         yield from ((event, event["dur"] - inner[i]) for i, event in enumerate(calls))
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> list[tuple[str, ...]]:
+def table(by_range: dict[str, dict[str, list[float]]]) -> list[tuple[str, ...]]:
     """Rows under HEADINGS: of each range its sum, and what took most of it."""
     rows = []
-    for name, parts in found.items():
+    for name, parts in by_range.items():
         whole = sum(map(sum, parts.values()))
         rows.append((name, "", f"{whole / CALLS * 1e6:.1f}", ""))
         most = sorted(parts.items(), key=lambda item: -sum(item[1]))

@@ -56,7 +56,7 @@ class Comparison:
 
 
 def compared(key: Key, here: Sequence[float], there: Sequence[float]) -> Comparison:
-    """Two repeats or more of a row."""
+    """Compares two repeats or more of a row."""
     logs = summary([math.log(a / b) for a, b in zip(here, there)])
     low, high = map(math.exp, logs["ci95"])
     verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference shown"
@@ -75,7 +75,7 @@ def run(
     json: Path | None,
 ) -> int:
     """Compares, prints the table, writes the record to `json` if given. `direction` keeps the rows of one.
-    Returns the exit status, 1 where a row failed; raises UserError.
+    Returns the exit status, 1 where a row failed. Raises UserError.
     """
     if repeats < 2:
         raise UserError(f"--repeats: got {repeats}, accepted is 2 or more: an interval takes two")
@@ -101,7 +101,7 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
     """A temporary checkout of a revision, and its commit; removed on leaving, also by Ctrl-C."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
-        raise UserError(f"{ROOT} is no checkout that git can read; clone the repository")
+        raise UserError(f"{ROOT} is not a git checkout; clone the repository")
     commit = _git("rev-parse", "--verify", f"{ref}^{{commit}}")
     if not commit:
         raise UserError(f"got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`")
@@ -155,32 +155,32 @@ def measured(side: str, tree: Path, commit: str, dirty: bool | None, options: Se
 
 def by_key(records: Sequence[dict], direction: str | None) -> dict[Key, list[dict]]:
     """The rows of one direction, or of all, repeat by repeat."""
-    found: dict[Key, list[dict]] = {}
+    groups: dict[Key, list[dict]] = {}
     for record in records:
         for row in record["rows"]:
             way = RENAMED.get(row["direction"], row["direction"])
             if direction in (None, way):
                 key = row["op"], row["case"], row["dtype"], way, row["implementation"]
-                found.setdefault(key, []).append(row)
-    return found
+                groups.setdefault(key, []).append(row)
+    return groups
 
 
 def conclude(
     console: Console, records: dict[str, list[dict]], direction: str | None, json: Path | None
 ) -> int:
-    """Prints and writes what the repeats say; returns the exit status."""
-    found = {side: by_key(records[side], direction) for side in records}
+    """Prints the comparison, writes its record; returns the exit status."""
+    groups = {side: by_key(records[side], direction) for side in records}
     failed = {
         side: {
             key: faults[0]
             for key, repeats in rows.items()
             if (faults := [r["fault"] for r in repeats if r["fault"]])
         }
-        for side, rows in found.items()
+        for side, rows in groups.items()
     }
     here, there = (
         {key: [row["median"] for row in repeats] for key, repeats in rows.items() if key not in failed[side]}
-        for side, rows in found.items()
+        for side, rows in groups.items()
     )
     rows = [compared(key, here[key], there[key]) for key in here if key in there]
     table = [
@@ -195,8 +195,8 @@ def conclude(
         print_table(console, HEADINGS, table, words=(0, 1, 2, 3, 8))
         line(console, "each interval stands alone: of twenty rows without a difference, one shows some")
     only = {
-        "here": [key for key in found["here"] if key not in found["there"]],
-        "there": [key for key in found["there"] if key not in found["here"]],
+        "here": [key for key in groups["here"] if key not in groups["there"]],
+        "there": [key for key in groups["there"] if key not in groups["here"]],
     }
     for side, keys in only.items():
         if keys:

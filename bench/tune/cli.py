@@ -30,7 +30,7 @@ runs.
   --all        every dtype, and every candidate, not the few of the best
                modelled time
   --dry-run    show configurations and modelled times, which needs no GPU
-  --json FILE  everything that was found; - is standard output
+  --json FILE  every measurement; - is standard output
   --jobs N     processes; as many as there are CPUs
   --from FILE  takes what such a file holds, such as
                bench/results/h200/conv-passes.json
@@ -66,7 +66,7 @@ def _main(arguments: list[str]) -> int:
         raise UserError("Triton is needed, which is not installed here")
     try:
         return _run(options, arguments)
-    except ValueError as error:  # of the table that is there, or of the file
+    except ValueError as error:  # a fault of measured.json, or of the file
         raise UserError(str(error)) from None
 
 

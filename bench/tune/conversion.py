@@ -25,16 +25,16 @@ from ..check import check
 
 
 def converted(content: dict) -> tuple[str, dict]:
-    """(the chip's name, its section of measured.json). ValueError where the content is none of this form."""
+    """(the chip's name, its section of measured.json). ValueError for content of another form."""
     try:
-        name, run, found = content["chip"], content["run"], content["found"]
+        name, run, passes = content["chip"], content["run"], content["found"]
         chip = next((chip for chip in CHIPS if chip.name == name), None)
         if chip is None:
             raise ValueError(f"chip {name!r} is none of {', '.join(chip.name for chip in CHIPS)}")
         corrected = content.get("corrected", {})
         right = corrected.get("derived", {}).get("seconds", {}) | corrected.get("seconds", {})
         entries, unpool = {}, dict(content.get("unpool", {}))
-        for title, e in found.items():
+        for title, e in passes.items():
             if not e["seconds"]:
                 continue
             seconds = {str(parsed(text)): float(value) for text, value in e["seconds"].items()}
@@ -47,7 +47,7 @@ def converted(content: dict) -> tuple[str, dict]:
                 entry |= {"cudnn": float(right[label]["forward"]["cudnn"]), "measured": cudnn}
                 if backward := right[label].get("backward"):
                     parts = [
-                        found[f"{label} {kind}"]["cudnn"] for kind in backward.get("of", ("dgrad", "wgrad"))
+                        passes[f"{label} {kind}"]["cudnn"] for kind in backward.get("of", ("dgrad", "wgrad"))
                     ]
                     unpool[key(this)] = round(backward["cudnn"] - sum(parts), 8)
             entries[key(this)] = entry | {"run": run["date"]}
@@ -65,7 +65,7 @@ def converted(content: dict) -> tuple[str, dict]:
 
 def take(path: Path) -> tuple[str, int]:
     """Puts a file's passes into measured.json, in place of what was there of them; returns the chip's name
-    and how many. ValueError, naming the file, where it cannot be read or has none.
+    and how many. Raises ValueError, naming the file, where it cannot be read or holds none.
     """
     from .tune import text
 

@@ -39,13 +39,13 @@ def read(path: Path) -> tuple[Chip, list[Pass]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         chip = next(chip for chip in CHIPS if chip.name == content["chip"])
-        found = []
+        passes = []
         for name, entry in content["found"].items():
             problem = problem_of(entry.get("key", name))
             kind = problem.kind + " pool" * problem.pool
             seconds = {parsed(text): float(value) for text, value in entry["seconds"].items()}
-            found.append(Pass(problem, seconds, kind in content.get("serial", ())))
-        return chip, found
+            passes.append(Pass(problem, seconds, kind in content.get("serial", ())))
+        return chip, passes
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
@@ -59,10 +59,10 @@ def errors(passes: list[Pass], chip: Chip, constants: Constants = FITTED) -> Ite
             yield log(seconds / candidates.model(one.problem, config, chip, constants, one.serial))
 
 
-def described(found: list[float]) -> str:
+def described(errors: list[float]) -> str:
     """27 % off in the mean, 3.1 times at worst"""
-    worst = max(map(abs, found))
-    return f"{100 * fmean(map(abs, found)):.1f} % off in the mean, {100 * worst:.0f} % at worst"
+    worst = max(map(abs, errors))
+    return f"{100 * fmean(map(abs, errors)):.1f} % off in the mean, {100 * worst:.0f} % at worst"
 
 
 def squares(passes: list[Pass], chip: Chip, constants: Constants) -> float:
@@ -79,8 +79,8 @@ def fit(passes: list[Pass], chip: Chip, start: Constants = FITTED) -> Constants:
         for name in asdict(best):
             for factor in (1 + step, 1 / (1 + step)):
                 tried = replace(best, **{name: float(f"{getattr(best, name) * factor:.{DIGITS}g}")})
-                if (found := squares(passes, chip, tried)) < least:
-                    best, least = tried, found
+                if (square := squares(passes, chip, tried)) < least:
+                    best, least = tried, square
         if least > 0.9999 * before:
             step /= 2
     return best

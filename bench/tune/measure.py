@@ -1,10 +1,10 @@
-"""Right, and how fast: a pass of a convolution in each candidate configuration and by cuDNN; what a pooled
-gradient costs more where cuDNN reads it. For `python -m bench tune`.
+"""Checks and times a pass of a convolution in each candidate configuration, and by cuDNN; and what a pooled
+gradient costs beside cuDNN's. For `python -m bench tune`.
 
-Values are compared with PyTorch's in float64; what is wrong or spills is not timed. Either side is timed
-doing all that the next pass needs. The kernel of a forward pass gives u, argmax and the statistics of its
-tiles; in its place stand cuDNN's convolution and `norm_passes.statistics`, which pools on its way. cuDNN's
-gradients of a pooled block read the gradient of all outputs: its extra write is a time of its own,
+Values are compared with PyTorch's in float64; kernels that are incorrect or spill are not timed. Either side
+is timed doing all that the next pass needs. The kernel of a forward pass gives u, argmax and the statistics
+of its tiles; in its place stand cuDNN's convolution and `norm_passes.statistics`, which pools on its way.
+cuDNN's gradients of a pooled block read the gradient of all outputs: its extra write is a time of its own,
 `unpool`, since one write serves both gradients.
 """
 
@@ -77,7 +77,7 @@ def _window_forward(problem: Problem, config: Config, t: SimpleNamespace) -> Ten
 
 
 def torch_call(problem: Problem, t: SimpleNamespace) -> Callable[[], object]:
-    """A call of cuDNN's for the same, with what its result still needs."""
+    """A call of cuDNN for the same pass, with what its result still needs."""
     if problem.kind == "forward":
         return partial(_torch_forward, problem, t)
     return partial(conv.torch_gradient, problem, t.full, t.x, t.filters)
@@ -103,7 +103,7 @@ def expected(problem: Problem, t: SimpleNamespace) -> Tensor:
 
 
 def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
-    """What of the values in `t` is not as `expected`."""
+    """The faults of the values in `t`, beside what is `expected`."""
     if problem.kind != "forward":
         got, wants = {problem.kind: t.dx if problem.kind == "dgrad" else t.d_filters}, {problem.kind: want}
     elif problem.pool:
@@ -127,11 +127,11 @@ def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
     the least modelled time, MOST without and MOST with descriptors, and those by windows.
     """
     times = {config: model(problem, config, chip) for config in candidates(problem, chip)}
-    found = sorted(times, key=times.get)
+    ranked = sorted(times, key=times.get)
     if every:
-        return found
-    windows = [c for c in found if c.order == "windows"]
-    others = [c for c in found if c not in windows]
+        return ranked
+    windows = [c for c in ranked if c.order == "windows"]
+    others = [c for c in ranked if c not in windows]
     kinds = ([c for c in others if c.descriptors == boxed][:MOST] for boxed in (False, True))
     bound = WORTH * times[others[0]]
     few = [c for kind in kinds for c in kind if times[c] <= bound]
@@ -141,12 +141,12 @@ def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
 def compiled(
     work: dict[Problem, list[Config]], chip: Chip, processes: int, progress: Callable[[int, int], None]
 ) -> dict[Problem, dict[Config, str]]:
-    """Compiles all candidates of all passes in several processes; of each pass, those that spill or do not
-    compile. What is compiled here need not be at the launch. Calls progress(done, of all).
+    """Compiles all candidates of all passes in several processes, for Triton's cache; returns, of each pass,
+    those that spill or do not compile. Calls progress(done, of all).
     """
-    found: dict[Problem, dict[Config, str]] = {problem: {} for problem in work}
+    dropped: dict[Problem, dict[Config, str]] = {problem: {} for problem in work}
     if INTERPRETED:
-        return found
+        return dropped
     rows = {}
     with FakeTensorMode():
         for problem, configs in work.items():
@@ -159,13 +159,13 @@ def compiled(
     for (problem, config), row in rows.items():
         result = row.results[chip.cc]
         if result.error or result.stack:
-            found[problem][config] = result.error or f"spills: {result.stack} bytes of stack"
-    return found
+            dropped[problem][config] = result.error or f"spills: {result.stack} bytes of stack"
+    return dropped
 
 
 @dataclass
-class Found:
-    """A tuned pass: seconds of the candidates that are right, what is wrong with the others, cuDNN's time."""
+class Tuned:
+    """A tuned pass: seconds of the correct candidates, why the others were dropped, cuDNN's time."""
 
     seconds: dict[Config, float]
     dropped: dict[Config, str]
@@ -176,8 +176,8 @@ class Found:
         return min(self.seconds, key=self.seconds.get, default=None)
 
 
-def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str], device: str) -> Found:
-    """Tests and times the configurations of a pass, but for those that are `dropped` already."""
+def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str], device: str) -> Tuned:
+    """Tests and times the configurations of a pass, except those in `dropped`."""
     first, dropped = tensors(problem, device), dict(dropped)
     want = expected(problem, first)
     for config in (config for config in configs if config not in dropped):
@@ -187,7 +187,7 @@ def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str]
         try:
             kernel(problem, config, first)()
             faults = wrong(problem, first, want)
-        except Exception as error:  # of one candidate: the others are still tuned
+        except Exception as error:  # one candidate fails: the others are still tuned
             faults = [f"{type(error).__name__}: {error}"]
         if faults:
             dropped[config] = faults[0]
@@ -199,7 +199,7 @@ def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str]
         return timing.measure([call(t) for t in copies], device, SAMPLES).median
 
     timed = {c: seconds(partial(kernel, problem, c)) for c in configs if c not in dropped}
-    return Found(timed, dropped, seconds(partial(torch_call, problem)))
+    return Tuned(timed, dropped, seconds(partial(torch_call, problem)))
 
 
 def unpool(problem: Problem, device: str) -> float:

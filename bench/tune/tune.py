@@ -1,9 +1,9 @@
 """`python -m bench tune`: the fastest launch configurations of convolutions on the GPU that is here.
 
-Each pass of the recipes' convolutions is measured with the candidates that are modelled to be worth it and
-with cuDNN, and of a pooled block what cuDNN's gradients cost beside (measure.py). Everything is
-compiled first, in as many processes as there are CPUs. What was found goes into measured.json one by one: a
-run that is stopped keeps what it has measured, and a run over some names leaves the others.
+Each pass of the recipes' convolutions is measured in the candidates whose modelled time is short, and by
+cuDNN; and of a pooled block, what cuDNN's gradients cost besides (measure.py). Everything is compiled first,
+in as many processes as there are CPUs. Results go into measured.json one by one: a run that is stopped keeps
+what it has measured, and a run over some names leaves the others.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ class Job:
 
 
 def jobs(names: list[str]) -> list[Job]:
-    """Those of the recipes in whose keys and cases each of these names begins a word."""
-    found: dict[Problem, list[Case]] = {}
+    """The jobs in whose keys and cases each of these names begins a word."""
+    by_problem: dict[Problem, list[Case]] = {}
     for dtype in DTYPES:
         for case in conv_bn_act.SPEC.cases + conv_bn_act.EVAL_SPEC.cases:
             forward = Problem("forward", case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
             for kind in (*tiling.PASSES, *[UNPOOL] * case.pool) if case.training else ("forward",):
-                found.setdefault(replace(forward, kind=kind), []).append(case)
+                by_problem.setdefault(replace(forward, kind=kind), []).append(case)
 
     def named(job: Job) -> bool:
         words = " ".join((job.name, *(case.name for case in job.cases))).split()
         return all(any(word.startswith(name) for word in words) for name in names)
 
-    return list(filter(named, (Job(problem, tuple(cases)) for problem, cases in found.items())))
+    return list(filter(named, (Job(problem, tuple(cases)) for problem, cases in by_problem.items())))
 
 
 # The table
 
 
 def provenance(command: list[str], device: str) -> dict[str, str | None]:
-    """Where and when this is run."""
+    """Command, date, device, versions and commit of this run."""
 
     def output(*words: str) -> str | None:
         try:
@@ -133,10 +133,10 @@ def run(
     processes: int,
     device: str = "cuda",
     every: bool = False,
-    found: dict | None = None,
+    content: dict | None = None,
 ) -> int:
-    """Tunes; writes all that was measured to `file` as JSON, if named, as it is found. Returns 1 if a
-    candidate was wrong. `every`: as `measure.worth`; `found`: the content that `file` has, which is kept.
+    """Tunes; writes every measurement to `file` as JSON, if named, as it comes. Returns 1 if a
+    candidate was wrong. `every`: as `measure.worth`; `content`: what `file` holds already, which is kept.
     """
     selection.table()  # a fault in it comes first
     torch.backends.cudnn.benchmark = True
@@ -150,23 +150,23 @@ def run(
             say(f"compiled {done} of {of}")
 
     dropped = measure.compiled(work, chip, processes, progress)
-    found = found or {"found": {}, UNPOOL: {}}
-    found, wrong = {"run": here, "chip": chip.name, "found": found["found"], UNPOOL: found[UNPOOL]}, 0
+    content = content or {"found": {}, UNPOOL: {}}
+    content, wrong = {"run": here, "chip": chip.name, "found": content["found"], UNPOOL: content[UNPOOL]}, 0
     for job in jobs:
         if is_pass(job):
             line, this = _pass(job, chip, here, device, work[job.problem], dropped[job.problem])
-            found["found"][job.name] = this
+            content["found"][job.name] = this
             for what, why in this["dropped"].items():
                 line += f"\n    dropped {what}: {why}"
                 wrong += not why.startswith("spills")
         else:
             line, name, seconds = _unpool(job, chip, here, device)
-            found[UNPOOL][name] = seconds
+            content[UNPOOL][name] = seconds
         say(f"{job.name}: {line}")
         if file and file != "-":
-            _write(file, found | {"table": json.loads(selection.FILE.read_text())})
+            _write(file, content | {"table": json.loads(selection.FILE.read_text())})
     if file == "-":
-        _write(file, found)
+        _write(file, content)
     say(f"{len(jobs)} tuned on {chip.name}: {wrong or 'nothing'} wrong")
     return int(bool(wrong))
 
@@ -186,19 +186,19 @@ def estimate(work: dict[Problem, list[Config]], processes: int) -> str:
 def _pass(
     job: Job, chip: Chip, here: dict, device: str, configs: list[Config], dropped: dict[Config, str]
 ) -> tuple[str, dict]:
-    """Measures and records a pass: (a line to show, all that was found)."""
-    found = measure.one_pass(job.problem, configs, dropped, device)
-    line = f"cuDNN {1e6 * found.cudnn:.1f} us"
-    if winner := found.winner:
-        best = found.seconds[winner]
-        line += f"; {winner} {1e6 * best:.1f} us, {found.cudnn / best:.2f} times as fast"
-        entry = {"config": str(winner), "seconds": best, "cudnn": found.cudnn}
+    """Measures and records a pass: (a line to show, everything that was measured)."""
+    tuned = measure.one_pass(job.problem, configs, dropped, device)
+    line = f"cuDNN {1e6 * tuned.cudnn:.1f} us"
+    if winner := tuned.winner:
+        best = tuned.seconds[winner]
+        line += f"; {winner} {1e6 * best:.1f} us, {tuned.cudnn / best:.2f} times as fast"
+        entry = {"config": str(winner), "seconds": best, "cudnn": tuned.cudnn}
         entry |= selection.tried(configs)
         record(chip, here, "launches", job.name, entry)
     return line, {
-        "cudnn": found.cudnn,
-        "seconds": {str(config): seconds for config, seconds in found.seconds.items()},
-        "dropped": {str(config): why for config, why in found.dropped.items()},
+        "cudnn": tuned.cudnn,
+        "seconds": {str(config): seconds for config, seconds in tuned.seconds.items()},
+        "dropped": {str(config): why for config, why in tuned.dropped.items()},
     }
 
 

@@ -322,6 +322,11 @@ def test_timed_parts_wait_for_each_other(monkeypatch, tmp_path):
 # Kernel tests
 
 
+@pytest.mark.parametrize("file", (*testing.FILES, *testing.TOY_FILES))
+def test_the_files_with_kernel_tests_are_there(file):
+    assert (ROOT / file).is_file()
+
+
 def test_the_recipes_shapes_in_float16_come_first_of_each_op_one_and_the_rest_by_chance_alike():
     shape = f"tests/kernels/test_kernels.py::{testing.SHAPES}"
     tests = [f"tests/kernels/test_kernels.py::test_small[{i}]" for i in range(20)] + [

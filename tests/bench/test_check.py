@@ -560,7 +560,7 @@ def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
     [
         (["no_such_op"], "no op 'no_such_op'; there are augment, "),
         (["--jobs", "0"], "--jobs: got '0'"),
-        (["--json", "/no/where"], "--json: cannot write"),
+        (["--json", "/proc/no/where"], "--json: cannot write"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(arguments, named, capsys):

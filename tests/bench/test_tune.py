@@ -171,7 +171,7 @@ def test_few_candidates_are_timed_unless_all_are_asked_for():
 def test_what_was_found_is_in_the_file_after_each_pass(clock, recipes, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "candidates", few)
     monkeypatch.setattr(
-        measure, "one_pass", lambda _, configs, *__: measure.Found({configs[0]: 1.0}, {}, 2.0)
+        measure, "one_pass", lambda _, configs, *__: measure.Tuned({configs[0]: 1.0}, {}, 2.0)
     )
     seen, file = [], tmp_path / "found.json"
 
@@ -195,7 +195,7 @@ def test_everything_is_compiled_before_anything_is_timed(recipes, monkeypatch, c
 
     monkeypatch.setattr(measure, "candidates", few)
     monkeypatch.setattr(measure, "compiled", compiled)
-    monkeypatch.setattr(measure, "one_pass", lambda *_: done.append("timed") or measure.Found({}, {}, 1.0))
+    monkeypatch.setattr(measure, "one_pass", lambda *_: done.append("timed") or measure.Tuned({}, {}, 1.0))
     monkeypatch.setattr(measure, "unpool", lambda *_: done.append("timed") or 1.0)
     monkeypatch.setattr(tune, "record", lambda *_: None)
     assert run(["tiny"]) == 0
@@ -203,8 +203,10 @@ def test_everything_is_compiled_before_anything_is_timed(recipes, monkeypatch, c
     assert capsys.readouterr().out.startswith("3 passes, 9 candidates: less than a minute on 1 CPUs")
 
 
-def test_a_second_run_replaces_what_it_measures_and_says_where_all_is_from(clock, recipes, monkeypatch):
+def test_a_second_run_replaces_what_it_measures_and_says_where_all_is_from(recipes, monkeypatch):
     monkeypatch.setattr(measure, "candidates", few)
+    tuned = measure.Tuned({few(None, None)[0]: 1.0}, {}, 2.0)
+    monkeypatch.setattr(measure, "one_pass", lambda *_: tuned)
     dates = iter(("1", "2", "3"))
     monkeypatch.setattr(
         tune, "provenance", lambda command, device: {"command": " ".join(command), "date": next(dates)}
