@@ -48,6 +48,7 @@ from .convolution.conv import configured, declared, expect_conv, make_filters, m
 from .convolution.selection import ALL
 from .convolution.tiling import Config, Problem
 from .norm import norm_act, norm_passes
+from .norm.activations import ACTIVATIONS
 from .norm.norm_passes import float32_like, image_like
 
 LARGE = 6  # maps above it are convolved without what the pool drops, on a CPU
@@ -439,8 +440,8 @@ SPACE = {
     "gate": (False, True),
     "residual": (False, True),
     "spatial": (False, True),
-    # In training without relu: its slope jumps where rounding moves a value past 0. norm_act has it.
-    "activation": tuple(name for name in norm_act.ACTIVATIONS if name != "relu"),
+    # In training none whose slope jumps, such as relu: rounding moves a value past 0. norm_act has them.
+    "activation": tuple(name for name, act in ACTIVATIONS.items() if not act.jumps),
     "by_kernel": (ALL, "", "forward wgrad", "dgrad"),
 }
 _FEW = "filters of 16 channels fill less than 16 bytes for each thread"

@@ -26,7 +26,6 @@ Sources: Ioffe and Szegedy, arXiv 1502.03167; Chan, Golub, LeVeque (1983).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import torch
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from ..base.launch import cdiv, expect, register
 from ..base.spec import EVALUATED, Case, KernelSpec
+from .activations import ACTIVATIONS
 from .norm_passes import (
     STATISTICS,
     SUMS,
@@ -51,14 +51,6 @@ from .norm_passes import (
     sums,
     tiles_of,
 )
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # exact, by erf
-    "silu": F.silu,
-    "relu": F.relu,
-    "celu": lambda z: F.celu(z, alpha=0.3),
-}
-
 
 TILE = 1 << 19  # values whose float32 copy stays in a CPU's cache
 
@@ -150,7 +142,7 @@ def reference(
     else:
         z = F.batch_norm(v, running[0].to(wide), running[1].to(wide), weight, bias, False, 0.0, eps)
         stats = running
-    y = ACTIVATIONS[activation](z)
+    y = ACTIVATIONS[activation].reference(z)
     y = y if residual is None else y + residual
     if not spatial_mean:
         return y, stats, None
