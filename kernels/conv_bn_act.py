@@ -389,6 +389,18 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {name: tiling.flops(*how) for name, how in passes(case, dtype, _kinds(case)).items()}
 
 
+def _case_of(inputs: dict) -> Case:
+    extents = {"o": len(inputs["filters"]), "by_kernel": inputs.get("by_kernel", ALL)}
+    return Case(**norm_act.case_of(inputs), **extents)
+
+
+def _tuned(inputs: dict) -> tuple[str, dict]:
+    """As `measured` chooses, on this machine's chip, or the one that is aimed at."""
+    problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
+    chosen = selection.by_kernel(problem, chips.here(), inputs["x"].requires_grad)
+    return "triton", inputs | {"by_kernel": chosen}
+
+
 def _case(
     label: str, n: int, c: int, o: int, side: int, options: str, training: bool, activation: str = "gelu"
 ) -> Case:
@@ -487,6 +499,9 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
+    part="layer",
+    tuned=_tuned,
     # As of norm_act: of a few values, gradients are what cancellation leaves, here also of u's rounding.
     valid=lambda case: _small(case) and _outputs_of(case) >= 24 and (case.n > 1 or not case.gate),
     differentiable=("x", "filters", "weight", "bias", "gate", "residual"),
@@ -514,6 +529,7 @@ EVAL_SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
     valid=lambda case: _small(case) and _outputs_of(case) > 0,
     reduction=lambda case: 9 * case.c,
     narrow={"p_filters": _FEW}

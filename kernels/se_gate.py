@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, runnable, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, sized
 from .base.sums import SUMS, sum_splits
 from .norm.activations import gelu, gelu_slope
 
@@ -296,6 +296,11 @@ SPEC = KernelSpec(
     counted=(Case(n=48, c=128, r=8), Case(n=32, c=256, r=16)),
     bytes=_bytes,
     flops=_flops,
+    case_of=sized(n=("s", 0), c=("s", 1), r=("weight1", 0)),
+    dtype_from="weight1",
+    part="layer",
+    backward=("_se_gate_bwd", "_sum_splits"),
+    tuned=lambda inputs: ("triton" if faster(inputs["s"].shape[1]) else "reference", inputs),
     dtypes=FLOATS,
     differentiable=("s", "weight1", "bias1", "weight2", "bias2"),
     reduction=lambda case: max(case.c, case.n),

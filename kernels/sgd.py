@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .base.launch import cdiv, expect, launch, register, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, updated
 
 Segment = tuple[int, int, int, float]  # start, end, column of the rate table, weight decay
 
@@ -395,5 +395,8 @@ SPEC = KernelSpec(
         )
     ),
     bytes=_bytes,
+    case_of=lambda inputs: updated(inputs, sizes=tuple(end - start for start, end, *_ in inputs["segments"])),
+    dtype_from="grad",
+    part="weights",
     mutates=("value", "grad", "buffer", "compute", "slow"),
 )

@@ -399,6 +399,13 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {"_stem_fwd": products(FORWARD), "_stem_bwd": backward}
 
 
+def _case_of(inputs: dict) -> Case:
+    whiten, project, bias, activation = map(inputs.get, ("whiten", "project", "bias", "activation"))
+    (n, _, h, w), c = inputs["x"].shape, len(whiten if project is None else project)
+    flags = {"project": project is not None, "bias": bias is not None}
+    return Case(n=n, h=h, w=w, k=len(whiten), c=c, activation=activation, **flags)
+
+
 def _projected(label: str, n: int, c: int = 32, side: int = 32) -> Case:
     return Case(label, n=n, h=side, w=side, k=12, c=c, project=True, bias=False, activation=None)
 
@@ -439,6 +446,9 @@ SPEC = KernelSpec(
     counted=(_projected("projected", 2), _biased("biased", 2)),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
+    part="layer",
+    backward=("_stem_bwd", "_sum_splits"),
     valid=lambda case: case.activation is None if case.project else case.c == case.k,
     dtypes=FLOATS,
     differentiable=("project", "bias"),

@@ -207,6 +207,11 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {name: tiling.flops(*how) for name, how in passes(case, dtype, tiling.PASSES).items()}
 
 
+def _case_of(inputs: dict) -> Case:
+    (n, c, *map), (o, _, size, _) = inputs["x"].shape, inputs["filters"].shape
+    return Case(n=n, c=c, o=o, map=tuple(map), size=size)
+
+
 def _network() -> tuple[Case, ...]:
     """Every 3x3 convolution without a pool of the recipes."""
     rows = (
@@ -244,6 +249,7 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
     valid=lambda case: case.n * prod(case.map) * max(case.c, case.o) <= 1 << 14,
     dtypes=FLOATS,
     differentiable=("x", "filters"),

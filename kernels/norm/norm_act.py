@@ -450,6 +450,15 @@ def _case(
     return Case(label, n=n, c=c, map=map, **flags, activation=activation, offset=0.0, training=training)
 
 
+def case_of(inputs: dict) -> Case:
+    """The case of a call, of this op and of those that end in it."""
+    n, c, *map = inputs["x"].shape
+    flags = {name: inputs.get(name) is not None for name in ("gate", "residual")}
+    flags |= {"pool": inputs.get("pool", False), "spatial": inputs.get("spatial_mean", False)}
+    chosen = {name: inputs[name] for name in ("activation", "training")}
+    return Case(n=n, c=c, map=tuple(map), **flags, **chosen)
+
+
 def _network(training: bool) -> tuple[Case, ...]:
     """Every norm of the recipes `seed` and `record94`."""
     n, batch = (512, 1536) if training else (1000, EVALUATED[0])
@@ -530,6 +539,7 @@ SPEC = KernelSpec(
         _case("gated", 3, 64, (9, 11), "gate residual"),
     ),
     bytes=_bytes,
+    case_of=case_of,
     valid=lambda case: _small(case) and _well_conditioned(case),
     differentiable=("x", "weight", "bias", "gate", "residual"),
     reduction=_count,
@@ -548,6 +558,7 @@ EVAL_SPEC = KernelSpec(
     space=SPACE | {"c": (3, 32, 72), "training": (False,)},
     counted=(_case("pooled", 3, 32, (15, 13), "pool gate spatial residual", training=False),),
     bytes=_bytes,
+    case_of=case_of,
     valid=lambda case: _small(case) and _count(case) > 0,
     narrow={"p_spatial": NARROW["p_spatial"]},
 )
