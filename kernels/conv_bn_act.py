@@ -410,12 +410,12 @@ def _case(
 
 def _pairs(recipe: str, suffix: str, n: int, size: int, options: dict, widths=(64, 256, 256)) -> list[Case]:
     """The blocks of a network of three pairs, for n images of this size."""
-    found, side, c = [], size - 1, 24
+    cases, side, c = [], size - 1, 24
     for group, o in enumerate(widths, 1):
-        found.append(_case(f"{recipe} g{group}.conv1{suffix}", n, c, o, side, "pool", **options))
+        cases.append(_case(f"{recipe} g{group}.conv1{suffix}", n, c, o, side, "pool", **options))
         side, c = side // 2, o
-        found.append(_case(f"{recipe} g{group}.conv2{suffix}", n, c, o, side, "", **options))
-    return found
+        cases.append(_case(f"{recipe} g{group}.conv2{suffix}", n, c, o, side, "", **options))
+    return cases
 
 
 def _network(training: bool) -> tuple[Case, ...]:

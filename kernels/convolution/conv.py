@@ -67,8 +67,7 @@ def gradient(
     """
     problem, config = how
     if config is None:
-        found = torch_gradient(problem, dy, x, filters)
-        return found.contiguous(memory_format=torch.channels_last)
+        return torch_gradient(problem, dy, x, filters).contiguous(memory_format=torch.channels_last)
     if problem.kind == "dgrad":
         dx = torch.empty_like(x)
         conv_gradients.dgrad(problem, config, dy, argmax, filters, dx)
@@ -175,12 +174,12 @@ def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, 
     """kernel -> pass and configuration of a case on this machine's chip, or the one that is aimed at."""
     chip = chips.here()
     extents = {"n": case.n, "h": case.map[0], "w": case.map[1], "c": case.c, "o": case.o}
-    found = {}
+    hows = {}
     for kind in kinds:
         this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
         config = selection.choose(this, chip)
-        found[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
-    return found
+        hows[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
+    return hows
 
 
 NAMES = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
@@ -189,13 +188,13 @@ WINDOWS = {"forward": "_window_fwd", "wgrad": "_window_wgrad"}  # in that order
 
 def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, int]:
     """Bytes of the passes of a case, and of the sum of wgrad's splits."""
-    found = passes(case, dtype, kinds)
-    counts = {name: tiling.bytes(*how) for name, how in found.items()}
-    if "_conv_wgrad" in found:
-        problem, config = found["_conv_wgrad"]
+    hows = passes(case, dtype, kinds)
+    counts = {name: tiling.bytes(*how) for name, how in hows.items()}
+    if "_conv_wgrad" in hows:
+        problem, config = hows["_conv_wgrad"]
         counts["_sum_splits"] = problem.o * problem.columns * (4 * config.splits + dtype.itemsize)
-    if "_window_wgrad" in found:
-        counts["_fold"] = window_gradients.fold_bytes(*found["_window_wgrad"])
+    if "_window_wgrad" in hows:
+        counts["_fold"] = window_gradients.fold_bytes(*hows["_window_wgrad"])
     return counts
 
 
