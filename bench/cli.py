@@ -97,7 +97,7 @@ Nsight Compute's counters of one launch of the one case that these name.
 """,
     "vs": """\
 usage: python -m bench vs REF [NAME ...] [--case TEXT] [--dtype NAME]
-                          [--direction WAY] [--samples N] [--rounds N]
+                          [--direction WAY] [--samples N] [--repeats N]
                           [--json FILE]
 
 Ratios to the times at another git revision.
@@ -107,18 +107,18 @@ Ratios to the times at another git revision.
   --direction WAY  {directions}
   --samples N      times taken of each, {samples} if not given
   --json FILE      all that was measured
-  --rounds N       runs of each revision, in turn, {rounds} if not given
+  --repeats N      runs of each revision, in turn, {repeats} if not given
 """,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-ROUNDS = 5
+REPEATS = 5
 # Command -> options that it takes; "" is the benchmark itself.
 MODES = {
     "": ("direction", "samples", "all", "max_autotune", "compile", "json", "csv", "out"),
     "asm": ("chip",),
     "trace": (),
     "ncu": ("direction", "kernel"),
-    "vs": ("direction", "samples", "rounds", "json"),
+    "vs": ("direction", "samples", "repeats", "json"),
 }
 ARGUMENTS = {"asm": "stage", "trace": "file", "vs": "ref"}  # what a command takes before the names of ops
 FILES = ("rows.json", "rows.csv", "roofline.png", "roofline.svg", "speedup.png", "speedup.svg")  # of --out
@@ -138,7 +138,7 @@ def _help(mode: str) -> str:
         samples=timing.SAMPLES,
         stages=", ".join(STAGES),
         chips=", ".join(CHIPS),
-        rounds=ROUNDS,
+        repeats=REPEATS,
     )
 
 
@@ -159,7 +159,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES)
     ways = {
         "direction": {"choices": DIRECTIONS},
-        **dict.fromkeys(("samples", "rounds"), {"type": positive}),
+        **dict.fromkeys(("samples", "repeats"), {"type": positive}),
         **dict.fromkeys(("all", "max_autotune", "compile"), {"action": "store_true"}),
         **dict.fromkeys(("json", "csv", "out"), {"type": Path}),
     }
@@ -221,9 +221,10 @@ def selected(options: argparse.Namespace, device: str) -> tuple[dict[KernelSpec,
     return found, dtype if any(dtype in spec.dtypes for spec in found) else next(iter(found)).dtypes[0]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 (something failed or is wrong), 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench", partial(_main, sys.argv[1:] if arguments is None else arguments))
+    program = " ".join(("bench", *arguments[:1])) if arguments[:1] and arguments[0] in MODES else "bench"
+    return exit_status(program, partial(_main, arguments))
 
 
 def _main(arguments: list[str]) -> int:
@@ -290,6 +291,6 @@ def _instead(
         return ncu.run(console, todo, dtype, options.direction, options.kernel)
     from .inspect import versus
 
-    names, samples, rounds = options.names, options.samples or timing.SAMPLES, options.rounds or ROUNDS
+    names, samples, repeats = options.names, options.samples or timing.SAMPLES, options.repeats or REPEATS
     asked = (options.case, kernels.base.launch.short(dtype), options.direction)
-    return versus.run(console, options.ref, names, *asked, samples, rounds, options.json)
+    return versus.run(console, options.ref, names, *asked, samples, repeats, options.json)

@@ -134,7 +134,7 @@ def scope(implementation: str, direction: str = "forward") -> Iterator[None]:
         yield
 
 
-def launched(spec: KernelSpec, function: Callable, inputs: dict) -> tuple[list[Launch], list[Launch]]:
+def launches_of(spec: KernelSpec, function: Callable, inputs: dict) -> tuple[list[Launch], list[Launch]]:
     """What a call launches: forward, and forward and backward together. No kernel runs."""
     with launch.recording() as found:
         outputs = roots(function(**leaves(spec, inputs)))
@@ -163,7 +163,7 @@ def distinct(spec: KernelSpec, inputs: dict, chosen: Sequence[str]) -> dict[str,
             continue
         try:
             with scope(name):
-                forward, both = launched(spec, IMPLEMENTATIONS[name](spec), inputs)
+                forward, both = launches_of(spec, IMPLEMENTATIONS[name](spec), inputs)
         except Exception:  # shown where the op is timed
             continue
         ways = dict(zip(DIRECTIONS, (forward, both[len(forward) :], both)))

@@ -32,7 +32,7 @@ from kernels.base.spec import Case, KernelSpec
 
 from .calls import DIRECTIONS, calls, roots
 from .check import check
-from .implementations import FORMS, IMPLEMENTATIONS, KERNELS, distinct, faults, known, launched, scope
+from .implementations import FORMS, IMPLEMENTATIONS, KERNELS, distinct, faults, known, launches_of, scope
 from .rows import Row, show, speed_ups
 
 CPU_BATCH = 16  # n of a case on a CPU, at most
@@ -118,7 +118,7 @@ def on_cpu(case: Case, batch: int = CPU_BATCH) -> Case:
 
 def work(spec: KernelSpec, case: Case, dtype: torch.dtype, inputs: dict) -> dict[str, Work]:
     """direction -> what the spec declares for the kernels that the op launches then."""
-    forward, both = (Counter(one.name for one in found) for found in launched(spec, spec.op, inputs))
+    forward, both = (Counter(one.name for one in found) for found in launches_of(spec, spec.op, inputs))
     moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
 
     def total(declared: dict[str, int], counts: Counter) -> int:

@@ -87,13 +87,9 @@ def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:
     return out
 
 
-def moved() -> int:
-    raise UserError("this is now `python -m bench pairs`")
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench", partial(_main, sys.argv[1:] if arguments is None else arguments))
+    return exit_status("bench pairs", partial(_main, arguments))
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -140,4 +136,5 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status("bench.pairs", moved))
+    print("bench.pairs: this is now `python -m bench pairs`", file=sys.stderr)
+    sys.exit(2)

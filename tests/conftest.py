@@ -10,6 +10,9 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    import interpreter
+
+    interpreter.speed_up()
 # Inductor's header of its own, which pays off after dozens of kernels, takes half a minute to compile.
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 

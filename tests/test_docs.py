@@ -1,5 +1,5 @@
-"""README.md and docs/: what they name is there, what they command is understood, what they show is printed,
-and facts have the numbers of their sources.
+"""README.md, ARCHITECTURE.md, docs/ and the guides in folders: the files that they name exist, their commands
+are understood, what they show is printed, and facts have the numbers of their sources.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from hlb.runs import ledger
 from hlb.runs.statistics import RECORD_RUNS, record_claim, summary
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (
+        *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "kernels/README.md")),
+        ROOT / "bench" / "results" / "h200" / "README.md",
+        *ROOT.glob("docs/*.md"),
+    )
+}
 SCRIPTS = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
 # Named by a page, and made by a command; a name that is none of a file here.
 MADE = {"bench/results/h200/record94.jsonl", "cifar-10-batches-py/", "kernels/convolution/measured.json",
@@ -50,7 +57,7 @@ def spans(text: str) -> list[str]:
 def blocks(text: str) -> list[list[str]]:
     """The lines of each fenced block, and of each indented one, without their indentation."""
     fenced = re.compile(r"^( *)```\w*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-    indented = re.compile(r"(?:^|\n\n)((?: {4,}\S.*(?:\n|$))+)")
+    indented = re.compile(r"(?:^|(?<=\n\n))((?: {4,}\S.*(?:\n|$))+)")
     rest = fenced.sub("", text)
     found = [match[2] for match in fenced.finditer(text)] + [match[1] for match in indented.finditer(rest)]
     return [[line.strip() for line in block.splitlines()] for block in found]
@@ -65,8 +72,40 @@ def test_every_file_that_a_page_names_or_links_is_there(page):
     links = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
     missing = {link for link in links if link and not (PAGES[page].parent / link).exists()}
     named = {span for span in spans(text) if FILE.fullmatch(span)} - MADE
-    missing |= {name for name in named if not (ROOT / name).exists()}
+    folders = (ROOT, PAGES[page].parent) if page.startswith("bench/") else (ROOT,)
+    missing |= {name for name in named if not any((folder / name).exists() for folder in folders)}
     assert not missing
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_heading_that_a_page_links_is_there(page):
+    targets = re.findall(r"\]\(([^)\s]*)#([^)\s]+)\)", PAGES[page].read_text())
+    paths = [
+        (PAGES[page].parent / link if link else PAGES[page], at) for link, at in targets if "://" not in link
+    ]
+    assert not [(path, at) for path, at in paths if at not in anchors(path.read_text())]
+
+
+def test_readme_fits_a_screen_and_links_every_page():
+    lines = PAGES["README.md"].read_text().splitlines()
+    assert len(lines) <= 100
+    pages = [page for page in PAGES if page.startswith(("docs/", "kernels/", "ARCHITECTURE"))]
+    assert not [page for page in pages if f"]({page})" not in "\n".join(lines)]
+
+
+def test_the_time_on_a_cpu_in_readme_is_that_of_its_record():
+    seconds, source = re.search(
+        r"`cpu94` took \[(\d+) s.*?\]\((.*?)\)", PAGES["README.md"].read_text()
+    ).groups()
+    assert seconds == f"{summary(runs_of(ROOT / source)[1])['mean']:.0f}"
 
 
 # Commands
@@ -163,8 +202,9 @@ def fault(understood: Callable[[list[str]], None], arguments: list[str]) -> str 
 
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path, monkeypatch):
-    """Options that name a file have its folder made."""
+    """Options that name a file have its folder made; DIR is a folder with CIFAR-10."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR" / "cifar-10-batches-py").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -183,7 +223,8 @@ def test_every_command_of_ci_is_understood(path):
 
 
 def test_commands_are_found_in_pages():
-    assert all(any(commands(path.read_text())) for path in PAGES.values())
+    assert not [page for page, path in PAGES.items() if not any(commands(path.read_text()))]
+    assert len(list(commands("    hlb env\n\n    hlb audit\n    hlb\n"))) == 3
 
 
 @pytest.mark.parametrize(

@@ -53,17 +53,13 @@ Exit status: 0; 1 where a value is wrong; 2 a mistake; 130 interrupted.
 """
 
 
-class _Parser(Parser):
-    """A parser with this help."""
-
-    def format_help(self) -> str:
-        names = "\n".join(f"  {step.name:14} {step.what}" for step in STEPS)
-        return HELP.format(steps=names, minutes=MINUTES)
+def _help() -> str:
+    return HELP.format(steps="\n".join(f"  {step.name:14} {step.what}" for step in STEPS), minutes=MINUTES)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    """The options, checked. UserError for what is none."""
-    parser = _Parser()
+    """The options of a command line, checked. Raises UserError for invalid ones."""
+    parser = Parser(description=_help())
     parser.add_argument("--minutes", default=str(MINUTES))
     parser.add_argument("--data")
     parser.add_argument("--out", type=Path)
@@ -119,7 +115,7 @@ def main(arguments: list[str], began: float | None = None) -> int:
     """Returns the exit status: 0, 1 (a value is wrong), 2 (a mistake), 130 (interrupted). Its minutes are
     counted from `began` on, else from now.
     """
-    return exit_status("bench", partial(_main, arguments, began or time.time()))
+    return exit_status("bench card", partial(_main, arguments, began or time.time()))
 
 
 def _main(arguments: list[str], began: float) -> int:

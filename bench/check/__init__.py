@@ -1,0 +1,1 @@
+"""`python -m bench check`: every launch compiled ahead of time, and the rules that its code must keep."""

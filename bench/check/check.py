@@ -1,6 +1,6 @@
 """The ahead-of-time check: every launch of every op, compiled for four chips on a machine that needs no GPU.
 
-`plan` runs the ops on fake tensors (shapes without memory) at the recipes' full sizes and notes what they
+`collect` runs the ops on fake tensors (shapes without memory) at the recipes' full sizes and notes what they
 launch on each chip, `compile_all` compiles that, `judge` applies the rules:
 
 - no local-memory stack, so no register is spilled; shared memory within the chip's limit; a possible grid;
@@ -141,7 +141,7 @@ def _declared(spec: KernelSpec, case: Case, dtype: torch.dtype, ccs: Iterable[in
     return found
 
 
-def plan(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
+def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list[Row], list[str]]:
     """(launches to compile, what went wrong before that).
 
     float16, or an op's only dtype, at every case for every chip; other dtypes, and tf32 where it makes a

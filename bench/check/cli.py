@@ -29,9 +29,9 @@ accesses. `python -m bench gate --static` compares the code with its baseline.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 (a kernel breaks a rule), 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench check", partial(_main, sys.argv[2:] if arguments is None else arguments))
+    return exit_status("bench check", partial(_main, arguments))
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

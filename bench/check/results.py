@@ -24,7 +24,7 @@ def run(names: list[str], everything: bool, file: str | None, jobs: int | None) 
     broken.
     """
     torch.set_num_threads(1)  # processes will be forked: no thread of torch's may be at work then
-    rows, faults = check.plan([CATALOGUE[name] for name in names or CATALOGUE], everything)
+    rows, faults = check.collect([CATALOGUE[name] for name in names or CATALOGUE], everything)
     _compile(rows, jobs or len(os.sched_getaffinity(0)))
     faults += check.judge(rows)
     faults += _grouped(rows)

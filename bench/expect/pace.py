@@ -8,8 +8,8 @@ For each kernel whose code differs, and a recipe's cases of it in float16 on 9.0
 the instructions that threads issue for each 16 bytes that are moved, and what a launch is modelled to take:
 its start, and the longer of
 
-    OVERLAP * (bytes / bandwidth + instructions / what the chip issues) * rounds, the last a whole one
-    rounds * instructions of a warp * LATENCY
+    OVERLAP * (bytes / bandwidth + instructions / what the chip issues) * waves, the last a whole one
+    waves * instructions of a warp * LATENCY
 
 Instructions are those outside the hottest loop once, and its own as often as it runs. The second term is of
 small launches, whose few warps wait for themselves. `measured` beside `modelled` shows how far that is right.
@@ -19,11 +19,11 @@ So no modelled time is taken as it is: the measured time is put in proportion, m
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shlex
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ from rich.console import Console
 
 from hlb import UserError
 from hlb.cost import expected
-from hlb.errors import exit_status
+from hlb.errors import Parser, exit_status
 from hlb.files import atomic, check_writable
 from hlb.runs.display import line, print_table
 from kernels import CATALOGUE
@@ -43,6 +43,15 @@ from kernels.base.launch import cdiv
 from kernels.base.spec import Case
 from kernels.patch_covariance import patch_count
 
+HELP = """\
+usage: python -m bench pace BEFORE AFTER [--out FILE]
+
+What rewritten kernels are expected to take: their compiled code in AFTER beside
+that of the measured ones in BEFORE. Both are records that
+`python -m bench check --json` wrote. Times are modelled, not measured.
+
+  --out FILE  the record, as bench/results/h200/rewritten.json
+"""
 CHIP, CC = chips.AIMED_AT, "9.0"
 CLOCK = 1.755e9  # Hz, of an H200 under load
 ISSUED = 4 * CHIP.multiprocessors * CLOCK  # instructions of warps a second
@@ -95,14 +104,14 @@ def modelled(launch: Numbers, bytes: int, case: Case) -> Numbers:
     loop = code["instructions"]["loop"]
     warp = code["instructions"]["all"] - loop + max(1, trips) * loop
     issued = programs * launch["warps"] * warp
-    rounds = programs / (CHIP.multiprocessors * max(1, round(64 * code["occupancy"] / launch["warps"])))
-    last = math.ceil(rounds) / rounds if rounds > 1 else 1
+    waves = programs / (CHIP.multiprocessors * max(1, round(64 * code["occupancy"] / launch["warps"])))
+    last = math.ceil(waves) / waves if waves > 1 else 1
     work = OVERLAP * (bytes / CHIP.bandwidth + issued / ISSUED) * last
     return {
         "registers": code["registers"],
         "shared": code["shared"],
         "instructions": 32 * issued / (bytes / 16),
-        "modelled": CHIP.launch + max(work, math.ceil(rounds) * warp * LATENCY),
+        "modelled": CHIP.launch + max(work, math.ceil(waves) * warp * LATENCY),
     }
 
 
@@ -128,7 +137,7 @@ def together(launches: list[Numbers]) -> Numbers:
     }
 
 
-def compare(before: Numbers, after: Numbers) -> list[Numbers]:
+def rewritten(before: Numbers, after: Numbers) -> list[Numbers]:
     """A row for each kernel of a recipe that both records have, at the same cases, in different code."""
     there, here = by_case(before), by_case(after)
     sides: dict[tuple[str, str], tuple[list, list]] = defaultdict(lambda: ([], []))
@@ -192,31 +201,33 @@ def read(path: Path) -> Numbers:
     raise UserError(f"{path} is not what python -m bench check --json of this version writes")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench pace", partial(_main, sys.argv[1:] if arguments is None else arguments))
+    return exit_status("bench pace", partial(_main, arguments))
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line, checked. Raises UserError for invalid ones."""
+    parser = Parser(description=HELP)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    if options.out:
+        check_writable(options.out, "--out")
+    return options
 
 
 def _main(arguments: list[str]) -> int:
-    names, out = arguments, None
-    if "--out" in arguments[:-1]:
-        place = arguments.index("--out")
-        names, out = arguments[:place] + arguments[place + 2 :], Path(arguments[place + 1])
-        check_writable(out, "--out")
-    if len(names) != 2 or any(name.startswith("-") for name in names):
-        raise UserError("usage: python -m bench pace BEFORE.json AFTER.json [--out FILE]")
-    before, after = (read(Path(name)) for name in names)
-    rows = compare(before, after)
+    options = parsed(arguments)
+    before, after = read(options.before), read(options.after)
+    rows = rewritten(before, after)
     console = Console()
     print_table(console, HEADINGS, table(rows), words=())
     line(console, f"{len(rows)} kernels of other code; what is expected is modelled, and no measurement")
-    if out:
+    if options.out:
         record = {"command": "python -m bench pace " + shlex.join(arguments), "chip": CHIP.name}
         record |= {"versions": {"before": before["versions"], "after": after["versions"]}, "rows": rows}
-        with atomic(out) as temporary:
+        with atomic(options.out) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

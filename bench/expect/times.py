@@ -14,10 +14,10 @@ seconds of operators that they have spared since.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import statistics
-import sys
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,21 @@ from pathlib import Path
 import kernels
 from hlb import UserError, settings
 from hlb.cost import expected, floor
-from hlb.errors import exit_status
+from hlb.errors import Parser, exit_status
 from hlb.files import atomic
 from kernels.base import traffic
 from kernels.base.correctness import leaves
 from kernels.base.spec import Case
 from kernels.convolution import selection
 
+HELP = """\
+usage: python -m bench times [FOLDER]
+
+What kernels and compiled references take on a card, from its record, for the
+expected time of a run: writes hlb/cost/times.json.
+
+  FOLDER  the record of a card, bench/results/h200 if not given
+"""
 # Kernels of a profile by the pass that they are: pass -> a pattern; the first that fits. "" stands elsewhere.
 CONVOLUTION = (
     r"_(conv|window)_(fwd|dgrad|wgrad)$|_(fprop|dgrad|wgrad)_"
@@ -179,22 +187,27 @@ def of_record(root: Path) -> tuple[str, dict]:
     return profiles["tri"]["run"]["device"], entry
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench times", partial(_main, sys.argv[1:] if arguments is None else arguments))
+    return exit_status("bench times", partial(_main, arguments))
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line. Raises UserError for invalid ones."""
+    parser = Parser(description=HELP)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("bench/results/h200"))
+    return parser.parse_args(arguments)
 
 
 def _main(arguments: list[str]) -> int:
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        raise UserError("usage: python -m bench times [FOLDER], such as bench/results/h200")
+    options = parsed(arguments)
     with selection.as_measured():
-        name, entry = of_record(Path(*arguments) if arguments else Path("bench/results/h200"))
+        name, entry = of_record(options.folder)
     content = json.loads(expected.FILE.read_text()) if expected.FILE.exists() else {}
     with atomic(expected.FILE) as temporary:
         temporary.write_text(text(content | {name: entry}))
-    print(
-        f"{expected.FILE.name}: {name}, {sum(len(one['passes']) for one in entry['recipes'].values())} passes"
-    )
+    count = sum(len(one["passes"]) for one in entry["recipes"].values())
+    print(f"{expected.FILE.name}: {name}, {count} passes")
     return 0
 
 
@@ -205,7 +218,3 @@ def text(content: dict) -> str:
         re.sub(r"\{\s+(\"seconds\"[^{}]*?)\s+\}", lambda m: "{" + re.sub(r"\s+", " ", m[1]) + "}", flat)
         + "\n"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The file that the speed gate compares with: seconds of each case, round by round, and where they are from.
+"""The file that the speed gate compares with: seconds of each case in each repeat, and where they are from.
 
     {"gpu": "NVIDIA H200",
      "sessions": [{"ceilings": {"copy": [s, ...], "matmul": [s, ...]}, "command": ..., "time": ..., ...}],
@@ -8,8 +8,8 @@
 
 A session is one `--update`: the machine's ceilings as they were then, and its provenance. Cases that were
 measured again since come from a later session than the others; a session of runs alone may lack ceilings.
-Seconds are medians, one a round, each round a process of its own; a recipe's are training and evaluation, one
-a run, all of one process.
+Seconds are medians, one a repeat, each repeat a process of its own; a recipe's are training and evaluation,
+one a run, all of one process.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Session:
-    """Seconds of each ceiling, round by round, and the provenance of what was measured beside them."""
+    """Seconds of each ceiling in each repeat, and the provenance of what was measured beside them."""
 
     ceilings: dict[str, tuple[float, ...]]
     provenance: dict = field(default_factory=dict)

@@ -1,15 +1,8 @@
-"""The speed gate: is anything slower than it was?
-
-    python -m bench gate                                  every kernel, against bench/baselines/<gpu>.json
-    python -m bench gate sgd muon --max-slowdown 1.05
-    python -m bench gate --recipe record94 --runs 20      and whole runs: time and accuracy
-    python -m bench gate --update                         makes the baseline, or with NAMEs renews these
-    python -m bench gate --static                         without a GPU: what the compiled kernels are made of
-    python -m bench gate --simulate                       how often the gate is wrong
+"""The speed gate: `python -m bench gate` says whether anything is slower than it was.
 
 Red, with exit status 1, where the lower bound of a slowdown exceeds --max-slowdown, a kernel's values are
 wrong, one is missing, or accuracy is lost. 3: the machine is not as it was, so no time is judged. 2: a
-mistake. `judge.py` says how it decides, `verdict.py` by which statistics, `rounds.py` what is timed.
+mistake. `judge.py` says how it decides, `verdict.py` by which statistics, `repeats.py` what is timed.
 """
 
 from __future__ import annotations
@@ -21,6 +14,7 @@ import os
 import shlex
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -38,38 +32,82 @@ from hlb.runs import environment, ledger
 from .. import micro
 from . import baseline, endtoend, judge, outcome, verdict
 from .baseline import CEILINGS, Baseline, Runs, Session, Timed
-from .judge import Finding, Look, Measure
-from .rounds import Rounds, catalogue
+from .judge import Assessment, Look, Measure
+from .repeats import Repeats, catalogue
 
-SIMULATED = 1000
 TOO_NOISY = 1.05  # a case of which less than this is not caught is named by --update
 MACHINE = 3  # the exit status
+MAX_LOSS = 0.05  # points of accuracy
+# Option -> the least that it accepts.
+LEAST = {
+    "first": 1,
+    "repeats": verdict.LEAST,
+    "runs": endtoend.LEAST,
+    "max_slowdown": 1,
+    "max_loss": 0,
+}
+HELP = """\
+usage: python -m bench gate [NAME ...] [--recipe NAME ...] [options]
+       python -m bench gate --update [NAME ...] [--recipe NAME ...]
+       python -m bench gate --static [NAME ...] [--update] [--from FILE]
+
+Is anything slower than it was? Times every case of these ops, or of all, and
+whole runs of recipes, beside the baseline of this GPU. What looks slow is
+measured again.
+
+  --update              write the baseline, or renew these ops in it; judges
+                        nothing
+  --static              without a GPU: registers, spills, instructions, bytes
+                        and FLOPs of the compiled kernels
+  --from FILE           with --static: what `python -m bench check --json`
+                        wrote
+  --baseline FILE       bench/baselines/<gpu>.json, or static.json, if not given
+  --max-slowdown RATIO  of time now to before that is allowed, {slowdown}
+  --first N             repeats before the first look, {first}
+  --repeats N           of a baseline, and of what is measured again, {repeats}
+  --recipe NAME ...     whole runs too: {recipes}
+  --runs N              of each recipe, {runs}
+  --data DATA           of the runs: auto, cifar10, synthetic or a folder
+  --max-loss POINTS     of accuracy, in percent, {loss}
+  --junit FILE          JUnit XML
+  --summary FILE        Markdown, appended; $GITHUB_STEP_SUMMARY if not given
+  --json FILE           the record
+
+Exit status: 0 green; 1 red; 2 a mistake; 3 the machine is not as it was;
+130 interrupted.
+"""
+
+
+def _help() -> str:
+    names = textwrap.wrap(", ".join(RECIPES), 80 - 24 - len("whole runs too: "))
+    return HELP.format(
+        slowdown=judge.Criteria.allowed,
+        first=judge.FIRST,
+        repeats=judge.REPEATS,
+        recipes=("\n" + " " * 24).join(names),
+        runs=endtoend.RUNS,
+        loss=MAX_LOSS,
+    )
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, checked. UserError for what is none."""
-    parser = Parser(prog="python -m bench gate")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(kernels.CATALOGUE)}")
-    parser.add_argument("--baseline", type=Path, help="default: bench/baselines/<gpu>.json")
-    parser.add_argument("--update", action="store_true", help="write the baseline, judge nothing")
-    parser.add_argument("--max-slowdown", type=float, default=judge.Plan.allowed, metavar="RATIO")
-    parser.add_argument("--first", type=int, default=judge.FIRST, help="rounds before the first look")
-    parser.add_argument("--rounds", type=int, default=judge.ROUNDS, help="of a baseline or a second look")
-    parser.add_argument("--recipe", nargs="+", action="extend", default=[], metavar="NAME")
-    parser.add_argument("--runs", type=int, default=endtoend.RUNS, help="of each recipe")
-    parser.add_argument("--data", default="auto", help="of the runs: auto, cifar10, synthetic or a folder")
-    parser.add_argument(
-        "--max-loss", type=float, default=0.05, metavar="POINTS", help="of accuracy, in percent"
-    )
-    parser.add_argument("--junit", type=Path, help="where JUnit XML goes")
-    summary = os.environ.get("GITHUB_STEP_SUMMARY") or None
-    parser.add_argument("--summary", type=Path, default=summary, help="what Markdown is appended to")
-    parser.add_argument("--json", type=Path, help="where the record goes")
-    parser.add_argument("--static", action="store_true", help="the gate without a GPU")
-    parser.add_argument(
-        "--from", type=Path, dest="found", help="with --static: what `python -m bench check --json` wrote"
-    )
-    parser.add_argument("--simulate", type=int, nargs="?", const=SIMULATED, metavar="N", help="gates a line")
+    """The options of a command line, checked. Raises UserError for invalid ones."""
+    parser = Parser(description=_help())
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--baseline", type=Path)
+    parser.add_argument("--update", action="store_true")
+    parser.add_argument("--max-slowdown", type=float, default=judge.Criteria.allowed)
+    parser.add_argument("--first", type=int, default=judge.FIRST)
+    parser.add_argument("--repeats", type=int, default=judge.REPEATS)
+    parser.add_argument("--recipe", nargs="+", action="extend", default=[])
+    parser.add_argument("--runs", type=int, default=endtoend.RUNS)
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--max-loss", type=float, default=MAX_LOSS)
+    parser.add_argument("--junit", type=Path)
+    parser.add_argument("--summary", type=Path, default=os.environ.get("GITHUB_STEP_SUMMARY") or None)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--static", action="store_true")
+    parser.add_argument("--from", type=Path, dest="checked")
     options = parser.parse_args(arguments)
     for option, names, known in (
         ("NAME", options.names, kernels.CATALOGUE),
@@ -78,27 +116,21 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         for name in names:
             if name not in known:
                 raise UserError(f"{option}: got {name!r}, accepted are {', '.join(known)}")
-    least = {
-        "first": 1,
-        "rounds": verdict.LEAST,
-        "runs": endtoend.LEAST,
-        "max_slowdown": 1,
-        "max_loss": 0,
-        "simulate": 1,
-    }
-    for option, low in least.items():
+    for option, least in LEAST.items():
         value = getattr(options, option)
-        if value is not None and not low <= value < math.inf:
-            raise UserError(f"--{option.replace('_', '-')}: got {value}, accepted is {low} or more")
-    if options.found and not options.static:
+        if not least <= value < math.inf:
+            raise UserError(f"--{option.replace('_', '-')}: got {value}, accepted is {least} or more")
+    if options.checked and not options.static:
         raise UserError("--from: it is for --static; leave it out")
-    for mode, others in (
-        ("static", ("simulate", "recipe", "json")),
-        ("simulate", ("update", "recipe", "baseline", "junit")),
-    ):
-        for option in others:
-            if getattr(options, mode) and getattr(options, option):
-                raise UserError(f"--{option}: --{mode} knows nothing of it; leave one of them out")
+    for option in ("recipe", "json"):
+        if options.static and getattr(options, option):
+            raise UserError(f"--{option}: --static knows nothing of it; leave one of them out")
+    _check_files(options)
+    return options
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Raises UserError for a file that cannot be written, or that two options name."""
     outputs = {option: getattr(options, option) for option in ("junit", "summary", "json")}
     if options.update:
         outputs["baseline"] = options.baseline
@@ -109,12 +141,11 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     for option, path in outputs.items():
         if path:
             check_writable(path, f"--{option}")
-    return options
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 (red), 2 (a mistake), 3 (another machine), 130 (interrupted)."""
-    return exit_status("bench", partial(_main, sys.argv[2:] if arguments is None else arguments))
+    return exit_status("bench gate", partial(_main, arguments))
 
 
 def _main(arguments: list[str]) -> int:
@@ -124,19 +155,11 @@ def _main(arguments: list[str]) -> int:
     if options.static:
         from . import static
 
-        files = (options.baseline, options.found)
+        files = (options.baseline, options.checked)
         return static.run(console, options.names, *files, options.update, options.junit, options.summary)
-    if options.simulate:
-        from . import simulate
-
-        cases = len(catalogue(options.names))
-        status, found = simulate.run(console, options.simulate, cases, plan(options))
-        cpu = environment.device_name("cpu")
-        write(options.json, found | baseline.provenance(options.command, cpu, None))
-        return status
     gpu = this_gpu()
     train = partial(endtoend.trained, options.data)
-    return gate(console, options, gpu, catalogue(options.names), Told(console, Rounds()), train)
+    return gate(console, options, gpu, catalogue(options.names), Told(console, Repeats()), train)
 
 
 def this_gpu() -> str:
@@ -152,12 +175,12 @@ def state() -> dict | None:
     return environment.gpu_state("cuda") if torch.cuda.is_available() else None
 
 
-def plan(options: argparse.Namespace) -> judge.Plan:
-    return judge.Plan(options.first, options.rounds, options.max_slowdown)
+def criteria(options: argparse.Namespace) -> judge.Criteria:
+    return judge.Criteria(options.first, options.repeats, options.max_slowdown)
 
 
 class Told:
-    """Measures rounds, and prints a line for each."""
+    """Measures repeats, and prints a line for each."""
 
     def __init__(self, console: Console, measure: Measure):
         self.console, self.measure, self.count = console, measure, 0
@@ -167,7 +190,7 @@ class Told:
         found = self.measure(names)
         self.count += 1
         seconds = time.perf_counter() - begin
-        self.console.print(f"round {self.count}: {len(names) - len(CEILINGS)} cases, {seconds:.0f} s")
+        self.console.print(f"repeat {self.count}: {len(names) - len(CEILINGS)} cases, {seconds:.0f} s")
         return found
 
 
@@ -197,20 +220,20 @@ def gate(
     first = {
         name: endtoend.begin(name, base.recipes.get(name), train, options.runs) for name in options.recipe
     }
-    found = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, plan(options))
-    outcomes = [outcome_of(finding, *MICROSECONDS) for finding in found.findings]
+    found = judge.judge(base.only(options.names or kernels.CATALOGUE), calls, measure, criteria(options))
+    outcomes = [outcome_of(assessment, *MICROSECONDS) for assessment in found.assessments]
     show(console, outcomes)
-    states = [finding.state for finding in found.findings]
-    again = sum(finding.again > 0 for finding in found.findings)
+    states = [assessment.state for assessment in found.assessments]
+    again = sum(assessment.again > 0 for assessment in found.assessments)
     runs: dict[str, list[endtoend.Record]] = {}
     for name in options.recipe:
-        limits = endtoend.Plan(options.runs, options.max_slowdown, options.max_loss / 100)
+        limits = endtoend.RunCriteria(options.runs, options.max_slowdown, options.max_loss / 100)
         level = verdict.LEVEL / (2 * len(options.recipe))
-        findings, runs[name] = endtoend.judge(
+        assessments, runs[name] = endtoend.judge(
             name, base.recipes.get(name), first[name], train, limits, level, found.machine
         )
-        states += [finding.state for finding in findings]
-        rows = [outcome_of(finding, *unit) for finding, unit in zip(findings, (SECONDS, PERCENT))]
+        states += [assessment.state for assessment in assessments]
+        rows = [outcome_of(assessment, *unit) for assessment, unit in zip(assessments, (SECONDS, PERCENT))]
         show(console, rows)
         outcomes += rows
     status, said = concluded(states, again, options.max_slowdown, found.machine)
@@ -218,7 +241,7 @@ def gate(
         "verdict": said,
         "status": status,
         "machine": found.machine,
-        "findings": [dataclasses.asdict(finding) for finding in found.findings],
+        "assessments": [dataclasses.asdict(assessment) for assessment in found.assessments],
         "first": dataclasses.asdict(found.first),
         "again": dataclasses.asdict(found.again),
         "recipes": {name: [dataclasses.asdict(one) for one in records] for name, records in runs.items()},
@@ -242,24 +265,24 @@ def concluded(states: list[str], again: int, allowed: float, machine: str) -> tu
     return 0, ", ".join([said, f"{again} measured again", *notes])
 
 
-# How the numbers of a finding are written: end of the heading, factor, form, end of the number.
+# How the numbers of an assessment are written: end of the heading, factor, form, end of the number.
 MICROSECONDS = (" us", 1e6, ".2f", "")
 SECONDS = ("", 1.0, ".4f", " s")
 PERCENT = ("", 100.0, ".3f", " %")
 
 
-def outcome_of(finding: Finding, head: str, factor: float, form: str, unit: str) -> outcome.Outcome:
+def outcome_of(assessment: Assessment, head: str, factor: float, form: str, unit: str) -> outcome.Outcome:
     def cell(value: float | None, factor: float = 1.0, form: str = ".3f", unit: str = "") -> str:
         return "" if value is None else format(value * factor, form) + unit
 
     cells = {
-        f"baseline{head}": cell(finding.baseline, factor, form, unit),
-        f"now{head}": cell(finding.now, factor, form, unit),
-        "ratio": cell(finding.ratio),
-        "at least": cell(finding.lower),
-        "again": str(finding.again or ""),
+        f"baseline{head}": cell(assessment.baseline, factor, form, unit),
+        f"now{head}": cell(assessment.now, factor, form, unit),
+        "ratio": cell(assessment.ratio),
+        "at least": cell(assessment.lower),
+        "again": str(assessment.again or ""),
     }
-    return outcome.Outcome(finding.name, finding.red, cells, finding.message, finding.state)
+    return outcome.Outcome(assessment.name, assessment.red, cells, assessment.message, assessment.state)
 
 
 def show(console: Console, outcomes: list[outcome.Outcome]) -> None:
@@ -272,14 +295,11 @@ def finish(
 ) -> None:
     """Says the verdict, and writes the files that were asked for."""
     console.print(f"\n{said}", markup=False, soft_wrap=True)
-    outcome.report(f"Speed gate, {record['device_name']}", said, outcomes, options.junit, options.summary)
-    write(options.json, record)
-
-
-def write(path: Path | None, record: dict) -> None:
-    """The record as a file, if one is wanted."""
-    if path:
-        ledger.write(path, record)
+    outcome.write_files(
+        f"Speed gate, {record['device_name']}", said, outcomes, options.junit, options.summary
+    )
+    if options.json:
+        ledger.write(options.json, record)
 
 
 def update(
@@ -294,7 +314,7 @@ def update(
 ) -> int:
     """Measures a baseline and writes it; 1, and nothing written, where something is wrong."""
     before = state()
-    look = judge.measured(measure, (*CEILINGS, *calls), options.rounds)
+    look = judge.measured(measure, (*CEILINGS, *calls), options.repeats)
     records = {name: train(name, options.runs, 0) for name in options.recipe}
     wrong = look.faults | {
         f"{name} runs": f"{one.failed} of {options.runs} diverged"
@@ -315,7 +335,7 @@ def update(
             for name, one in records.items()
         }
         baseline.save(path, baseline.renewed(old, session, cases, recipes, options.names))
-        said = f"{path}: {len(cases)} cases and {len(recipes)} recipes, {options.rounds} rounds"
+        said = f"{path}: {len(cases)} cases and {len(recipes)} recipes, {options.repeats} repeats"
     finish(console, options, said, outcomes, {"verdict": said, "look": dataclasses.asdict(look), **shared})
     return 1 if wrong else 0
 

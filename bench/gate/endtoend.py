@@ -22,14 +22,14 @@ from hlb import UserError
 
 from . import verdict
 from .baseline import Runs
-from .judge import Finding, different
+from .judge import Assessment, different
 
 RUNS = 10
 LEAST = 2  # runs that a bound takes
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunCriteria:
     """How many runs, the ratio of times that is allowed, and the loss of accuracy, a fraction, tolerated."""
 
     runs: int = RUNS
@@ -70,7 +70,7 @@ def trained(data: str, recipe: str, runs: int, seed: int) -> Record:
         runs_of = ["--recipe", recipe, "--runs", str(runs), "--seed", str(seed), "--data", data]
         quiet = ["--json", str(path), "--ledger", os.devnull, "--eval-every", "0", "--quiet"]
         status = subprocess.run([sys.executable, "-m", "hlb", "train", *runs_of, *quiet]).returncode
-        if status not in (0, 1) or not path.exists():  # 1: every run failed, which is a finding
+        if status not in (0, 1) or not path.exists():  # 1: every run failed, which is judged as well
             raise UserError(f"--recipe: `hlb train --recipe {recipe}` ended with status {status}")
         return Record.read(json.loads(path.read_text()))
 
@@ -87,64 +87,76 @@ def begin(name: str, before: Runs | None, train: Train, runs: int) -> Record:
 
 
 def judge(
-    name: str, before: Runs | None, first: Record, train: Train, plan: Plan, level: float, machine: str
-) -> tuple[list[Finding], list[Record]]:
-    """The findings on time and accuracy of a recipe, each at this level, and what was run for them. `machine`
-    says in what the machine is not as it was, if so: the time is not judged then.
+    name: str,
+    before: Runs | None,
+    first: Record,
+    train: Train,
+    criteria: RunCriteria,
+    level: float,
+    machine: str,
+) -> tuple[list[Assessment], list[Record]]:
+    """The assessments of a recipe's time and accuracy, each at this level, and what was run for them.
+    `machine` says in what the machine is not as it was, if so: then the time is not judged.
     """
     records = [first]
     marked = name if first.dataset == "cifar10" else f"{name} ({first.dataset})"
-    time, accuracy = Finding(f"{marked} time"), Finding(f"{marked} accuracy")
+    time, accuracy = Assessment(f"{marked} time"), Assessment(f"{marked} accuracy")
     if before is not None:
         time.baseline, accuracy.baseline = statistics.fmean(before.seconds), statistics.fmean(before.accuracy)
         judged = not first.failed and not machine
-        if judged and verdict.look(before.seconds, first.seconds) > plan.allowed:
-            records.append(train(name, plan.runs, plan.runs))
-            time.again = plan.runs
+        if judged and verdict.look(before.seconds, first.seconds) > criteria.allowed:
+            records.append(train(name, criteria.runs, criteria.runs))
+            time.again = criteria.runs
     failed = sum(record.failed for record in records)
-    for finding in (time, accuracy):
+    for one in (time, accuracy):
         if failed:
-            finding.state, finding.message = "wrong", f"{failed} of {len(records) * plan.runs} runs diverged"
+            total = len(records) * criteria.runs
+            one.state, one.message = "wrong", f"{failed} of {total} runs diverged"
         elif before is None:
-            finding.state, finding.message = "new", "not in the baseline; --update takes it in"
+            one.state, one.message = "new", "not in the baseline; --update takes it in"
     accuracies = [value for record in records for value in record.accuracy]
     if not failed:
         time.now, accuracy.now = statistics.fmean(records[-1].seconds), statistics.fmean(accuracies)
         if before is not None:
-            judge_time(time, before.seconds, records[-1].seconds, plan, level, machine)
-            judge_accuracy(accuracy, before.accuracy, accuracies, plan, level)
+            judge_time(time, before.seconds, records[-1].seconds, criteria, level, machine)
+            judge_accuracy(accuracy, before.accuracy, accuracies, criteria, level)
             if changed := different(before.fields, first.fields):
                 accuracy.message += f"; {changed}"
     return [time, accuracy], records
 
 
 def judge_time(
-    finding: Finding, before: tuple[float, ...], now: list[float], plan: Plan, level: float, machine: str
+    one: Assessment,
+    before: tuple[float, ...],
+    now: list[float],
+    criteria: RunCriteria,
+    level: float,
+    machine: str,
 ) -> None:
     """Red where the lower bound of the slowdown exceeds what is allowed."""
     found = verdict.ratio(before, now, level)
-    finding.ratio, finding.lower = found.value, found.lower
-    finding.message = (
+    one.ratio, one.lower = found.value, found.lower
+    one.message = (
         f"{found.lower:.3f} to {found.upper:.3f} of the baseline's, with confidence {1 - 2 * level:.2%}"
     )
     if machine:
-        finding.message = "not judged, as the machine is not as it was"
-    elif found.lower > plan.allowed:
-        finding.state = "slow"
-        finding.message = f"slower by at least {found.lower - 1:.1%}, allowed is {plan.allowed - 1:.1%}"
+        one.message = "not judged, as the machine is not as it was"
+    elif found.lower > criteria.allowed:
+        one.state = "slow"
+        one.message = f"slower by at least {found.lower - 1:.1%}, allowed is {criteria.allowed - 1:.1%}"
 
 
 def judge_accuracy(
-    finding: Finding, before: tuple[float, ...], now: list[float], plan: Plan, level: float
+    one: Assessment, before: tuple[float, ...], now: list[float], criteria: RunCriteria, level: float
 ) -> None:
     """Red where even the upper bound of the change is below the loss that is tolerated."""
-    found = verdict.change(before, now, level, plan.loss)
-    if lost := found.upper < -plan.loss:
-        finding.state = "inaccurate"
-    finding.message = (
+    found = verdict.change(before, now, level, criteria.loss)
+    if lost := found.upper < -criteria.loss:
+        one.state = "inaccurate"
+    one.message = (
         f"changed by {100 * found.value:+.3f} points, {100 * found.upper:+.3f} at most with confidence "
-        f"{1 - level:.2%}, {-100 * plan.loss:+.3f} is tolerated"
+        f"{1 - level:.2%}, {-100 * criteria.loss:+.3f} is tolerated"
     )
     if not lost:
         seen = f"a loss of {100 * found.visible:.3f} points would have shown 4 times out of 5"
-        finding.message += f"; in {len(now)} runs against {len(before)} {seen}"
+        one.message += f"; in {len(now)} runs against {len(before)} {seen}"

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from hlb.files import atomic
 
+from ..report import markdown as tables
+
 ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML, even escaped
 
 
@@ -90,12 +92,11 @@ def markdown(title: str, verdict: str, outcomes: Sequence[Outcome]) -> str:
         ]
         for outcome in sorted(outcomes, key=lambda outcome: not outcome.red)
     ]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    head = ["| " + " | ".join(("", *headings, "")) + " |", "|--" + "|--:" * len(headings) + "|--|"]
-    return "\n".join([f"## {title}", "", verdict, "", *head, *lines, ""])
+    table = tables.table(("", *headings, ""), rows, range(1, len(headings) + 1))
+    return "\n".join([f"## {title}", "", verdict, "", table, ""])
 
 
-def report(
+def write_files(
     title: str, verdict: str, outcomes: Sequence[Outcome], junit_file: Path | None, summary: Path | None
 ) -> None:
     """Writes the files that are wanted; `summary` is appended to, as GitHub asks."""

@@ -23,7 +23,7 @@ from hlb import UserError
 from hlb.files import atomic, check_writable
 
 from . import snapshot
-from .outcome import Outcome, junit, report, show
+from .outcome import Outcome, junit, show, write_files
 from .snapshot import UPDATE, Numbers, Sections
 
 BASELINE = Path(__file__).parents[1] / "baselines" / "static.json"
@@ -88,7 +88,7 @@ def judged(column: str, before: int, now: int) -> str:
     return "worse" if limit.exceeded(before, now) else "better" if limit.exceeded(now, before) else ""
 
 
-def compare(name: str, before: dict[str, Numbers], now: dict[str, Numbers]) -> list[Change]:
+def changes_of(name: str, before: dict[str, Numbers], now: dict[str, Numbers]) -> list[Change]:
     """What changed of an entry, {} where there is none. A column that the baseline lacks is not compared."""
     found: dict[tuple[str, int, int, str], list[str]] = {}
     for chip in sorted(before | now, key=float):
@@ -218,7 +218,7 @@ def _compared(
     console: Console, counted: str, before: Sections, now: Sections, file: Path | None, summary: Path | None
 ) -> int:
     changes = {
-        name: compare(name, before[section].get(name, {}), now[section].get(name, {}))
+        name: changes_of(name, before[section].get(name, {}), now[section].get(name, {}))
         for section in now
         for name in sorted(before[section] | now[section])
     }
@@ -230,5 +230,5 @@ def _compared(
         each = [Outcome(name, red(of), message=", ".join(map(str, of))) for name, of in changes.items()]
         with atomic(file) as temporary:
             temporary.write_text(junit("static gate", each), encoding="utf-8")
-    report("Static gate", line, outcomes, None, summary)
+    write_files("Static gate", line, outcomes, None, summary)
     return int(any(map(red, changes.values())))

@@ -1,9 +1,9 @@
-"""The statistics of the speed gate: from the seconds of some rounds to what can be said of a slowdown.
+"""The statistics of the speed gate: from the seconds of some repeats to what can be said of a slowdown.
 
-A round is every case once, in a process of its own, since a process leaves its mark (addresses, clocks) on
+A repeat is every case once, in a process of its own, since a process leaves its mark (addresses, clocks) on
 all that is timed in it: processes, not samples, are what is averaged over (Kalibera and Tuma, Precise
 Regression Benchmarking with Random Effects, 2006). Times are compared as logarithms, so that a difference
-is a ratio. An eighth of the rounds is trimmed at each end, which leaves a disturbed round without weight,
+is a ratio. An eighth of the repeats is trimmed at each end, which leaves a disturbed repeat without weight,
 and the bound is that of Yuen (Biometrika 61:1, 1974): Welch's for trimmed means. The level of a bound is
 LEVEL over the number of all cases of the gate, by Bonferroni.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 LEVEL = 0.005  # chance of a false alarm anywhere among the kernels, and as much again among the recipes
 POWER = 0.8  # with which a loss of accuracy counts as one that could have been seen
-LEAST = 4  # rounds that a bound takes
+LEAST = 4  # repeats that a bound takes
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Change:
+class AccuracyChange:
     """Mean accuracy now less the baseline's, its one-sided upper bound, and the loss that as many runs would
     have shown with probability POWER. Fractions.
     """
@@ -82,40 +82,31 @@ def quantile(probability: float, degrees: float) -> float:
 
 
 def ratio(baseline: Sequence[float], now: Sequence[float], level: float) -> Ratio:
-    """Of the geometric means of seconds per round, LEAST or more of each."""
+    """Of the geometric means of seconds per repeat, LEAST or more of each."""
     before, after = (estimate([math.log(value) for value in values]) for values in (baseline, now))
     difference, reach = after.mean - before.mean, margin(before, after, level)
     return Ratio(*(math.exp(value) for value in (difference, difference - reach, difference + reach)))
 
 
 def look(baseline: Sequence[float], now: Sequence[float]) -> float:
-    """The ratio of the medians: what a few rounds look like."""
+    """The ratio of the medians: what a few repeats look like."""
     return statistics.median(now) / statistics.median(baseline)
 
 
-def change(baseline: Sequence[float], now: Sequence[float], level: float, tolerated: float) -> Change:
+def change(baseline: Sequence[float], now: Sequence[float], level: float, tolerated: float) -> AccuracyChange:
     """Of accuracies of single runs, two or more of each, where a loss of `tolerated` is tolerated."""
     before, after = estimate(baseline, trim=False), estimate(now, trim=False)
     difference, reach = after.mean - before.mean, margin(before, after, level)
     visible = tolerated + reach
     if reach:
         visible += quantile(POWER, degrees(before, after)) * math.sqrt(before.square + after.square)
-    return Change(difference, difference + reach, visible)
+    return AccuracyChange(difference, difference + reach, visible)
 
 
 def visible(baseline: Sequence[float], allowed: float, level: float) -> float:
-    """The ratio that a gate as noisy as this baseline, of as many rounds, catches about 9 times out of 10; by
-    the error alone it would be 19 out of 20, but a bound that is estimated varies too.
+    """The ratio that a gate as noisy as this baseline, of as many repeats, catches about 9 times out of 10.
+    By the error alone it would be 19 out of 20, but a bound that is estimated varies too.
     """
     there = estimate([math.log(value) for value in baseline])
     seen = quantile(0.95, 2 * there.degrees) * math.sqrt(2 * there.square)
     return allowed * math.exp(margin(there, there, level) + seen)
-
-
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927)."""
-    z = statistics.NormalDist().inv_cdf(0.975)
-    rate, weight = hits / trials, z * z / trials
-    centre = (rate + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(rate * (1 - rate) / trials + weight / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)

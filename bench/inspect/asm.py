@@ -31,14 +31,14 @@ CHIPS = {chip_name(cc): target for cc, target in chips.TARGETS.items()}  # 8.0: 
 NAMED = 31  # cases that an error lists: as many as the op of most has
 
 
-def only_case(todo: dict[KernelSpec, list[Case]], option: str) -> tuple[KernelSpec, Case]:
-    """The one case that was chosen. UserError, naming `option`, where there are several."""
+def only_case(todo: dict[KernelSpec, list[Case]]) -> tuple[KernelSpec, Case]:
+    """The one case that was chosen. Raises UserError where there are several."""
     found = [(spec, case) for spec, cases in todo.items() for case in cases]
     if len(found) == 1:
         return found[0]
     names = ", ".join(f"{spec.name} {case.name}" for spec, case in found[:NAMED])
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    raise UserError(f"{option}: takes one op and one --case, here are {len(found)}: {names}{more}")
+    raise UserError(f"takes one op and one --case, here are {len(found)}: {names}{more}")
 
 
 def run(
@@ -51,10 +51,10 @@ def run(
     if chip not in (None, *CHIPS):
         raise UserError(f"--chip: got {chip!r}, accepted are {', '.join(CHIPS)}")
     if not launch.INSTALLED:
-        raise UserError("asm: needs triton, which is not installed here")
+        raise UserError("needs triton, which is not installed here")
     if launch.INTERPRETED:
-        raise UserError("asm: TRITON_INTERPRET is set, under which nothing is compiled; unset it")
-    spec, case = only_case(todo, "asm")
+        raise UserError("TRITON_INTERPRET is set, under which nothing is compiled; unset it")
+    spec, case = only_case(todo)
     on = CHIPS[chip] if chip else chips.here()
     with chips.targeting(on):
         launches = record(spec, case, dtype)

@@ -30,7 +30,7 @@ from kernels.base import launch
 from kernels.base.correctness import leaves
 from kernels.base.spec import Case, KernelSpec
 
-from ..implementations import launched
+from ..implementations import launches_of
 from .asm import only_case
 from .counters import METRICS, SUCCESSORS, parsed, table
 from .trace import passes
@@ -63,14 +63,14 @@ def run(
     UserError.
     """
     executable = tool()
-    spec, case = only_case(todo, "ncu")
-    found = launched(spec, spec.op, spec.make(case, dtype, DEVICE))
+    spec, case = only_case(todo)
+    found = launches_of(spec, spec.op, spec.make(case, dtype, DEVICE))
     forward, both = (Counter(one.name for one in launches) for launches in found)
     counts = {way: count for way, count in (("forward", forward), ("backward", both - forward)) if count}
     ways = [direction] if direction in ("forward", "backward") else list(counts)
     there = sum((counts.get(way, Counter()) for way in ways), Counter())
     if not there:
-        raise UserError(f"ncu: {spec.name} {case.name} launches nothing {' and '.join(ways)}")
+        raise UserError(f"{spec.name} {case.name} launches nothing {' and '.join(ways)}")
     if kernel not in (None, *there):
         raise UserError(f"--kernel: got {kernel!r}, launched are {', '.join(there)}")
 
@@ -107,7 +107,7 @@ def tool() -> str:
             "toolkit or from https://developer.nvidia.com/nsight-compute"
         )
     if missing:
-        raise UserError(f"ncu: needs {'; needs '.join(missing)}")
+        raise UserError(f"needs {'; needs '.join(missing)}")
     return found
 
 
@@ -134,7 +134,7 @@ def collected(executable: str, kernel: str, child: Sequence[str]) -> dict[str, f
             break
         wanted = again
     if not values:
-        raise UserError(f"ncu: {failure(said, done.returncode)}")
+        raise UserError(failure(said, done.returncode))
     return {metric: values[name] for metric, name in wanted.items() if name in values}
 
 

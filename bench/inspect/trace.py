@@ -61,7 +61,7 @@ def run(
     """Writes the trace to `path`, whole or not at all, and prints the table. Returns the exit status, 1 where
     an op is wrong; raises UserError.
     """
-    check_writable(path, "trace")
+    check_writable(path, "FILE")
     on_device = torch.device(device).type == "cuda"
     calls: list[tuple[KernelSpec, Case, dict[str, Callable]]] = []
     wrong = []
@@ -94,7 +94,7 @@ def run(
     trace = chrome_trace(lambda: work(CALLS), on_device)
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     if on_device and not any(event.get("cat") in WORK for event in events):
-        raise UserError("trace: the profiler sees no kernels here; allow it to")
+        raise UserError("the profiler sees no kernels here; allow it to")
     write_trace(path, trace)
     names = {
         f"{spec.name} {case.name} {by} {direction}"

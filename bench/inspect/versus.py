@@ -1,9 +1,9 @@
 """The benchmark here against the same at another revision: `python -m bench vs REF NAME ...`.
 
-REF is checked out beside the repository, in a temporary folder. Each round runs the command `python -m bench`
-of both trees, each in a process of its own; which goes first alternates, so that what drifts hits both. From
-its record is seen that a process ran its own tree's code. A row is compared by the ratio here / there of
-its medians, round by round: their geometric mean, and its 95 % interval by Student's t on their logarithms.
+REF is checked out in a temporary folder. Each repeat runs `python -m bench` in both trees, each in a process
+of its own; which goes first alternates, so that drift hits both. Its record shows that a process ran its own
+tree's code. A row is compared by the ratio here / there of its medians, repeat by repeat: their geometric
+mean, and its 95 % interval by Student's t on their logarithms.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Key = tuple[str, str, str, str, str]  # op, case, dtype, direction, implementati
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of both trees: seconds here and there, round by round, and what their ratios say."""
+    """A row of both trees: seconds here and there, repeat by repeat, and what their ratios say."""
 
     op: str
     case: str
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def compared(key: Key, here: Sequence[float], there: Sequence[float]) -> Comparison:
-    """Two rounds or more of a row."""
+    """Two repeats or more of a row."""
     logs = summary([math.log(a / b) for a, b in zip(here, there)])
     low, high = map(math.exp, logs["ci95"])
     verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference shown"
@@ -71,14 +71,14 @@ def run(
     dtype: str,
     direction: str | None,
     samples: int,
-    rounds: int,
+    repeats: int,
     json: Path | None,
 ) -> int:
     """Compares, prints the table, writes the record to `json` if given. `direction` keeps the rows of one.
     Returns the exit status, 1 where a row failed; raises UserError.
     """
-    if rounds < 2:
-        raise UserError(f"--rounds: got {rounds}, accepted is 2 or more: an interval takes two")
+    if repeats < 2:
+        raise UserError(f"--repeats: got {repeats}, accepted is 2 or more: an interval takes two")
     if json:
         check_writable(json, "--json")
     options = [*names, *(["--case", case] if case else []), "--dtype", short(dtype)]
@@ -87,13 +87,13 @@ def run(
         trees = {"here": (ROOT, _git("rev-parse", "HEAD"), None), "there": (tree, commit, False)}
         changed = " with changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
         here = f"here {trees['here'][1][:10]}{changed}"
-        line(console, f"{here}, there {commit[:10]} ({ref}), {rounds} rounds")
+        line(console, f"{here}, there {commit[:10]} ({ref}), {repeats} repeats")
         records: dict[str, list[dict]] = {"here": [], "there": []}
-        for i in range(rounds):
+        for i in range(repeats):
             for side in ("here", "there") if i % 2 == 0 else ("there", "here"):
-                with console.status(f"round {i + 1} of {rounds}: {side}"):
+                with console.status(f"repeat {i + 1} of {repeats}: {side}"):
                     records[side].append(measured(side, *trees[side], options))
-    return report(console, records, direction, json)
+    return conclude(console, records, direction, json)
 
 
 @contextlib.contextmanager
@@ -101,18 +101,18 @@ def worktree(ref: str) -> Iterator[tuple[Path, str]]:
     """A temporary checkout of a revision, and its commit; removed on leaving, also by Ctrl-C."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
-        raise UserError(f"vs: {ROOT} is no checkout that git can read; clone the repository")
+        raise UserError(f"{ROOT} is no checkout that git can read; clone the repository")
     commit = _git("rev-parse", "--verify", f"{ref}^{{commit}}")
     if not commit:
-        raise UserError(f"vs: got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`")
+        raise UserError(f"got {ref!r}, by which git knows no commit; fetch it, or take one of `git log`")
     if not _git("ls-tree", commit, "bench/__main__.py"):
-        raise UserError(f"vs: {ref} has no `python -m bench`; take a later revision")
+        raise UserError(f"{ref} has no `python -m bench`; take a later revision")
 
     folder = tempfile.mkdtemp(prefix="bench-")
     tree = Path(folder, "there")
     try:
         if _git("worktree", "add", "--detach", "--quiet", str(tree), commit) is None:
-            raise UserError(f"vs: git cannot check {ref} out into {folder}; is there room?")
+            raise UserError(f"git cannot check {ref} out into {folder}; is there room?")
         yield tree, commit
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,16 +145,16 @@ def measured(side: str, tree: Path, commit: str, dirty: bool | None, options: Se
         )
         if not file.exists():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it says nothing"]
-            raise UserError(f"vs: the benchmark {side} fails, exit status {done.returncode}: {said[0]}")
+            raise UserError(f"the benchmark {side} fails, exit status {done.returncode}: {said[0]}")
         record = loads(file.read_text())
     ran = record.get("commit"), record.get("dirty")
     if ran[0] != commit or dirty not in (None, ran[1]):
-        raise UserError(f"vs: the benchmark {side} ran {ran[0]}, changed: {ran[1]}, in place of {commit}")
+        raise UserError(f"the benchmark {side} ran {ran[0]}, changed: {ran[1]}, in place of {commit}")
     return record
 
 
 def by_key(records: Sequence[dict], direction: str | None) -> dict[Key, list[dict]]:
-    """The rows of one direction, or of all, round by round."""
+    """The rows of one direction, or of all, repeat by repeat."""
     found: dict[Key, list[dict]] = {}
     for record in records:
         for row in record["rows"]:
@@ -165,19 +165,21 @@ def by_key(records: Sequence[dict], direction: str | None) -> dict[Key, list[dic
     return found
 
 
-def report(console: Console, records: dict[str, list[dict]], direction: str | None, json: Path | None) -> int:
-    """Prints and writes what the rounds say; returns the exit status."""
+def conclude(
+    console: Console, records: dict[str, list[dict]], direction: str | None, json: Path | None
+) -> int:
+    """Prints and writes what the repeats say; returns the exit status."""
     found = {side: by_key(records[side], direction) for side in records}
     failed = {
         side: {
             key: faults[0]
-            for key, rounds in rows.items()
-            if (faults := [r["fault"] for r in rounds if r["fault"]])
+            for key, repeats in rows.items()
+            if (faults := [r["fault"] for r in repeats if r["fault"]])
         }
         for side, rows in found.items()
     }
     here, there = (
-        {key: [row["median"] for row in rounds] for key, rounds in rows.items() if key not in failed[side]}
+        {key: [row["median"] for row in repeats] for key, repeats in rows.items() if key not in failed[side]}
         for side, rows in found.items()
     )
     rows = [compared(key, here[key], there[key]) for key in here if key in there]
@@ -210,7 +212,7 @@ def report(console: Console, records: dict[str, list[dict]], direction: str | No
             **{side: {name: records[side][0][name] for name in ("commit", "dirty")} for side in records},
             **{name: first[name] for name in ("device", "device_name", "versions", "gpu_before")},
             "gpu_after": last["gpu_after"],
-            "rounds": len(records["here"]),
+            "repeats": len(records["here"]),
             "rows": [asdict(row) for row in rows],
             **{f"only_{side}": keys for side, keys in only.items()},
             **{f"failed_{side}": list(faults.items()) for side, faults in failed.items()},

@@ -1,4 +1,4 @@
-"""What records of measurements say: of kernels (`python -m bench`) and of a step of training."""
+"""Records of `python -m bench` and of `hlb --profile`: recognised, loaded, and arranged by call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_bench(content: object) -> bool:
 
 
 def is_profile(content: object) -> bool:
-    """Whether a JSON file's content is that of a `profiling.Profile`."""
+    """Whether a JSON file's content is a `profiling.Profile`."""
     return isinstance(content, dict) and "step_seconds" in content and isinstance(content.get("rows"), list)
 
 
@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def load(path: Path | str, option: str) -> dict:
-    """The record that an option names. UserError where the file cannot be read or is none."""
+    """The record that an option names. Raises UserError if it cannot be read or is not such a record."""
     accepted, command = KINDS[option]
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -45,12 +45,12 @@ def load(path: Path | str, option: str) -> dict:
     except ValueError:
         content = None
     if not accepted(content):
-        raise UserError(f"--{option}: {path} is no record of `{command}`")
+        raise UserError(f"--{option}: {path} is not a record of `{command}`")
     return content
 
 
 def about_profile(record: dict) -> str:
-    """What a record of a step is of, in a line."""
+    """What was profiled, in a line: recipe, data, device, batch, kernels."""
     images = f"{record['images']} images of {record['size']}x{record['size']}"
     return (
         f"{record['recipe']} on {record['dataset']}, {record['device_name']}: {images} in "
@@ -59,7 +59,7 @@ def about_profile(record: dict) -> str:
 
 
 def about(record: dict) -> str:
-    """What a record of kernels is of, in a line: device, dtypes, day, commit."""
+    """What was timed, in a line: device, dtypes, day, commit."""
     commit = record.get("commit")
     if commit is not None:
         commit = f"commit {commit[:8]}{' with changes' if record.get('dirty') else ''}"
@@ -77,10 +77,10 @@ def timed(record: dict) -> list[dict]:
 
 def by_call(rows: Sequence[dict]) -> Calls:
     """(op, case, dtype) -> direction -> implementation -> row."""
-    found = defaultdict(lambda: defaultdict(dict))
+    calls = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        found[row["op"], row["case"], row["dtype"]][row["direction"]][row["implementation"]] = row
-    return found
+        calls[row["op"], row["case"], row["dtype"]][row["direction"]][row["implementation"]] = row
+    return calls
 
 
 def whole(calls: Calls) -> list[dict[str, dict]]:
@@ -89,28 +89,28 @@ def whole(calls: Calls) -> list[dict[str, dict]]:
 
 
 def slower(record: dict, base: str = "compiled") -> dict[tuple[str, str], dict[str, float]]:
-    """(op, direction) -> case -> the time of `base` over that of the fastest of ours, where it is less.
-    Forward and backward each by itself.
+    """(op, direction) -> case -> the time of `base` over that of our fastest, where below 1. Forward and
+    backward are separate.
     """
-    found = defaultdict(dict)
+    ratios = defaultdict(dict)
     for (op, case, _), ways in by_call(timed(record)).items():
         for direction in DIRECTIONS[:2]:
             times = {name: row["median"] for name, row in ways.get(direction, {}).items()}
             mine = [time for name, time in times.items() if name not in REFERENCES]
             if mine and base in times and times[base] < min(mine):
-                found[op, direction][case] = times[base] / min(mine)
-    return dict(found)
+                ratios[op, direction][case] = times[base] / min(mine)
+    return dict(ratios)
 
 
 def speed_ups(record: dict, base: str) -> dict[str, list[float]]:
-    """op -> times by which the fastest of ours is faster than `base`, for each case that both were timed at;
-    where none of ours was timed, the fastest compiled reference.
+    """op -> the time of `base` over that of our fastest, for each case in which both were timed. If none of
+    ours was timed, the fastest compiled reference takes its place.
     """
     calls = whole(by_call(timed(record)))
     ours = {name for call in calls for name in call if name not in REFERENCES}
-    found = defaultdict(list)
+    ratios = defaultdict(list)
     for call in calls:
         mine = [row["median"] for name, row in call.items() if name in (ours or REFERENCES[1:3])]
         if mine and base in call:
-            found[call[base]["op"]].append(call[base]["median"] / min(mine))
-    return found
+            ratios[call[base]["op"]].append(call[base]["median"] / min(mine))
+    return ratios

@@ -1,4 +1,4 @@
-"""Records as cells of a table, in words: what is not known is said, and not made up."""
+"""Records as cells of a table, in words; what is unknown says so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kernels.views import VIEWS
 from .records import Group, Record
 
 UNKNOWN = "not stated"
+UNCLAIMED = f"Fewer than {RECORD_RUNS} runs are not a record claim."
 COLUMNS = (
     "system",
     "run with",
@@ -23,7 +24,7 @@ COLUMNS = (
 
 
 def accuracy(record: Record) -> str:
-    """94.20 % [93.93, 94.47], or what is known of that."""
+    """94.20 % [93.93, 94.47], or as much of that as is known."""
     if record.accuracy is None:
         return "none" if record.n == 0 else UNKNOWN
     mean = f"{100 * record.accuracy:.2f} %"
@@ -36,13 +37,13 @@ def accuracy(record: Record) -> str:
 
 
 def runs(record: Record) -> str:
-    """How many, and how many failed."""
+    """How many succeeded, and how many failed."""
     n = UNKNOWN if record.n is None else str(record.n)
     return f"{n}, {record.failed} failed" if record.failed else n
 
 
 def seconds(record: Record) -> str:
-    """557.6 (std 12.3), or what is known of that."""
+    """557.6 (std 12.3), or as much of that as is known."""
     if record.seconds is None:
         return "none" if record.n == 0 else UNKNOWN
     return _seconds(record.seconds, record.seconds_std)
@@ -55,7 +56,7 @@ def _seconds(mean: float, std: float | None) -> str:
 
 
 def time(record: Record) -> str:
-    """Seconds and what is in them, by our rule and by the system's own; or why no time is quoted."""
+    """Seconds and what they include, by our rule and by the system's own; or why no time is quoted."""
     if record.untimed:
         return record.untimed
     text = f"{seconds(record)}: {record.contract or f'contents {UNKNOWN}'}"
@@ -82,6 +83,6 @@ def row(record: Record) -> tuple[str, ...]:
 
 
 def unclaimed(mine: Sequence[Record]) -> str:
-    """What our records are not, in a sentence."""
-    gpu = "" if any(record.gpu and record.ours for record in mine) else "; there is no GPU record yet"
-    return f"Of ours, fewer than {RECORD_RUNS} runs are no record claim{gpu}."
+    """What our records do not claim, in a sentence or two."""
+    gpu = "" if any(record.gpu and record.ours for record in mine) else " There is no GPU record yet."
+    return UNCLAIMED + gpu

@@ -1,4 +1,4 @@
-"""`python -m bench report`: what was measured, as one page with its plots; or README's tables."""
+"""`python -m bench report`: what was measured, as one page with plots; or the tables of README and docs/."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from hlb.runs import ledger
 from hlb.runs.statistics import record_claim, summary
 from kernels.base import chips
 
-from . import benches, cells, drawing, kernel_costs, peers, plots, readme, records, run_plots, webpage
+from . import benches, cells, drawing, pages, peers, plots, records, run_plots, webpage
 from .records import Group, Record
 
 FOLDER = Path("results") / "report"
-MODELLED = "record94"  # the recipe whose step is modelled where none was profiled
+MODELLED = "record94"  # the recipe whose step is modelled if none was profiled
 HELP = """\
 usage: python -m bench report [LEDGER ...] [--out FOLDER]
        [--kernels RECORD.json ...] [--profile RECORD.json ...]
-       python -m bench report --markdown [README.md]
+       python -m bench report --markdown
 
-One page of what was measured, report.html, which opens offline, and its plots
-as PNG and SVG. LEDGER is FILE or FILE:FIELD=VALUE,... as of `hlb compare`.
-Without one: results/ledger.jsonl and, in a checkout, bench/results/.
+What was measured as one page, report.html, which opens offline, and its plots
+as PNG and SVG. LEDGER is FILE or FILE:FIELD=VALUE,... as for `hlb compare`;
+without one, results/ledger.jsonl and, in a checkout, bench/results/.
 
-  --out FOLDER        where they go (results/report)
+  --out FOLDER        where to write them (results/report)
   --kernels FILE ...  records of `python -m bench --json FILE`
   --profile FILE ...  records of `hlb --profile TRACE --json FILE`
-  --markdown [FILE]   instead: README's tables, between their markers, and
-                      docs/accuracy-time.png beside it; without FILE also
-                      docs/kernel-costs.md
+  --markdown          instead: update the tables of README.md and docs/,
+                      docs/kernel-costs.md and docs/accuracy-time.png
 
   python -m bench report
   python -m bench report a.jsonl b.jsonl:recipe=record94 --out /tmp/report
@@ -47,8 +46,8 @@ Without one: results/ledger.jsonl and, in a checkout, bench/results/.
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a report is of."""
+class Measurements:
+    """What a report shows: the names of what was read, groups of runs, records of kernels and of a step."""
 
     read: list[str]
     groups: list[Group]
@@ -76,34 +75,32 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out")
     parser.add_argument("--kernels", nargs="+", metavar="FILE")
     parser.add_argument("--profile", nargs="+", metavar="FILE")
-    parser.add_argument("--markdown", nargs="?", const="", metavar="FILE")
+    parser.add_argument("--markdown", action="store_true")
     return parser.parse_args(arguments)
 
 
 def run(given: argparse.Namespace) -> int:
     drawing.check_installed()
-    if given.markdown is not None:
+    if given.markdown:
         for name in ("ledgers", "out", "kernels", "profile"):
             if getattr(given, name):
                 what = "LEDGER" if name == "ledgers" else f"--{name}"
-                raise UserError(f"--markdown: README's tables are of bench/results/ alone; leave {what} out")
-        written = readme.write(Path(given.markdown or records.ROOT / "README.md"))
-        if not given.markdown:
-            written.append(kernel_costs.write(records.ROOT))
+                raise UserError(f"--markdown: the tables show bench/results/ only; leave {what} out")
+        written = pages.write(records.ROOT)
     else:
-        found = find(given.ledgers, given.kernels, given.profile)
+        measurements = find(given.ledgers, given.kernels, given.profile)
         out = Path(given.out or FOLDER)
         check_writable(out / "report.html", "--out")
-        written = [write(found, out)]
+        written = [write(measurements, out)]
     print("\n".join(map(str, written)))
     return 0
 
 
 def find(
     ledgers: Sequence[str] = (), kernels: Sequence[str] | None = None, profiles: Sequence[str] | None = None
-) -> Findings:
-    """Reads what is asked for, else what there is. UserError where something is not what it should be, or
-    there is nothing.
+) -> Measurements:
+    """Reads the files that are named, else those that exist. Raises UserError if one is invalid or there is
+    nothing to report.
     """
     if ledgers:
         chosen = [
@@ -122,18 +119,18 @@ def find(
     if not (groups or measured or stepped):
         raise UserError(f"nothing to report: no {ledger.DEFAULT}; `hlb` writes it, or name a ledger")
     read = [*dict.fromkeys(source for group in groups for source in group.sources)]
-    return Findings([*read, *(kernels or ()), *(profiles or ())], groups, measured, stepped)
+    return Measurements([*read, *(kernels or ()), *(profiles or ())], groups, measured, stepped)
 
 
-def write(found: Findings, out: Path) -> Path:
+def write(measurements: Measurements, out: Path) -> Path:
     """The page and its plots, in the folder `out`; returns the page's path."""
     sections = {
-        "In short": headline(found),
-        "Records": _records(found, out),
-        "Runs": _runs(found, out),
-        "A step": _steps(found, out),
-        "Kernels": _kernels(found, out),
-        "How each was made": _made(found.groups),
+        "In short": headline(measurements),
+        "Records": _records(measurements, out),
+        "Runs": _runs(measurements, out),
+        "A step": _steps(measurements, out),
+        "Kernels": _kernels(measurements, out),
+        "How each was made": _made(measurements.groups),
     }
     with atomic(out / "report.html") as temporary:
         temporary.write_text(webpage.document("hlb: what was measured", sections), encoding="utf-8")
@@ -147,10 +144,10 @@ def _plot(draw, *what, out: Path, name: str, says: str) -> str:
     return webpage.figure(paths[1], says)
 
 
-def headline(found: Findings) -> str:
-    """Our best of each target, and what has not been measured."""
+def headline(measurements: Measurements) -> str:
+    """Our best for each target, and what has not been measured."""
     parts = []
-    for (target, _), group in records.best(found.groups).items():
+    for (target, _), group in records.best(measurements.groups).items():
         record = group.record
         reached = "reached" if record.accuracy >= target else "missed"
         on = record.hardware or cells.UNKNOWN
@@ -169,30 +166,30 @@ def headline(found: Findings) -> str:
         parts += [f'<p class="lead">{webpage.inline(lead)}</p>', webpage.facts(known)]
     if parts:
         parts.append(webpage.paragraphs("The fastest whose mean reaches the target, else the most accurate."))
-    if absent := missing(found):
+    if absent := missing(measurements):
         parts += [webpage.paragraphs("Not measured:"), webpage.items(absent)]
     when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    of = ", ".join(f"`{source}`" for source in found.read)
+    of = ", ".join(f"`{source}`" for source in measurements.read)
     return "\n".join([*parts, f'<p class="note">{webpage.inline(f"Made {when} of {of}.")}</p>'])
 
 
-def missing(found: Findings) -> list[str]:
-    """What a report would have, were it measured."""
-    mine, absent = found.mine, []
+def missing(measurements: Measurements) -> list[str]:
+    """What a report lacks because it was not measured."""
+    mine, absent = measurements.mine, []
     known = {record.target for record in mine if record.n and record.ours}
     for target in sorted({record.target for record in records.published()} - known):
         absent.append(f"a run that aims at {100 * target:g} %")
     if not any(record.gpu and record.ours and record.n for record in mine):
         absent.append("a run on a GPU")
-    if not any(bench.get("kernels_timed") for bench in found.benches):
+    if not any(bench.get("kernels_timed") for bench in measurements.benches):
         absent.append("a kernel on a GPU: `python -m bench --json FILE`, then `--kernels FILE`")
-    if not found.profiles:
+    if not measurements.profiles:
         absent.append("a step, op by op: `hlb --profile TRACE --json FILE`, then `--profile FILE`")
     return absent
 
 
-def _records(found: Findings, out: Path) -> str:
-    mine, published = found.mine, records.published()
+def _records(measurements: Measurements, out: Path) -> str:
+    mine, published = measurements.mine, records.published()
     says = "Our records and the published ones. A published time is its authors', under their own rules."
     shown = _plot(run_plots.accuracy_time, mine, published, out=out, name="accuracy-time", says=says)
     rows = list(map(cells.row, records.beside(mine)))
@@ -204,7 +201,7 @@ STATISTICS = ("mean", "std", "min", "max", "95 % interval")
 
 
 def _statistics(group: Group) -> tuple[str, ...]:
-    """A row: on the first line of its cells accuracies, on the second times."""
+    """A row whose cells have accuracies on the first line and times on the second."""
     lines = []
     for values, digits in (([100 * value for value in group.accuracies], ".2f"), (group.seconds, ".4g")):
         stats = summary(values)
@@ -216,18 +213,18 @@ def _statistics(group: Group) -> tuple[str, ...]:
 
 
 def _named(group: Group) -> str:
-    """The system, and on a line of its own how it was executed."""
+    """The system, and on a second line how it was executed."""
     return "\n".join(filter(None, (group.system, group.execution)))
 
 
-def _runs(found: Findings, out: Path) -> str:
-    """Every group's statistics, and every run."""
-    aimed = [group for group in found.groups if group.dataset == "cifar10" and group.target]
-    others = [group for group in found.groups if group not in aimed]
+def _runs(measurements: Measurements, out: Path) -> str:
+    """The statistics of every group, and a plot of every run."""
+    aimed = [group for group in measurements.groups if group.dataset == "cifar10" and group.target]
+    others = [group for group in measurements.groups if group not in aimed]
     parts = []
     for name, groups, title in (
         ("runs", aimed, "Runs one by one"),
-        ("other-runs", others, "Runs that set no record: made-up data, or no accuracy aimed at"),
+        ("other-runs", others, "Runs that set no record: synthetic data, or no target accuracy"),
     ):
         if groups:
             says = f"{title}; below the dots the mean of each configuration and its 95 % interval."
@@ -238,9 +235,9 @@ def _runs(found: Findings, out: Path) -> str:
     return "\n".join(parts) or webpage.paragraphs("There is no run.")
 
 
-def _steps(found: Findings, out: Path) -> str:
+def _steps(measurements: Measurements, out: Path) -> str:
     parts = []
-    for i, profile in enumerate(found.profiles, 1):
+    for i, profile in enumerate(measurements.profiles, 1):
         ways = [
             {way: {row["op"]: row[way] for row in profile["rows"]} for way in bar}
             for bar in (("forward", "backward"), ("floor",))
@@ -262,18 +259,18 @@ def _steps(found: Findings, out: Path) -> str:
 
 def modelled() -> list[dict[str, dict[str, float]]]:
     """Least seconds of a step by layer, with PyTorch's operators and with the kernels."""
-    found = []
+    bars = []
     for series, choice in (("eager PyTorch", "reference"), ("kernels", "triton")):
         by_layer = defaultdict(float)
         for one in launched(RECIPES[MODELLED], choice):
             by_layer["between the ops" if one.layer == "all" else one.layer] += one.seconds(chips.AIMED_AT)
-        found.append({series: by_layer})
-    return found
+        bars.append({series: by_layer})
+    return bars
 
 
-def _kernels(found: Findings, out: Path) -> str:
+def _kernels(measurements: Measurements, out: Path) -> str:
     parts = []
-    for i, record in enumerate(found.benches, 1):
+    for i, record in enumerate(measurements.benches, 1):
         of = benches.about(record)
         for name, draw, what in (
             ("roofline", plots.roofline, "Roofline"),
@@ -292,16 +289,16 @@ def _kernels(found: Findings, out: Path) -> str:
 
 
 def commands(group: Group, shown: int = 5) -> list[str]:
-    """The commands that the runs of a group were started by, each once, and not too many."""
+    """The different commands that started the runs of a group, at most `shown`."""
     known = list(dict.fromkeys(f"`{run['command']}`" for run in group.runs if run.get("command")))
     more = [f"and {len(known) - shown} more"] if len(known) > shown else []
     return [*known[:shown], *more] or [cells.UNKNOWN]
 
 
 def versions(group: Group) -> list[str]:
-    """What the runs of a group were obtained with, each different one once."""
-    found = [run.get("versions") or {} for run in group.runs]
-    shown = [", ".join(f"{name} {version}" for name, version in each.items() if version) for each in found]
+    """The different versions that the runs of a group were made with."""
+    known = [run.get("versions") or {} for run in group.runs]
+    shown = [", ".join(f"{name} {version}" for name, version in each.items() if version) for each in known]
     return list(filter(None, dict.fromkeys(shown))) or [cells.UNKNOWN]
 
 

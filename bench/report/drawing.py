@@ -51,7 +51,7 @@ PLACES = sorted(
 
 
 def check_installed() -> None:
-    """UserError without matplotlib."""
+    """Raises UserError without matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -62,8 +62,8 @@ def check_installed() -> None:
 def drawn(
     paths: Sequence[Path], title: str, width: float, height: float, data: str | None = None
 ) -> Iterator:
-    """Gives a figure of so many inches; on leaving, saves it to each path, PNG or SVG as its suffix says.
-    `data` is the description in the files' metadata. UserError without matplotlib.
+    """Yields a figure of `width` x `height` inches and then saves it to each path, PNG or SVG by its suffix.
+    `data` is the description in the files' metadata. Raises UserError without matplotlib.
     """
     check_installed()
     from matplotlib import rc_context
@@ -91,7 +91,7 @@ def dot(color: str, marker: str, label: str, hollow: bool = False):
 
 
 def nothing(axes, why: str) -> None:
-    """Axes without data, and why."""
+    """Axes without data that say why."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center")
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[])
@@ -107,7 +107,7 @@ def rows_of(axes, names: Sequence[str]) -> None:
 
 
 def plain_ticks(axes) -> None:
-    """1, 2, 5, 10 on a logarithmic axis of x, as they are written."""
+    """Labels 1, 2, 5, 10 on a logarithmic x axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_xlim()
@@ -123,9 +123,9 @@ def label(
     lines: Sequence[tuple[tuple, tuple]],
     size: float = 8,
 ) -> None:
-    """Writes the text of each point (x, y, text) where it covers no point, no other text and none of the
-    upright and level `lines` ((x, y), (x, y)), as near as can be; a line leads from what is far.
-    Limits, scales and other artists must stand.
+    """Writes the text of each point (x, y, text) as near to it as possible without covering a point, another
+    text or one of the vertical and horizontal `lines` ((x, y), (x, y)); a line leads from a text that is far.
+    Call it last, when limits, scales and other artists are final.
     """
     from matplotlib.transforms import Bbox
 
@@ -139,7 +139,7 @@ def label(
         return min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
 
     def lead(box: Bbox, x: float, y: float) -> list[tuple[float, float]]:
-        """Places on the way from a text to its point, where that is far or another point is about as near."""
+        """Points of the line from a text to its point, if that is far or another point is about as near."""
         end = near(box, x, y)
         far = math.dist(end, (x, y))
         others = (math.dist(near(box, *spot), spot) for spot in spots if tuple(spot) != (x, y))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from hlb.files import atomic
 from kernels import CATALOGUE
 from kernels.base import chips
 from kernels.base.launch import short
@@ -15,13 +13,15 @@ from kernels.base.spec import Case, KernelSpec
 from kernels.base.traffic import fused, unfused
 from kernels.convolution import conv, selection, tiling
 
+from . import markdown
+
 CHIP = chips.AIMED_AT
 RATE, BANDWIDTH = CHIP.flops[torch.float16], CHIP.bandwidth
 HEAD = f"""\
 # What the kernels cost
 
-Every op that has a kernel, at the calls of the recipes. `python -m bench report --markdown` writes this page,
-and a test compares.
+Every op that has a kernel, at the shapes of the recipes. `python -m bench report --markdown` writes this
+page, and a test compares the two.
 
 | column | what it is |
 |--|--|
@@ -33,21 +33,21 @@ and a test compares.
 | µs, cuDNN | measured on that chip, cuDNN with the statistics and pool that it then needs (* corrected); \
 – where it was not |
 
-MB are 10^6 bytes, GFLOP 10^9 operations, a multiply-add is two. An op with a gradient is counted forward and
+MB are 10^6 bytes, GFLOP 10^9 operations; a multiply-add is two. An op with a gradient is counted forward and
 backward. The dtype is float16 where an op has it.
 
 A kernel's bytes and FLOPs are declared in its SPEC; a test counts them in Triton's interpreter, within 5 %.
-Bytes of operators are counted on shapes (`kernels/base/traffic.py`), each tensor once an operator: the least
-they can be.
+Bytes of operators are counted from shapes (`kernels/base/traffic.py`), each tensor once per operator: a lower
+bound.
 
-References are written to be right: `norm_act` takes its statistics in float32 in several operators, where
-`F.batch_norm` would take one. And a ratio below 1 is what it seems: there the kernels move more, in fewer
-launches.
+References are written for correctness, not speed: `norm_act` takes its statistics in float32 in several
+operators, where `F.batch_norm` would take one. Where eager / fused is below 1, the kernels move more bytes,
+in fewer launches.
 """
 PASSES = """\
 How each pass of the convolution is launched: in tiles of rows x columns x depth, where rows are images at one
-place, or places row by row. `issued`: FLOPs of the launch over the useful ones, of the outputs that are kept,
-padding taps included.
+place, or places row by row. `issued` is the launch's FLOPs over the useful ones: those of the outputs that
+are kept, padding taps included.
 """
 
 
@@ -66,7 +66,7 @@ CONVOLUTIONS = ("conv", "conv_bn_act", "conv_bn_act_eval")
 
 
 def text() -> str:
-    """The page as Markdown, without the last line's end."""
+    """The page as Markdown, without the last newline."""
     with chips.targeting(CHIP):
         return "\n".join((HEAD, *(part for spec in CATALOGUE.values() for part in _section(spec))))
 
@@ -85,11 +85,11 @@ def _section(spec: KernelSpec) -> Iterator[str]:
         done, floor = sum(spec.flops(case, dtype).values()), floor_seconds(spec, case, dtype, moved)
         numbers = done / 1e9, unfused_bytes / 1e6, moved / 1e6, unfused_bytes / moved, floor * 1e6
         rows.append((case.name, *map(number, numbers)))
-    yield table(COLUMNS, rows, words=1)
+    yield markdown.table(COLUMNS, rows, range(1, len(COLUMNS))) + "\n"
     if spec.name in CONVOLUTIONS:
         yield PASSES
         rows = [row for case in spec.cases for row in _passes(spec, case, dtype)]
-        yield table(PASS_COLUMNS, rows, words=3)
+        yield markdown.table(PASS_COLUMNS, rows, range(3, len(PASS_COLUMNS))) + "\n"
 
 
 def _passes(spec: KernelSpec, case: Case, dtype: torch.dtype) -> Iterator[tuple[str, ...]]:
@@ -99,12 +99,12 @@ def _passes(spec: KernelSpec, case: Case, dtype: torch.dtype) -> Iterator[tuple[
             done = tiling.flops(problem, config)
             floor = max(done / RATE, bytes[kernel] / BANDWIDTH)
             numbers = done / 1e9, done / tiling.useful(problem), floor * 1e6
-            found = selection.estimate(problem, CHIP)
-            there = (found.seconds, found.cudnn) if found.how == "measured" else (None, None)
-            ours, theirs = map(_microseconds, there)
-            theirs += "*" * (found.corrected and found.how == "measured")
-            times = *map(number, numbers), ours, theirs
-            yield case.name, problem.kind, str(config), *times
+            estimate = selection.estimate(problem, CHIP)
+            measured = estimate.how == "measured"
+            times = (estimate.seconds, estimate.cudnn) if measured else (None, None)
+            ours, theirs = map(_microseconds, times)
+            theirs += "*" * (estimate.corrected and measured)
+            yield case.name, problem.kind, str(config), *map(number, numbers), ours, theirs
 
 
 def _microseconds(seconds: float | None) -> str:
@@ -112,34 +112,14 @@ def _microseconds(seconds: float | None) -> str:
 
 
 def floor_seconds(spec: KernelSpec, case: Case, dtype: torch.dtype, moved: int) -> float:
-    """Of a call that moves so many bytes, those of PyTorch's operators included."""
+    """The floor of a call that moves so many bytes, PyTorch's operators included."""
     bytes, flops = spec.bytes(case, dtype), spec.flops(case, dtype)
     kernels = sum(max(bytes[name] / BANDWIDTH, flops.get(name, 0) / RATE) for name in bytes)
     return kernels + (moved - sum(bytes.values())) / BANDWIDTH
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point; nothing for 0."""
+    """Three significant digits, or all before the point; "" for 0."""
     if not value:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def table(headings: tuple[str, ...], rows: list[tuple[str, ...]], words: int) -> str:
-    """Markdown, readable as it stands; the first `words` columns are words, the others numbers."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows)]
-
-    def line(cells: tuple[str, ...]) -> str:
-        padded = (c.ljust(w) if i < words else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths)))
-        return f"| {' | '.join(padded)} |"
-
-    rule = tuple("-" * w if i < words else "-" * (w - 1) + ":" for i, w in enumerate(widths))
-    return "\n".join(map(line, (headings, rule, *rows))) + "\n"
-
-
-def write(root: Path) -> Path:
-    """The page in a checkout; returns its path."""
-    path = root / "docs" / "kernel-costs.md"
-    with atomic(path) as temporary:
-        temporary.write_text(text() + "\n", encoding="utf-8")
-    return path

@@ -1,10 +1,10 @@
-"""README's tables of kernels: what each op fuses, moves and gains, and passes of convolutions, kernels beside
-cuDNN. From the kernels' SPECs, and from records in bench/results/.
+"""The tables of kernels in docs/results.md: what each op fuses, moves and gains, and the passes of
+convolutions beside cuDNN. From the kernels' SPECs and the records in bench/results/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -12,44 +12,37 @@ from kernels import CATALOGUE
 from kernels.base import traffic
 from kernels.base.spec import Case, KernelSpec
 
-from . import benches, kernel_costs, records
+from . import benches, kernel_costs, markdown, records
 from .records import RESULTS
 
 UNMEASURED = "not measured"
 BY = "by `python -m bench report --markdown`."
 KERNEL_COLUMNS = ("op", "what it fuses", "calls", "MB in eager PyTorch", "MB", "bytes saved")
-# Which cases of an op its row is of: those of the first rule that finds any; their bytes are added up.
+# Which cases of an op its row adds up: those of the first rule that matches any.
 CALLS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("record94", lambda name: name == "record94" or (name.startswith("record94 ") and " at " not in name)),
     ("seed", lambda name: name == "seed"),
     ("record94", lambda name: name.startswith("record94.")),
     ("seed", lambda name: name.startswith("seed.")),
 )
-LAST_SIZE = " at 32"  # ends the blocks whose passes are shown
+LAST_SIZE = " at 32"  # the end of a shown block's name
 PASSES, WHOLES = ("forward", "dgrad", "wgrad"), ("forward", "backward")
 PASS_COLUMNS = ("block", *PASSES, *(f"{way}, corrected" for way in WHOLES))
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "--|" * len(columns), *lines[1:]])
-
-
 def measured(root: Path) -> dict[str, dict]:
-    """GPU -> the rows that `python -m bench` measured there, a later record's in place of an earlier's, and
-    what the records are of.
+    """GPU -> the rows that `python -m bench` measured there, the latest record's where several have a row,
+    and what the records are of.
     """
-    found: dict[str, dict[tuple, dict]] = {}
+    by_gpu: dict[str, dict[tuple, dict]] = {}
     about: dict[str, list[str]] = {}
     contents = [records.read(path) for path in sorted((root / RESULTS).rglob("*.json"))]
     kept = [content for content in contents if benches.is_bench(content) and content.get("kernels_timed")]
     for content in sorted(kept, key=lambda content: content.get("time") or ""):
-        rows = found.setdefault(content["device_name"], {})
+        rows = by_gpu.setdefault(content["device_name"], {})
         rows |= {tuple(row[field] for field in benches.FIELDS): row for row in content["rows"]}
         about.setdefault(content["device_name"], []).append(benches.about(content))
-    return {gpu: {"rows": list(rows.values()), "about": about[gpu]} for gpu, rows in found.items()}
+    return {gpu: {"rows": list(rows.values()), "about": about[gpu]} for gpu, rows in by_gpu.items()}
 
 
 def kernels_table(root: Path) -> str:
@@ -79,20 +72,20 @@ def kernels_table(root: Path) -> str:
     notes = (
         "MB are bytes through device memory, forward and backward where there is one, in float16 where an op",
         "has it: of eager PyTorch counted operator by operator, a lower bound; of the op declared, and",
-        "counted in Triton's interpreter to within 5 %. Times are geometric means over an op's cases.",
+        "counted in Triton's interpreter to within 5 %. Speed-ups are geometric means over an op's cases.",
         *map(losses, gpus.values()),
         f"From the SPECs in `kernels/` and from `{RESULTS.as_posix()}/` {BY}",
     )
-    return "\n".join([markdown(columns, rows), "", *notes])
+    return "\n".join([markdown.table(columns, rows), "", *notes])
 
 
 def losses(record: dict) -> str:
-    """What was measured on a GPU, and in which cases torch.compile was faster than the fastest of ours."""
+    """What was measured on a GPU, and the cases in which torch.compile is faster than our fastest."""
     parts = [
         f"`{op}` {direction} ({', '.join(f'{case} {ratio:.2f}' for case, ratio in cases.items())})"
         for (op, direction), cases in benches.slower(record).items()
     ]
-    slower = f" Of these torch.compile takes less, the ratio of its time to ours: {', '.join(parts)}."
+    slower = f" torch.compile is faster in these cases (its time over ours): {', '.join(parts)}."
     return f"Measured: {'; '.join(record['about'])}.{slower if parts else ''}"
 
 
@@ -105,8 +98,8 @@ def passes_table(root: Path) -> str:
         derived, rows = corrected.get("derived", {}).get("seconds", {}), []
         for block in dict.fromkeys(name.rpartition(" ")[0] for name in content["found"]):
             if block.endswith(LAST_SIZE):
-                found = [content["found"][f"{block} {kind}"] for kind in PASSES]
-                cells = [{"triton": min(one["seconds"].values()), "cudnn": one["cudnn"]} for one in found]
+                timed = [content["found"][f"{block} {kind}"] for kind in PASSES]
+                cells = [{"triton": min(one["seconds"].values()), "cudnn": one["cudnn"]} for one in timed]
                 right = {**derived.get(block, {}), **corrected["seconds"].get(block, {})}
                 wholes = [pair(cells[0] | right[way]) if way in right else "" for way in WHOLES]
                 rows.append((block, *map(pair, cells), *wholes))
@@ -117,7 +110,7 @@ def passes_table(root: Path) -> str:
             f"Corrected: {corrected['what']}; or derived, as the file says how.",
             f"From `{path.relative_to(root).as_posix()}` {BY}",
         )
-        parts += [markdown(PASS_COLUMNS, rows), "", *notes]
+        parts += [markdown.table(PASS_COLUMNS, rows), "", *notes]
     return "\n".join(parts) or "No pass has been measured yet."
 
 
@@ -128,7 +121,7 @@ def pair(seconds: dict) -> str:
 
 
 def calls_of(spec: KernelSpec) -> tuple[str, list[Case]]:
-    """The calls that an op's row is of, in words and as cases."""
+    """The calls that an op's row adds up, in words and as cases."""
     for recipe, rule in CALLS:
         if cases := [case for case in spec.cases if rule(case.name)]:
             return f"{len(cases)} of `{recipe}`", cases

@@ -1,7 +1,7 @@
-"""Other systems that we ran: JSON files with "system" and "runs", as groups of records.
+"""Other systems that we ran, as groups of runs: JSON files with "system" and "runs".
 
-Or with "peers", each of which was timed by two rules, ours and its own. What was "measured" of it, in lists
-of a value a run, is as the script that ran it wrote it:
+Or with "peers", each timed by two rules, ours and its own. "measured" holds lists with a value per run, as
+the script that ran it wrote them:
 
     {"run": {"command": ..., "date": ..., ...},
      "peers": [{"system": ..., "execution": ..., "views": ..., "own_contract": what is in its own time,
@@ -17,7 +17,7 @@ from .records import CONTRACT, RESULTS, Group, Record, on_gpu, read
 
 
 def timed(root: Path) -> Iterator[Group]:
-    """The groups of other systems that we ran. A run without accuracy or seconds has failed."""
+    """The groups of other systems that we ran. A run without accuracy or seconds counts as failed."""
     for path in sorted((root / RESULTS).rglob("*.json")):
         for one in _systems(read(path)):
             common = {name: value for name, value in one.items() if name not in ("runs", "measured")}
@@ -48,7 +48,7 @@ def timed(root: Path) -> Iterator[Group]:
 
 
 def _systems(content: object) -> list[dict]:
-    """The systems that a JSON file is of: none, one with its runs, or peers that were timed by two rules."""
+    """The systems in a JSON file: none, one with its runs, or peers that were timed by two rules."""
     if not isinstance(content, dict):
         return []
     if isinstance(content.get("runs"), list) and "system" in content:
@@ -58,7 +58,7 @@ def _systems(content: object) -> list[dict]:
 
 
 def _peer(run: dict, peer: dict) -> dict:
-    """A peer's lists of what was measured, as runs: the time is by our rule, `own_seconds` by its own."""
+    """A peer's measured lists as runs: `seconds` by our rule, `own_seconds` by its own."""
     measured = peer["measured"]
     lists = (measured[f"{name}_list"] for name in ("accuracy", "train_eval_seconds", "time"))
     names = ("accuracy", "seconds", "own_seconds")

@@ -24,8 +24,8 @@ MARKERS = "osD^vP*Xhp<>d8H"  # of ops
 
 
 def roofline(record: dict, *paths: Path) -> None:
-    """The roofline of a record of `python -m bench`: rates over arithmetic intensities, of the declared FLOPs
-    and bytes, under the measured ceilings; beside it, of what does no matrix product, the share of a copy's
+    """The roofline of a record of `python -m bench`: rates over arithmetic intensities, of declared FLOPs
+    and bytes, under the measured ceilings; beside it, for ops without matrix products, the share of a copy's
     bandwidth. Forward and backward are separate points where both were timed.
     """
     rows = [row for ways in by_call(timed(record)).values() for row in _separate(ways)]
@@ -142,9 +142,9 @@ def _shares(axes, lines: dict[str, list[dict]]) -> None:
 
 
 def speed_up(record: dict, *paths: Path) -> None:
-    """How much faster ops are than their references, of a record of `python -m bench`: a bar for each op, the
-    geometric mean over its cases, which are strokes. The fastest of ours is compared, forward and backward
-    together where there is a backward; without any of ours, compiled references with eager ones.
+    """How much faster ops are than their references, from a record of `python -m bench`: a bar for each op is
+    the geometric mean over its cases, a stroke one case. Our fastest is compared, forward and backward
+    together where there is a backward; without any of ours, compiled references are compared with eager ones.
     """
     mine = any(row["implementation"] not in REFERENCES for row in timed(record))
     ratios = {base: speed_ups(record, base) for base in (REFERENCES[:2] if mine else REFERENCES[:1])}

@@ -1,13 +1,12 @@
-"""Records as rows: ours, from ledgers, and the published ones beside.
+"""Records as rows: ours, from ledgers, beside the published ones.
 
-Ours are runs in groups that are alike: those of ledgers by recipe and what was changed of it, dtype, how it
-was executed, device and test-time views; peers.py has those of other systems. Each run counts once. A group
-that was trained on CIFAR-10 and aims at an accuracy is a record. The published records stand in
-published.json, where null is what their authors do not state.
+Runs of a ledger form a group where recipe, changed settings, dtype, execution, device and test-time views are
+the same; peers.py has the groups of other systems. Each run counts once. A group that was trained on CIFAR-10
+and has a target accuracy is a record. published.json holds the published records and the published numbers of
+the seed system, each with its source; null is what their authors do not state.
 
-What a ledger's lines do not know stands beside them in notes.json, by the ledger's name: {"a.jsonl":
-{"note": "patched", "untimed": "accuracy only: the card was shared"}}. Where there is "untimed", no time is
-quoted.
+What a ledger's lines do not say is in notes.json beside it, by the ledger's name: {"a.jsonl": {"note":
+"patched", "untimed": "accuracy only: the card was shared"}}. Times of an "untimed" ledger are not quoted.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ ROOT = Path(__file__).parents[2]  # of a checkout
 RESULTS = Path("bench") / "results"
 PUBLISHED = Path(__file__).with_name("published.json")
 CONTRACT = "prepare + train + evaluation"
-LATER = {"hard_fraction": 1.0}  # fields that older records lack, and what those did
-ELSEWHERE = ("name", "dtype", "target", "views", "views_fraction")  # fields that a row shows anyway
+LATER = {"hard_fraction": 1.0}  # fields that older records lack, with the value they had then
+ELSEWHERE = ("name", "dtype", "target", "views", "views_fraction")  # fields that have a column of their own
 PLAIN = {
     "kernels": "reference",
     "compile": "off",
@@ -37,15 +36,15 @@ PLAIN = {
     "channels_last": True,
     "deterministic": False,
 }
-ON_A_GPU = ("kernels", "compile", "graph")  # what is said there even where it is plain
+ON_A_GPU = ("kernels", "compile", "graph")  # shown there even where plain
 NOTES = "notes.json"
 NOTED = ("note", "untimed")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A row of the table. Accuracies are fractions; None is what is not known. `own_` is by the rule of the
-    system itself, where the other time is by ours.
+    """A row of the table. Accuracies are fractions; None is unknown. `own_seconds` are timed by the system's
+    own rule, `seconds` by ours.
     """
 
     system: str
@@ -74,9 +73,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that we made and that are alike, of our recipes or of another system. `runs` are those that ended
-    well, each with "accuracy" and "seconds", and with "own_seconds" where there is an `own_contract`.
-    `untimed` is why their times are not to be quoted.
+    """Runs with the same settings that we made, of our recipes or of another system. `runs` are those that
+    succeeded, each with "accuracy" and "seconds", and with "own_seconds" if there is an `own_contract`.
+    `untimed` is the reason why their times are not quoted.
     """
 
     system: str
@@ -124,8 +123,8 @@ class Group:
 
 
 def _changes(fields: dict, recipe: Recipe) -> dict:
-    """The fields of a run's recipe that differ from `recipe`, of those that both know or that are LATER."""
-    own = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples as a ledger holds them
+    """The fields of a run's recipe that differ from `recipe`, of those that both have or that are LATER."""
+    own = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists, as in a ledger
     fields = LATER | fields
     if own["master_weights"] == "auto":
         own["master_weights"] = "on" if fields.get("dtype") == "bfloat16" else "off"
@@ -135,7 +134,7 @@ def _changes(fields: dict, recipe: Recipe) -> dict:
         if name in own and name not in ELSEWHERE and value != own[name]
     }
     if fields["hard_fraction"] == 1:
-        changed.pop("hard_from", None)  # of all images from any epoch on
+        changed.pop("hard_from", None)  # has no effect
     return changed
 
 
@@ -151,8 +150,8 @@ def _settings(values: dict) -> str:
 
 
 def execution(run: dict) -> str:
-    """How a ledger's run was executed: on a GPU its kernels, compilation and graphs, elsewhere only what was
-    not plain; and what is noted of it.
+    """How a ledger's run was executed: on a GPU always kernels, compilation and graphs, elsewhere only what
+    is not plain; then its note.
     """
     always = ON_A_GPU if on_gpu(run) else ()
     chosen = {
@@ -164,9 +163,9 @@ def execution(run: dict) -> str:
 
 
 def system(run: dict) -> str:
-    """What a ledger's run trained: recipe, dtype, settings that were changed.
+    """What a ledger's run trained: recipe, dtype, changed settings.
 
-    A recipe is told by its fields: one that was renamed since goes by its present name.
+    A recipe is recognised by its fields, so one that was renamed since has its present name.
     """
     name, fields = run.get("recipe"), run["recipe_fields"]
     known = sorted(RECIPES, key=lambda other: other != name)
@@ -177,18 +176,18 @@ def system(run: dict) -> str:
 
 
 def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
-    """The groups of some ledgers' runs, which are (source, runs) each."""
+    """The groups of some ledgers' runs, given as (source, runs)."""
     about = ("system", "execution", "hardware", "dataset", "target", "views", "views_fraction", "untimed")
-    found: dict[tuple, dict[str, tuple[str, dict]]] = {}
+    by_key: dict[tuple, dict[str, tuple[str, dict]]] = {}
     for source, runs in ledgers:
         for run in filter(ledger.is_run, runs):
             fields = run["recipe_fields"]
             views = fields.get("views"), fields.get("views_fraction", 1.0)
             what = system(run), execution(run), run.get("device_name"), run.get("dataset")
             key = *what, fields.get("target") or 0.0, *views, run.get("untimed")
-            found.setdefault(key, {}).setdefault(json.dumps(run, sort_keys=True), (source, run))
+            by_key.setdefault(key, {}).setdefault(json.dumps(run, sort_keys=True), (source, run))
     made = []
-    for key, group in found.items():
+    for key, group in by_key.items():
         runs = [run for _, run in group.values()]
         ok = [
             run | {"seconds": run["train_seconds"] + run["eval_seconds"]}
@@ -210,63 +209,77 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
 
 
 def noted(path: Path, runs: list[dict]) -> list[dict]:
-    """The runs of a ledger with what is noted of it beside it. UserError where the notes are none."""
+    """The runs of a ledger, each with the ledger's notes. Raises UserError for invalid notes."""
     beside = path.with_name(NOTES)
     notes = read(beside) if beside.is_file() else {}
-    of = notes.get(path.name, {}) if isinstance(notes, dict) else None
-    if not isinstance(of, dict) or not set(of) <= set(NOTED):
-        raise UserError(f"{beside}: accepted are {', '.join(NOTED)} of each ledger")
-    return [run | of for run in runs]
+    note = notes.get(path.name, {}) if isinstance(notes, dict) else None
+    if not isinstance(note, dict) or not set(note) <= set(NOTED):
+        raise UserError(f"{beside}: accepted are {', '.join(NOTED)} for each ledger")
+    return [run | note for run in runs]
 
 
 def trained(root: Path, others: Sequence[Path] = ()) -> list[Group]:
-    """The groups of all ledgers of a checkout, and of others."""
-    found = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
-    found |= {path.as_posix(): path for path in others}
-    return groups((name, noted(path, ledger.load(path))) for name, path in found.items())
+    """The groups of all ledgers of a checkout, and of `others`."""
+    paths = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
+    paths |= {path.as_posix(): path for path in others}
+    return groups((name, noted(path, ledger.load(path))) for name, path in paths.items())
 
 
-def best(found: Iterable[Group]) -> dict[tuple[float, bool], Group]:
-    """(accuracy aimed at, on a GPU) -> of ours that have a time the fastest group whose mean reaches it, else
-    the most accurate.
-    """
+def rank(group: Group) -> tuple:
+    """For sorting groups that have times: those whose mean reaches the target by time, then by accuracy."""
+    accuracy, time = summary(group.accuracies)["mean"], summary(group.seconds)["mean"]
+    return (0, time) if accuracy >= group.target else (1, -accuracy)
 
-    def rank(group: Group) -> tuple:
-        accuracy, time = summary(group.accuracies)["mean"], summary(group.seconds)["mean"]
-        return (0, time) if accuracy >= group.target else (1, -accuracy)
 
+def best(groups: Iterable[Group]) -> dict[tuple[float, bool], Group]:
+    """(target accuracy, on a GPU) -> the first by `rank` of our groups that have times."""
     by_aim: dict[tuple[float, bool], list[Group]] = {}
-    for group in found:
+    for group in groups:
         if group.ours and group.seconds and group.target and group.dataset == "cifar10":
             by_aim.setdefault((group.target, group.gpu), []).append(group)
     return {key: min(by_aim[key], key=rank) for key in sorted(by_aim, key=lambda key: (key[0], not key[1]))}
 
 
-def ours(found: Iterable[Group]) -> list[Record]:
+def ours(groups: Iterable[Group]) -> list[Record]:
     """The records among some groups, GPUs first, then by time."""
-    records = [group.record for group in found if group.dataset == "cifar10" and group.target]
+    records = [group.record for group in groups if group.dataset == "cifar10" and group.target]
     return sorted(records, key=lambda record: (not record.gpu, record.seconds or math.inf))
 
 
 def published() -> list[Record]:
-    """The records of others, by time. UserError where one has a field that there is not, or lacks one."""
+    """The published records of others, by time. Raises UserError for an unknown or a missing field."""
     try:
-        found = [Record(**entry) for entry in read(PUBLISHED)]
-    except TypeError as error:
+        entries = [Record(**entry) for entry in read(PUBLISHED)["records"]]
+    except (TypeError, KeyError) as error:
         fields = ", ".join(field.name for field in dataclasses.fields(Record))
-        raise UserError(f"{PUBLISHED.name}: {error}; accepted is a list of objects of {fields}") from None
-    return sorted(found, key=lambda record: record.seconds or math.inf)
+        raise UserError(f"{PUBLISHED.name}: {error}; `records` is a list of objects of {fields}") from None
+    return sorted(entries, key=lambda record: record.seconds or math.inf)
+
+
+def published_seed() -> dict:
+    """The published numbers of the seed system. Raises UserError if there are none."""
+    try:
+        return read(PUBLISHED)["seed_system"]
+    except (TypeError, KeyError):
+        raise UserError(f"{PUBLISHED.name}: `seed_system` is missing") from None
+
+
+def text(path: Path, name: str) -> str:
+    """A file's text. Raises UserError, naming the file, if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}") from None
 
 
 def read(path: Path) -> object:
+    """A file's JSON. Raises UserError if it cannot be read or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path.name}: {error.strerror}") from None
+        return json.loads(text(path, path.name))
     except ValueError as error:
-        raise UserError(f"{path.name}: no JSON: {error}") from None
+        raise UserError(f"{path.name}: not JSON: {error}") from None
 
 
 def beside(mine: Sequence[Record]) -> list[Record]:
-    """Our records and the published ones, by the accuracy aimed at, ours first."""
+    """Our records and the published ones, by target accuracy, ours first."""
     return sorted([*mine, *published()], key=lambda record: record.target)

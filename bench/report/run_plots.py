@@ -15,8 +15,8 @@ from .drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, dot, drawn, label, not
 from .records import Group, Record
 
 TARGETS = (94, 95, 96)  # %
-NAMED = 15  # points of ours that have a name beside them
-NEAR = 2  # of the times of one GPU, those are shown larger that are at most so many times the least
+NAMED = 15  # of our points have a name beside them
+NEAR = 2  # times of one GPU up to this multiple of the least have a panel of their own
 # (ours, another system that we ran, or published; on a GPU) -> colour, marker, name
 LOOKS = {
     ("ours", True): (RED, "o", "ours, GPU"),
@@ -30,7 +30,7 @@ MEASURED = ("ours", "theirs")
 
 
 def points(mine: Sequence[Record], published: Sequence[Record]) -> list[dict]:
-    """What `accuracy_time` draws: the records of which both are known."""
+    """What `accuracy_time` draws: the records whose accuracy and time are known."""
     fields = ("system", "execution", "hardware", "seconds", "accuracy", "accuracy_ci95", "gpu")
     return [
         {"whose": MEASURED[not record.ours] if measured else "published"}
@@ -41,10 +41,10 @@ def points(mine: Sequence[Record], published: Sequence[Record]) -> list[dict]:
     ]
 
 
-def of_one_gpu(found: Sequence[dict]) -> list[dict]:
-    """The fastest points measured by us on the GPU that has most; none where no two can be compared."""
+def of_one_gpu(points: Sequence[dict]) -> list[dict]:
+    """The fastest points that we measured on the GPU with the most points; [] if there are fewer than two."""
     by_gpu: dict[str, list[dict]] = {}
-    for point in found:
+    for point in points:
         if point["gpu"] and point["whose"] in MEASURED:
             by_gpu.setdefault(point["hardware"], []).append(point)
     most = max(by_gpu.values(), key=len, default=[])
@@ -53,64 +53,64 @@ def of_one_gpu(found: Sequence[dict]) -> list[dict]:
 
 
 def accuracy_time(mine: Sequence[Record], published: Sequence[Record], *paths: Path) -> None:
-    """Accuracy in percent over seconds, with the interval of the mean where there is one: above the fastest
-    of one GPU, below everything on a logarithmic axis, of those only the first with its name. The first of
-    ours have their names beside them. The files' description is the points, as JSON.
+    """Accuracy in percent over seconds, with the 95 % interval of the mean. The upper panel has the fastest
+    points of one GPU, the lower one all points on a logarithmic axis, where of the former only the first has
+    its name. The files' description is the points, as JSON.
     """
-    found = points(mine, published)
-    near = of_one_gpu(found)
+    drawable = points(mine, published)
+    near = of_one_gpu(drawable)
     absent = [record for record in (*mine, *published) if record.seconds and not record.accuracy]
     missing = f"     (without an accuracy: {', '.join(short(r.system) for r in absent)})" if absent else ""
     title = "Accuracy against time; bars are 95 % intervals of the mean"
-    with drawn(paths, title, 8, 7.4 if near else 4.4, json.dumps(found)) as figure:
+    with drawn(paths, title, 8, 7.4 if near else 4.4, json.dumps(drawable)) as figure:
         heights = (3, 4) if near else (1,)
         *above, axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-        if not found:
+        if not drawable:
             nothing(axes, "there is no record")
             return
-        here = [point for point in found if point["whose"] in MEASURED and point not in near[1:]]
-        named = [*here[:NAMED], *(point for point in found if point["whose"] == "published")]
-        _panel(axes, found, TARGETS, 1.8, 5)
+        here = [point for point in drawable if point["whose"] in MEASURED and point not in near[1:]]
+        named = [*here[:NAMED], *(point for point in drawable if point["whose"] == "published")]
+        _panel(axes, drawable, TARGETS, 1.8, 5)
         axes.set(xscale="log", xlabel=f"seconds{missing}")
         plain_ticks(axes)
-        drawings = [(axes, found, named, TARGETS)]
+        drawings = [(axes, drawable, named, TARGETS)]
         for upper in above:
             aims = [target for target in TARGETS if target <= 100 * max(p["accuracy"] for p in near) + 0.2]
             _panel(upper, near, aims, 1.05, 1.2)
             upper.set_title(f"Measured on one {near[0]['hardware']}, every time by our rule")
             drawings.append((upper, near, near, aims))
-        there = {(point["whose"], point["gpu"]) for point in found}
+        there = {(point["whose"], point["gpu"]) for point in drawable}
         handles = [dot(*look) for kind, look in LOOKS.items() if kind in there]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
         for drawing in drawings:
             _names(figure, *drawing)
 
 
-def _panel(axes, found: Sequence[dict], targets: Sequence[int], left: float, right: float) -> None:
-    """The points with their intervals, and the accuracies aimed at; room for names, as factors of times."""
+def _panel(axes, points: Sequence[dict], targets: Sequence[int], left: float, right: float) -> None:
+    """Points with their intervals, and the targets. `left` and `right` are the room for names, as factors."""
     axes.set(ylabel="test accuracy, %")
-    for point in found:
+    for point in points:
         color, marker, _ = LOOKS[point["whose"], point["gpu"]]
         axes.plot(point["seconds"], 100 * point["accuracy"], marker, color=color, ms=6)
         if point["accuracy_ci95"]:
             axes.vlines(point["seconds"], *(100 * bound for bound in point["accuracy_ci95"]), color, lw=1.2)
     for target in targets:
         axes.axhline(target, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    times, (low, high) = [point["seconds"] for point in found], axes.get_ylim()
+    times, (low, high) = [point["seconds"] for point in points], axes.get_ylim()
     axes.set_xlim(min(times) / left, max(times) * right)
     room = 0.17 * (high - low)
     axes.set_ylim(low - room, high + room)
 
 
-def _names(figure, axes, found: Sequence[dict], named: Sequence[dict], targets: Sequence[int]) -> None:
-    """The names of some points, clear of all points' intervals and of the accuracies aimed at."""
+def _names(figure, axes, points: Sequence[dict], named: Sequence[dict], targets: Sequence[int]) -> None:
+    """The names of some points, clear of all intervals and targets."""
     bars = [
         tuple((point["seconds"], 100 * bound) for bound in point["accuracy_ci95"])
-        for point in found
+        for point in points
         if point["accuracy_ci95"]
     ]
     levels = [tuple((x, target) for x in axes.get_xlim()) for target in targets]
-    others = [(point["seconds"], 100 * point["accuracy"]) for point in found if point not in named]
+    others = [(point["seconds"], 100 * point["accuracy"]) for point in points if point not in named]
     shown = [(point["seconds"], 100 * point["accuracy"], named_by(point)) for point in named]
     label(figure, axes, shown, [*bars, *levels, *((spot, spot) for spot in others)])
 

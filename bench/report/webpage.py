@@ -1,4 +1,4 @@
-"""Pieces of a web page that is one file: it opens offline, by day and by night, and prints."""
+"""Pieces of a web page in a single file: it opens offline, in light and dark, and prints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ figcaption, .note { font-size: .87rem; opacity: .8; }
 
 
 def inline(text: str) -> str:
-    """Text as HTML, with what stands between backticks as code, which may be broken after these signs."""
+    """Text as HTML; what is in backticks becomes code, which may break after commas and slashes."""
 
     def code(match: re.Match) -> str:
         return "<code>" + re.sub("([,/])", r"\1<wbr>", match[1]) + "</code>"
@@ -54,7 +54,7 @@ def items(texts: Sequence[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
-    """A table; the columns `words` are words, the others numbers. A cell's lines are lines."""
+    """A table; the columns `words` are words, the others numbers. Newlines in a cell are kept."""
     kinds = ["" if i in words else ' class="number"' for i in range(len(headings))]
 
     def line(tag: str, cells: Sequence[str]) -> str:
@@ -66,7 +66,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequenc
 
 
 def facts(known: dict[str, str]) -> str:
-    """Names and what they stand for. A text's lines are lines."""
+    """A list of names and their texts. Newlines in a text are kept."""
     shown = (
         f"<dt>{inline(name)}</dt><dd>{inline(text)}</dd>".replace("\n", "<br>")
         for name, text in known.items()
@@ -75,7 +75,7 @@ def facts(known: dict[str, str]) -> str:
 
 
 def figure(svg: Path, says: str) -> str:
-    """A plot with what it shows. Its ink is the page's."""
+    """A plot with its caption, drawn in the page's text colour."""
     drawing = svg.read_text(encoding="utf-8").replace(INK, "currentColor")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
     drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1)
@@ -83,7 +83,7 @@ def figure(svg: Path, says: str) -> str:
 
 
 def document(title: str, sections: dict[str, str]) -> str:
-    """A page of sections, heading -> HTML."""
+    """A page of sections, given as heading -> HTML."""
     names = {heading: re.sub(r"\W+", "-", heading.lower()) for heading in sections}
     links = "\n".join(f'<a href="#{name}">{escape(heading)}</a>' for heading, name in names.items())
     body = "\n".join(

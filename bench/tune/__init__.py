@@ -1,0 +1,1 @@
+"""`python -m bench tune`: the fastest launch configurations of convolutions, measured or from a record."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from kernels.convolution import selection
 from . import conversion, fitting, tune
 
 HELP = """\
-usage: python -m bench tune [NAME ...] [--all] [--dry-run] [--json FILE|-] [--jobs N]
+usage: python -m bench tune [NAME ...] [--all] [--dry-run] [--json FILE|-]
+                            [--jobs N]
        python -m bench tune --from FILE | --fit FILE
 
 Measures the launch configurations of the recipes' convolutions of every NAME
@@ -39,9 +39,9 @@ runs.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 (incorrect values), 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench tune", partial(_main, sys.argv[2:] if arguments is None else arguments))
+    return exit_status("bench tune", partial(_main, arguments))
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

@@ -117,8 +117,8 @@ def measured(path) -> list[dict]:
         (["--ncu"], "--ncu is now `python -m bench ncu NAME`"),
         (["--chip", "9.0"], "unrecognized arguments: --chip"),
         (["asm", "ptx", "--chip", "7.0"], "--chip"),
-        (["--rounds", "3"], "unrecognized arguments: --rounds"),
-        (["vs", "HEAD", "--rounds", "0"], "--rounds: got '0'"),
+        (["--repeats", "3"], "unrecognized arguments: --repeats"),
+        (["vs", "HEAD", "--repeats", "0"], "--repeats: got '0'"),
         (["--kernel", "_first"], "unrecognized arguments: --kernel"),
         (["trace", "t.json", "--kernel", "_first"], "unrecognized arguments: --kernel"),
         (["asm", "ptx", "--json", "a.json"], "unrecognized arguments: --json"),
@@ -132,7 +132,8 @@ def test_mistake_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("bench: ") and named in err
+    program = f"bench {arguments[0]}" if arguments[0] in cli.MODES else "bench"
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"{program}: ") and named in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -500,11 +501,11 @@ def test_tools_take_the_dtype_that_an_op_has(monkeypatch, tmp_path, others):
 def test_vs_gets_what_was_asked_for(tmp_path, others):
     path = tmp_path / "vs.json"
     asked = ["doubled", "--case", "seed", "--direction", "both"]
-    assert main(["vs", "HEAD~1", *asked, "--samples", "7", "--rounds", "3", "--json", str(path)]) == 3
+    assert main(["vs", "HEAD~1", *asked, "--samples", "7", "--repeats", "3", "--json", str(path)]) == 3
     assert main(["vs", "main"]) == 3
     first, second = ([name, *given] for name, _, *given in others)
     assert first == ["versus", "HEAD~1", ["doubled"], "seed", "float32", "both", 7, 3, path]
-    assert second == ["versus", "main", [], "", "float32", None, timing.SAMPLES, cli.ROUNDS, None]
+    assert second == ["versus", "main", [], "", "float32", None, timing.SAMPLES, cli.REPEATS, None]
 
 
 def test_help_names_every_option_and_fits_80_columns(capsys):

@@ -158,7 +158,7 @@ def test_mistake_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch, ar
     Path("a.file").touch()
     assert cli.main(arguments) == 2
     shown, err = capsys.readouterr()
-    assert shown == "" and err.count("\n") == 1 and err.startswith("bench: ") and named in err
+    assert shown == "" and err.count("\n") == 1 and err.startswith("bench card: ") and named in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.file"]
 
 
@@ -211,7 +211,7 @@ def test_an_interrupted_card_shows_what_had_ended_and_ends_with_130(out, faked, 
     faked["tests"], faked["runs"] = (lambda context: failing(context)), interrupted
     assert cli.main(["--out", str(out.path), "--toy"]) == 130
     shown, err = capsys.readouterr()
-    assert "0 of 1 right" in shown and err == "bench: interrupted\n"
+    assert "0 of 1 right" in shown and err == "bench card: interrupted\n"
     states = {name: one["state"] for name, one in json.loads(out.card.read_text())["steps"].items()}
     assert states["runs"] == "interrupted" and "ops" not in states
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench.check import check, ptx, sass
+from bench.check import check, cli, ptx, sass
 from bench.check.aot import (
     SERIAL,
     TYPES,
@@ -434,7 +434,7 @@ SPEC = CATALOGUE["cross_entropy"]
 
 
 def test_plan_takes_float16_everywhere_and_other_dtypes_once():
-    rows, faults = check.plan([SPEC])
+    rows, faults = check.collect([SPEC])
     assert faults == []
     assert [(check.short(row.dtype), row.ccs) for row in rows] == [
         *[("float16", (80, 89, 90, 100))] * 3,  # which differ in how many programs there are
@@ -444,7 +444,7 @@ def test_plan_takes_float16_everywhere_and_other_dtypes_once():
     names = [case.name for case in SPEC.cases]
     assert sorted(name for row in rows[:3] for name in row.cases) == sorted(names)
     assert rows[0].launch.arguments[-1] == SPEC.cases[0].n  # the recipe's own size
-    everything, _ = check.plan([SPEC], everything=True)
+    everything, _ = check.collect([SPEC], everything=True)
     assert all(row.ccs == (80, 89, 90, 100) for row in everything)
     assert sorted(name for row in everything for name in row.cases) == sorted(3 * names)
 
@@ -453,9 +453,9 @@ def test_plan_reports_an_undeclared_kernel_and_an_op_that_raises():
     def refuses(**inputs):
         raise RuntimeError("nothing works")
 
-    _, faults = check.plan([dataclasses.replace(SPEC, bytes=lambda case, dtype: {"_other": 1})])
+    _, faults = check.collect([dataclasses.replace(SPEC, bytes=lambda case, dtype: {"_other": 1})])
     assert any("_cross_entropy, _other" in fault for fault in faults)
-    rows, faults = check.plan([dataclasses.replace(SPEC, op=refuses), SPEC])
+    rows, faults = check.collect([dataclasses.replace(SPEC, op=refuses), SPEC])
     assert len(rows) == 5 and any("nothing works" in fault for fault in faults)
 
 
@@ -474,7 +474,7 @@ def test_plan_takes_what_each_chip_launches():
         return logits.sum(1)
 
     fields = {"dtypes": (torch.float16,), "bytes": lambda case, dtype: {"_tiled": 1}, "cases": SPEC.cases[:2]}
-    rows, faults = check.plan([dataclasses.replace(SPEC, op=op, **fields)])
+    rows, faults = check.collect([dataclasses.replace(SPEC, op=op, **fields)])
     assert faults == []
     assert [row.ccs for row in rows] == [(80, 90), (89,), (100,)]
     assert all(len(row.cases) == 2 and row.number == 1 for row in rows)
@@ -490,11 +490,11 @@ def test_plan_takes_tf32_where_it_makes_a_difference():
 
     fields = {"dtypes": (torch.float32,), "bytes": lambda case, dtype: {"_kernel": 1}}
     dots = dataclasses.replace(SPEC, op=op, flops=lambda case, dtype: {"_kernel": 1}, **fields)
-    rows, _ = check.plan([dots], everything=True)
+    rows, _ = check.collect([dots], everything=True)
     assert [row.precision for row in rows] == ["float32", "tf32"]
     assert all(row.cases == [case.name for case in SPEC.cases] for row in rows)
     assert not torch.backends.cuda.matmul.allow_tf32
-    (row,), _ = check.plan([dataclasses.replace(SPEC, op=op, **fields)])  # without a dot
+    (row,), _ = check.collect([dataclasses.replace(SPEC, op=op, **fields)])  # without a dot
     assert row.precision == "float32"
 
 
@@ -556,16 +556,21 @@ def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "named"),
     [
-        ["bogus"],
-        ["--bogus"],
-        ["check", "no_such_op"],
-        ["check", "--jobs", "0"],
-        ["check", "--json", "/no/where"],
+        (["no_such_op"], "no op 'no_such_op'; there are augment, "),
+        (["--jobs", "0"], "--jobs: got '0'"),
+        (["--json", "/no/where"], "--json: cannot write"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(arguments, capsys):
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, named, capsys):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("bench check: ") and named in err
+
+
+@pytest.mark.parametrize("arguments", [["bogus"], ["--bogus"]])
+def test_a_mistake_in_the_catalogues_options_is_one_line_and_exit_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         __main__.main(arguments)
     out, err = capsys.readouterr()

@@ -10,7 +10,7 @@ from torch._functorch import config as functorch
 
 import kernels
 from bench import implementations
-from bench.implementations import FORMS, KERNELS, LIBRARY, distinct, faults, launched, scope
+from bench.implementations import FORMS, KERNELS, LIBRARY, distinct, faults, launches_of, scope
 from kernels import conv_bn_act
 from kernels.base import chips
 from kernels.base.launch import INSTALLED
@@ -107,7 +107,7 @@ def test_a_convolution_has_the_forms_that_launch_something_else():
     assert "cudnn" not in found  # it is the reference
     for form, order in FORMS.items():
         with scope(form):
-            both = launched(spec, spec.op, spec.make(CONV, torch.float16, "cpu"))[1]
+            both = launches_of(spec, spec.op, spec.make(CONV, torch.float16, "cpu"))[1]
         orders = [one.constants["IMAGES"] for one in both if "IMAGES" in one.constants]
         assert orders == [order == "images"] * 3
     for form in FORMS:

@@ -257,7 +257,7 @@ def test_failure_of_ncu_is_a_line_with_the_reason_and_what_helps(fake, says, sta
     with pytest.raises(UserError) as raised:
         profiled()
     message = str(raised.value)
-    assert message.startswith("ncu: ncu fails: ") and "\n" not in message
+    assert message.startswith("ncu fails: ") and "\n" not in message
     assert all(words in message for words in told)
 
 
@@ -268,11 +268,11 @@ def test_all_that_is_missing_is_named_in_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError) as raised:
         profiled()
     message = str(raised.value)
-    assert message.startswith("ncu: needs ") and "\n" not in message
+    assert message.startswith("needs ") and "\n" not in message
     assert all(words in message for words in ("CUDA device", "install Nsight Compute", "CUDA toolkit"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    with pytest.raises(UserError, match="^ncu: needs `ncu`"):
+    with pytest.raises(UserError, match="^needs `ncu`"):
         profiled()
 
 
@@ -287,7 +287,7 @@ def test_ncu_of_the_toolkit_is_found_without_a_path(monkeypatch, tmp_path, gpu):
 
 def test_several_cases_are_refused_with_their_names(fake):
     fake("")
-    with pytest.raises(UserError, match="ncu: takes one .* here are 2: doubled seed, doubled other"):
+    with pytest.raises(UserError, match="takes one .* here are 2: doubled seed, doubled other"):
         profiled(cases=SPEC.cases)
 
 

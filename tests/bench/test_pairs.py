@@ -84,7 +84,7 @@ def test_record_has_every_pair_and_the_medians_of_what_was_printed(capsys):
 def test_mistake_is_one_line_and_exit_status_2(capsys, tmp_path, arguments, named):
     assert pairs.main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("bench: ") and named in err
+    assert out == "" and err.count("\n") == 1 and err.startswith("bench pairs: ") and named in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,8 @@
-"""The table of records: which runs are in it, what a row says; README's tables between their markers."""
+"""The table of records: which runs are in it, what a row says; the tables of pages between their markers."""
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 
 import hlb
 import kernels
-from bench.report import kernel_costs, kernel_tables, peers, readme, records, run_plots
+from bench.report import kernel_costs, kernel_tables, markdown, pages, peers, records, run_plots
 from bench.report.cli import main
 from hlb.cost import complexity, expected, floor
 from hlb.runs.statistics import summary
 
 MARKERS = ("<!-- records -->", "<!-- /records -->")
-README = f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n"
+PAGE = f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n"
+SEED = records.published_seed()
 PUBLISHED = {
     "system": "theirs",
     "hardware": "A100",
@@ -34,17 +36,21 @@ PUBLISHED = {
 
 @pytest.fixture(autouse=True)
 def root(request, tmp_path, monkeypatch):
-    """A checkout with one published record and none of ours, whose README has the table of records only."""
+    """A checkout with one published record and none of ours, whose only page has the table of records."""
     if "repository" in request.fixturenames:
         return None
     (tmp_path / records.RESULTS).mkdir(parents=True)
-    published = tmp_path / "published.json"
-    published.write_text(json.dumps([PUBLISHED]))
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "README.md").write_text(PAGE)
     monkeypatch.setattr(records, "ROOT", tmp_path)
-    monkeypatch.setattr(records, "PUBLISHED", published)
-    monkeypatch.setattr(readme, "TABLES", {"records": readme.records_table})
+    monkeypatch.setattr(records, "PUBLISHED", tmp_path / "published.json")
+    monkeypatch.setattr(pages, "PAGES", {"README.md": {"records": pages.records_table}})
+    publish(PUBLISHED)
     return tmp_path
+
+
+def publish(*entries: dict) -> None:
+    """Writes the file of published records."""
+    records.PUBLISHED.write_text(json.dumps({"records": entries, "seed_system": SEED}))
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def write(root: Path, runs: list[dict], name: str = "cpu/some.jsonl") -> None:
 
 def cells(root: Path) -> list[dict[str, str]]:
     """The rows of the table, by the first word of their column's heading."""
-    lines = [line for line in readme.records_table(root).splitlines() if line.startswith("|")]
+    lines = [line for line in pages.records_table(root).splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     heads = [head.split()[0].strip(":,") for head in rows[0]]
     return [dict(zip(heads, row)) for row in rows[2:]]
@@ -200,7 +206,7 @@ def test_times_that_are_not_to_be_quoted_are_in_no_row_and_the_accuracy_is(root)
     row = cells(root)[0]
     assert (row["accuracy"][:7], row["n"]) == ("94.50 %", "2")
     assert row["time"] == "accuracy only: the card was shared"
-    assert not records.best(records.trained(root)) and not run_plots.points(readme.mine(root), [])
+    assert not records.best(records.trained(root)) and not run_plots.points(pages.mine(root), [])
 
 
 @pytest.mark.parametrize("notes", ["[]", '{"some.jsonl": 3}', '{"some.jsonl": {"untimd": "x"}}', "no JSON"])
@@ -273,14 +279,15 @@ def test_another_system_that_we_ran_is_a_row_with_its_own_contract(root):
     assert len(cells(root)) == 2
 
 
-def write_peers(root: Path, *names: str, **measured) -> None:
+def write_peers(root: Path, *systems: str, name: str = "peers.json", **measured) -> None:
     lists = {"accuracy_list": [0.94, 0.942], "train_eval_seconds_list": [1.0, 1.5], "time_list": [0.5, 0.75]}
     about = {"execution": "compiled", "views": "flip+shift", "own_contract": "training only"}
-    found = [
-        {"system": name, **about, "measured": {"device": "a GPU", **lists, **measured}} for name in names
+    peers = [
+        {"system": system, **about, "measured": {"device": "a GPU", **lists, **measured}}
+        for system in systems
     ]
     run = {"command": "a script", "date": "2026-11-26", "driver": "580"}
-    (root / records.RESULTS / "peers.json").write_text(json.dumps({"run": run, "peers": found}))
+    (root / records.RESULTS / name).write_text(json.dumps({"run": run, "peers": peers}))
 
 
 def test_a_peer_has_its_time_by_our_rule_and_by_its_own_and_is_none_of_ours(root):
@@ -306,26 +313,48 @@ def test_a_peer_has_its_time_by_our_rule_and_by_its_own_and_is_none_of_ours(root
 def test_a_gpu_that_only_peers_ran_on_is_no_gpu_record_of_ours(root):
     write_peers(root, "theirs here")
     write(root, [run()])
-    assert "no GPU record yet" in readme.records_table(root)
+    assert "no GPU record yet" in pages.records_table(root)
 
 
 def test_the_first_table_is_our_best_on_a_gpu_and_the_peers_on_the_same_one(root):
-    assert readme.gpu_table(root) == "No GPU has been measured yet."
+    assert pages.gpu_table(root) == "No GPU has been measured yet."
     write_peers(root, "theirs here")
     gpu = {"device": "cuda", "device_name": "a GPU"}
     fast, slow = run(0.941, seconds=(0.5, 0.1), **gpu), run(0.95, settings={"epochs": 99.0}, **gpu)
     write(root, [fast, slow, run(0.96, seconds=(0.1, 0.1))])
-    assert [line.split(" | ")[0] for line in readme.gpu_table(root).splitlines()[2:4]] == [
+    assert [line.split(" | ")[0] for line in pages.gpu_table(root).splitlines()[2:4]] == [
         "| `seed`, float32",
         "| theirs here",
     ]
     write_peers(root, "theirs here", device="another GPU")
-    assert "theirs" not in readme.gpu_table(root) and "0.6 " in readme.gpu_table(root)
+    assert "theirs" not in pages.gpu_table(root) and "| 0.6 |" in pages.gpu_table(root)
+
+
+def test_the_first_table_has_one_peer_the_fastest_that_reaches_its_target_and_the_seed_system(root):
+    write(root, [run(0.941, seconds=(0.5, 0.1), device="cuda", device_name="a GPU")])
+    write_peers(root, "slow", train_eval_seconds_list=[3.0, 3.0])
+    write_peers(root, "fast", SEED["system"] + ", float16", name="more.json")
+    write_peers(
+        root, "too low", name="low.json", accuracy_list=[0.93, 0.93], train_eval_seconds_list=[0.75, 0.75]
+    )
+    text = pages.gpu_table(root)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == ["`seed`, float32", "fast", f"{SEED['system']}, float16"]
+    assert rows[0][:3] == ["system", "accuracy: mean [95 % interval]", "n"]
+    assert rows[2][1:] == [
+        "94.10 % [92.83, 95.37]",
+        "2",
+        "1.250 (std 0.354)",
+        "a GPU",
+        "[more.json](bench/results/more.json)",
+    ]
+    assert "too low took 0.75 s for a mean below 94 %: 93.00 % [93.00, 93.00], n = 2." in text
+    assert "slow took" not in text and "Ours ran with `kernels=reference`." in text
 
 
 def test_what_a_published_record_does_not_state_is_not_made_up(root):
     bare = {"system": "bare", "source": "someone/bare", "seconds": 1.0}
-    records.PUBLISHED.write_text(json.dumps([bare, PUBLISHED]))
+    publish(bare, PUBLISHED)
     assert list(cells(root)[0].values()) == [
         "bare",
         "",
@@ -342,7 +371,7 @@ def test_rows_go_by_target_then_ours_first_then_gpu_then_time(root):
         for t in (0.95, 0.94)
         for s in (9, 3)
     ]
-    records.PUBLISHED.write_text(json.dumps(aims))
+    publish(*aims)
     write(
         root,
         [
@@ -375,23 +404,42 @@ def test_rows_go_by_target_then_ours_first_then_gpu_then_time(root):
 )
 def test_the_missing_gpu_record_is_said_until_a_ledger_has_one(root, gpu, missing):
     write(root, [run(**gpu)])
-    assert ("no GPU record yet" in readme.records_table(root)) is missing
+    assert ("no GPU record yet" in pages.records_table(root)) is missing
 
 
 def test_markdown_replaces_what_is_between_the_markers_only_and_twice_is_once(root, capsys, monkeypatch):
     write(root, [run()])
     monkeypatch.setattr(kernel_costs, "text", lambda: "costs")  # seconds
     assert main(["--markdown"]) == 0
-    text, plot = (root / "README.md").read_text(), (root / readme.PLOT).read_bytes()
-    assert text == f"before\n{MARKERS[0]}\n\n{readme.records_table(root)}\n\n{MARKERS[1]}\nafter\n"
+    text, plot = (root / "README.md").read_text(), (root / pages.PLOT).read_bytes()
+    assert text == f"before\n{MARKERS[0]}\n\n{pages.records_table(root)}\n\n{MARKERS[1]}\nafter\n"
     assert capsys.readouterr().out.split() == [
-        *(str(root / path) for path in ("README.md", readme.PLOT, "docs/kernel-costs.md"))
+        *(str(root / path) for path in ("README.md", "docs/kernel-costs.md", pages.PLOT))
     ]
     assert (root / "docs" / "kernel-costs.md").read_text() == "costs\n"
-    assert main(["--markdown", str(root / "README.md")]) == 0
-    assert ((root / "README.md").read_text(), (root / readme.PLOT).read_bytes()) == (text, plot)
+    assert main(["--markdown"]) == 0
+    assert ((root / "README.md").read_text(), (root / pages.PLOT).read_bytes()) == (text, plot)
     write(root, [run(0.5)])
-    assert readme.replaced(text, {"records": readme.records_table(root)}) != text
+    assert pages.replaced(text, {"records": pages.records_table(root)}, "README.md") != text
+
+
+def test_every_page_gets_its_tables_or_none_is_written(root, capsys, monkeypatch):
+    monkeypatch.setattr(kernel_costs, "text", lambda: "costs")
+    tables = {
+        "README.md": {"one": lambda _: "1"},
+        "docs/more.md": {"two": lambda _: "2", "three": lambda _: "3"},
+    }
+    monkeypatch.setattr(pages, "PAGES", tables)
+    (root / "README.md").write_text("<!-- one -->\n<!-- /one -->")
+    assert "cannot read docs/more.md: No such file" in refused(capsys, "--markdown")
+    (root / "docs").mkdir()
+    (root / "docs" / "more.md").write_text("<!-- two -->\n<!-- /two -->")
+    assert "docs/more.md: expected one line <!-- three -->" in refused(capsys, "--markdown")
+    assert "1" not in (root / "README.md").read_text() and not (root / "docs" / "kernel-costs.md").exists()
+    (root / "docs" / "more.md").write_text("<!-- three -->\n<!-- /three -->\n<!-- two -->\n<!-- /two -->")
+    assert main(["--markdown"]) == 0
+    assert (root / "README.md").read_text() == "<!-- one -->\n\n1\n\n<!-- /one -->"
+    assert re.findall(r"\d", (root / "docs" / "more.md").read_text()) == ["3", "2"]
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -405,20 +453,25 @@ def refused(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     "text",
     [
-        README.replace(MARKERS[0], ""),
-        README.replace(MARKERS[1], ""),
-        README + README,
-        "\n".join(reversed(README.splitlines())),
+        PAGE.replace(MARKERS[0], ""),
+        PAGE.replace(MARKERS[1], ""),
+        PAGE + PAGE,
+        "\n".join(reversed(PAGE.splitlines())),
     ],
     ids=["no beginning", "no end", "twice", "in the wrong order"],
 )
 def test_a_marker_that_is_missing_twice_there_or_misplaced_is_a_line_and_exit_2(root, text, capsys):
     (root / "README.md").write_text(text)
     assert "README.md: " in refused(capsys, "--markdown")
-    assert (root / "README.md").read_text() == text and not (root / readme.PLOT).exists()
+    assert (root / "README.md").read_text() == text and not (root / pages.PLOT).exists()
 
 
-@pytest.mark.parametrize("content", ["no JSON", '[{"system": "x"}]', '[{"colour": "red"}]', "[3]", None])
+BROKEN = ('[{"system": "x"}]', '[{"colour": "red"}]', "[3]")
+
+
+@pytest.mark.parametrize(
+    "content", ["no JSON", "{}", *BROKEN, *(f'{{"records": {entries}}}' for entries in BROKEN), None]
+)
 def test_a_published_file_that_cannot_be_used_is_a_line_and_exit_2(content, capsys):
     records.PUBLISHED.unlink() if content is None else records.PUBLISHED.write_text(content)
     assert "published.json" in refused(capsys, "--markdown")
@@ -429,8 +482,24 @@ def test_markdown_is_of_the_checkouts_results_alone(other, capsys):
     assert f"leave {other[0]} out" in refused(capsys, *other, "--markdown")
 
 
-def test_a_readme_that_is_not_there_is_a_line_and_exit_2(root, capsys):
-    assert "absent.md: No such file" in refused(capsys, "--markdown", str(root / "absent.md"))
+def test_a_page_that_is_not_there_is_a_line_and_exit_2(root, capsys):
+    (root / "README.md").unlink()
+    assert "README.md: No such file" in refused(capsys, "--markdown")
+
+
+def test_a_published_file_without_the_seed_system_is_a_line_and_exit_2(root, capsys, monkeypatch):
+    monkeypatch.setattr(pages, "PAGES", {"README.md": {"records": pages.seed_table}})
+    records.PUBLISHED.write_text(json.dumps({"records": [PUBLISHED]}))
+    assert "published.json: `seed_system` is missing" in refused(capsys, "--markdown")
+
+
+def test_a_table_in_markdown_escapes_bars_and_sets_numbers_to_the_right():
+    assert markdown.table(("a|b", "n"), [("c|d", "1"), ("", "2")], numbers={1}).splitlines() == [
+        "| a\\|b | n |",
+        "|--|--:|",
+        "| c\\|d | 1 |",
+        "|  | 2 |",
+    ]
 
 
 # -- the other tables ----------------------------------------------------------------------------------------
@@ -446,7 +515,7 @@ def bench(root: Path, name: str, eager: float, compiled: float | None, **fields)
 
 
 def kernel_rows(root: Path) -> dict[str, list[str]]:
-    lines = [line for line in readme.kernels_table(root).splitlines() if line.startswith("| ")]
+    lines = [line for line in pages.kernels_table(root).splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0].strip("`"): row[1:] for row in rows}
 
@@ -475,11 +544,12 @@ def test_kernels_without_a_gpu_record_are_not_measured(root, few):
 
 def test_where_compiled_pytorch_is_faster_the_kernels_table_says_so(root, few):
     bench(root, "a.json", 4.0, 0.25)
-    assert "takes less, the ratio of its time to ours: `cross_entropy` forward (seed 0.25)." in (
-        readme.kernels_table(root)
+    assert (
+        "torch.compile is faster in these cases (its time over ours): `cross_entropy` forward (seed 0.25)."
+        in (pages.kernels_table(root))
     )
     bench(root, "a.json", 4.0, 1.25)
-    assert "takes less" not in readme.kernels_table(root)
+    assert "is faster in these cases" not in pages.kernels_table(root)
 
 
 def test_passes_have_the_fastest_kernel_beside_cudnn_as_measured_and_as_corrected(root):
@@ -498,7 +568,7 @@ def test_passes_have_the_fastest_kernel_beside_cudnn_as_measured_and_as_correcte
         "found": found,
     }
     (root / records.RESULTS / "conv-passes.json").write_text(json.dumps(content))
-    lines = readme.passes_table(root).splitlines()
+    lines = pages.passes_table(root).splitlines()
     assert lines[2] == "| b at 32 | 40 / **30** | **40** / 50 | **40** / 70 | **40** / 60 | **80** / 200 |"
     assert not lines[3] and "a GPU, 2026-11-26, commit 849e75a4," in lines[4] and "patched" in lines[5]
 
@@ -508,7 +578,7 @@ def test_the_table_of_recipes_counts_what_hlb_recipes_does(monkeypatch, root):
     monkeypatch.setattr(expected, "of", lambda *_: expected.Expectation("a GPU", (parts,)))
     monkeypatch.setattr(floor, "phases", lambda recipe, choice: [recipe.name])
     monkeypatch.setattr(floor, "seconds", lambda parts, chip: {"record94": 0.25}.get(*parts, 0.5))
-    table = readme.recipes_table(root)
+    table = pages.recipes_table(root)
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
     said = table.replace("\n", " ")
     assert "`record94` with `--kernels tuned` is expected to take 0.400 s on" in said
@@ -519,7 +589,7 @@ def test_the_table_of_recipes_counts_what_hlb_recipes_does(monkeypatch, root):
     assert [row[4] for row in rows] == [f"{one['steps']} of {one['batch_size']}" for one in counted]
     recipe = dataclasses.replace(hlb.RECIPES["seed"], sizes=(20, 24), hard_fraction=0.25, hard_from=3)
     said = "images that grow, 20 to 24 pixels; after 3 epochs only the 25 % of the images"
-    assert f"; {said} whose loss was largest" in readme.described(recipe)
+    assert f"; {said} whose loss was largest" in pages.described(recipe)
 
 
 def test_bytes_of_a_kernel_are_those_of_its_page(root, few):
@@ -539,19 +609,19 @@ def test_every_op_says_what_it_fuses_and_which_cases_its_row_adds_up():
     assert (of, [case.name for case in cases]) == ("6 of `record94`", names)
 
 
-def test_the_seeds_baselines_stand_beside_our_runs_of_seed_only(root):
+def test_the_published_numbers_of_the_seed_system_stand_beside_our_runs_of_seed_only(root):
     write(root, [run(0.93), run(status="failed", accuracy=None), run(name="airbench94")])
     write(root, [run(dataset="synthetic")], "cpu/made-up.jsonl")
-    lines = readme.baselines_table(root).splitlines()
+    lines = pages.seed_table(root).splitlines()
     assert "| hlb-CIFAR10 v0.3.0 |  | A100 80 GB | float16 | 93.97 % | 3 | 9.702 (std 0.047) |" in lines
     assert [line for line in lines if line.startswith("| `")] == [
         "| `seed` |  | a processor | float32 | 93.00 % | 1, 1 failed | 10 |"
     ]
 
 
-def test_the_seed_system_that_we_ran_stands_among_its_baselines_with_both_times(root):
+def test_the_seed_system_that_we_ran_stands_among_its_published_numbers_with_both_times(root):
     write_peers(root, "hlb-CIFAR10 v0.3.0, float16", "another")
-    (line,) = [line for line in readme.baselines_table(root).splitlines() if "a GPU" in line]
+    (line,) = [line for line in pages.seed_table(root).splitlines() if "a GPU" in line]
     assert line.startswith("| hlb-CIFAR10 v0.3.0 | compiled | a GPU | float16 | 94.10 % [")
     assert "1.250 (std 0.354): prepare" in line and "own rule 0.6250 (std 0.177): training only" in line
 
@@ -559,23 +629,32 @@ def test_the_seed_system_that_we_ran_stands_among_its_baselines_with_both_times(
 # -- this repository -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", readme.TABLES)
-def test_the_readme_of_this_repository_holds_the_tables_of_its_records(repository, table):
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    made = readme.replaced(text, {table: readme.TABLES[table](repository)})
-    assert text == made, "python -m bench report --markdown brings README.md up to date"
+@pytest.mark.parametrize(
+    "page, table", [(page, table) for page in pages.PAGES for table in pages.PAGES[page]]
+)
+def test_the_pages_of_this_repository_hold_the_tables_of_its_records(repository, page, table):
+    text = (repository / page).read_text(encoding="utf-8")
+    made = pages.replaced(text, {table: pages.PAGES[page][table](repository)}, page)
+    assert text == made, f"python -m bench report --markdown brings {page} up to date"
 
 
-def test_the_plot_of_this_repository_is_of_its_records_and_readme_shows_it(repository):
-    with PIL.Image.open(repository / readme.PLOT) as image:
+def test_every_marker_of_a_page_is_of_a_table(repository):
+    for path in (repository / "README.md", *(repository / "docs").glob("*.md")):
+        marked = set(re.findall(r"^<!-- (\S+) -->$", path.read_text(encoding="utf-8"), re.MULTILINE))
+        tables = pages.PAGES.get(path.relative_to(repository).as_posix(), {})
+        assert marked == {*tables, *(f"/{table}" for table in tables)}, path
+
+
+def test_the_plot_of_this_repository_is_of_its_records_and_results_shows_it(repository):
+    with PIL.Image.open(repository / pages.PLOT) as image:
         drawn = json.loads(image.text["Description"])
-    found = run_plots.points(readme.mine(repository), records.published())
-    assert drawn == json.loads(json.dumps(found)), "python -m bench report --markdown brings it up to date"
-    assert f"]({readme.PLOT.as_posix()})" in (repository / "README.md").read_text(encoding="utf-8")
-    assert (repository / readme.PLOT).stat().st_size < 130_000
+    points = run_plots.points(pages.mine(repository), records.published())
+    assert drawn == json.loads(json.dumps(points)), "python -m bench report --markdown brings it up to date"
+    assert f"]({pages.PLOT.name})" in (repository / "docs" / "results.md").read_text(encoding="utf-8")
+    assert (repository / pages.PLOT).stat().st_size < 130_000
 
 
-def test_the_published_seed_and_its_baseline_are_the_same_numbers(repository):
-    theirs = json.loads(readme.BASELINES.read_text(encoding="utf-8"))["runs"][0]
+def test_the_seed_system_has_the_same_numbers_among_the_published_records(repository):
+    theirs = records.published_seed()["runs"][0]
     ours = next(r for r in records.published() if r.system == "hlb-CIFAR10 v0.3.0, float16")
     assert (ours.accuracy, ours.seconds) == (theirs["accuracy"], theirs["seconds"])

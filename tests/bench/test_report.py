@@ -263,8 +263,8 @@ def test_mistakes_are_one_line_that_names_them(place, capsys):
     assert "text holds no runs" in refused(capsys, "text")
     assert "no run has epochs=99" in refused(capsys, f"{path}:epochs=99")
     assert "--out: cannot write text/report.html" in refused(capsys, path, "--out", "text")
-    assert "--kernels: text is no record" in refused(capsys, path, "--kernels", "text")
-    assert "--kernels: a.jsonl is no record" in refused(capsys, path, "--kernels", "a.jsonl")
+    assert "--kernels: text is not a record" in refused(capsys, path, "--kernels", "text")
+    assert "--kernels: a.jsonl is not a record" in refused(capsys, path, "--kernels", "a.jsonl")
     assert "--profile: cannot read absent: No such file" in refused(capsys, path, "--profile", "absent")
     assert not (place / "results").exists()
 

@@ -151,5 +151,5 @@ def test_profiler_without_kernels_is_a_line_and_leaves_no_file(gpu, tmp_path, mo
 
 def test_path_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(SPEC.__dict__, "make", None)
-    with pytest.raises(UserError, match="trace: cannot write"):
+    with pytest.raises(UserError, match="FILE: cannot write"):
         traced(tmp_path)

@@ -47,6 +47,7 @@ def repository(tmp_path, monkeypatch):
     """A function that commits what its benchmark tells, and gives the commit."""
     root = tmp_path / "repository"
     (root / "bench").mkdir(parents=True)
+    (root / "bench" / "__init__.py").touch()  # else a bench that PYTHONPATH names is taken
     monkeypatch.setattr(versus, "ROOT", root)
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
@@ -74,11 +75,11 @@ def git(root: Path, *words: str) -> str:
 
 
 def against(
-    ref: str, direction: str | None = None, status: int = 0, rounds: int = 2, file: Path | None = None
+    ref: str, direction: str | None = None, status: int = 0, repeats: int = 2, file: Path | None = None
 ):
     """What is printed, a line each with single spaces."""
     out = io.StringIO()
-    arguments = ref, ["doubled"], "seed", "float32", direction, 3, rounds, file
+    arguments = ref, ["doubled"], "seed", "float32", direction, 3, repeats, file
     assert versus.run(Console(file=out, width=160), *arguments) == status
     return [" ".join(line.split()) for line in out.getvalue().splitlines()]
 
@@ -88,15 +89,15 @@ def test_changed_tree_is_compared_with_a_revision_and_left_as_it_is(repository, 
     here = repository(rows=[row(2e-3)])
     (versus.ROOT / "told.json").write_text(json.dumps({"rows": [row(4e-3)]}))
     first, _, shown, *_ = against("HEAD~1")
-    assert first == f"here {here[:10]} with changes, there {there[:10]} (HEAD~1), 2 rounds"
+    assert first == f"here {here[:10]} with changes, there {there[:10]} (HEAD~1), 2 repeats"
     assert shown == "doubled seed forward eager 4000.00 1000.00 4.000 4.000 to 4.000 slower"
     assert json.loads((versus.ROOT / "told.json").read_text())["rows"][0]["median"] == 4e-3
     assert "faster" not in shown and git(versus.ROOT, "rev-parse", "HEAD") == here
 
 
-def test_rounds_take_turns_each_process_in_its_own_tree(repository, tmp_path):
+def test_repeats_take_turns_each_process_in_its_own_tree(repository, tmp_path):
     repository(rows=[row(1e-3)])
-    shown = against("HEAD", rounds=3)
+    shown = against("HEAD", repeats=3)
     assert "doubled seed forward eager 1000.00 1000.00 1.000 1.000 to 1.000 no difference shown" in shown
     ran = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     sides = ["here" if tree == str(versus.ROOT) else "there" for tree, *_ in ran]
@@ -163,7 +164,7 @@ def test_record_has_both_commits_the_hardware_and_every_round(repository, tmp_pa
     assert record["here"] == {"commit": here, "dirty": False}
     assert record["there"] == {"commit": there, "dirty": False}
     assert record["command"].startswith("python -m bench")
-    assert (record["device_name"], record["versions"], record["rounds"]) == ("a device", {"torch": "2"}, 2)
+    assert (record["device_name"], record["versions"], record["repeats"]) == ("a device", {"torch": "2"}, 2)
     assert record["rows"][0]["here"] == [2e-3] * 2 and record["rows"][0]["ratio"] == pytest.approx(2)
     assert record["only_here"] == [["doubled", "seed", "float32", "forward", "newer"]]
 
@@ -207,7 +208,7 @@ def test_mistakes_are_a_line_each(repository, tmp_path, monkeypatch):
     assert "the benchmark here fails, exit status 1: bench: NAME: got 'doubled'" in refused("HEAD")
     for ref in ("nosuch", "--all", ""):
         assert f"got {ref!r}, by which git knows no commit" in refused(ref)
-    assert refused("HEAD", rounds=1).startswith("--rounds: got 1")
+    assert refused("HEAD", repeats=1).startswith("--repeats: got 1")
     assert refused("HEAD", file=tmp_path).startswith("--json: cannot write")
     monkeypatch.setattr(versus, "ROOT", versus.ROOT / "bench")
     assert "is no checkout" in refused("HEAD")

@@ -89,7 +89,8 @@ def test_the_table_is_what_the_command_makes_of_the_record(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    "arguments, what", [(["nowhere"], "No such file"), (["a", "b"], "usage"), (["--x"], "usage")]
+    "arguments, what",
+    [(["nowhere"], "No such file"), (["a", "b"], "unrecognized arguments: b"), (["--x"], "unrecognized")],
 )
 def test_a_folder_that_holds_no_record_is_one_line(arguments, what, capsys):
     assert times.main(arguments) == 2

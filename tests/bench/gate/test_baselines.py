@@ -10,7 +10,7 @@ from bench.report.records import RESULTS
 from hlb import UserError
 from hlb.runs import ledger
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 H200 = "NVIDIA H200"
 PATH = baseline.FOLDER / f"{baseline.slug(H200)}.json"
 
@@ -32,9 +32,9 @@ def test_a_baseline_of_runs_alone_calls_every_case_new_and_the_machine_as_it_was
         baseline.load(PATH, H200),
         {"sgd seed forward": {}},
         lambda names: dict.fromkeys(names, 1e-3),
-        judge.Plan(),
+        judge.Criteria(),
     )
-    assert [finding.state for finding in found.findings] == ["new"] and not found.machine
+    assert [assessment.state for assessment in found.assessments] == ["new"] and not found.machine
 
 
 def test_a_session_that_has_cases_needs_its_ceilings(tmp_path):

@@ -1,8 +1,8 @@
-"""One round of the speed gate: every case once, in a process of its own.
+"""One repeat of the speed gate: every case once, in a process of its own.
 
 The process first runs matrix products for WARM_SECONDS, since a chip that was idle has other clocks. A
 case's inputs are made afresh, the op is timed as the microbenchmark does it, and the median of its samples
-is the case's one number of the round. Its values are compared with the reference in the first round that it
+is the case's one number of the repeat. Its values are compared with the reference in the first repeat that it
 is in: a case that is wrong has no time.
 """
 
@@ -104,7 +104,7 @@ def op(name: str, checked: bool, samples: int, device: str) -> float | str:
     spec, case, direction = named(name)
     if checked and (fault := wrong(spec, case, device)):
         return fault
-    torch.manual_seed(0)  # the same inputs in every round
+    torch.manual_seed(0)  # the same inputs in every repeat
     dtype = spec.dtype()
     inputs = spec.make(case, dtype, device)
     take = timing.sampler(calls(spec, case, dtype, spec.op, inputs, direction, device), device)
@@ -118,12 +118,12 @@ def wrong(spec: KernelSpec, case: Case, device: str) -> str:
     return f"wrong values: {'; '.join(found)}" if found else ""
 
 
-class Rounds:
-    """Called with names, it measures a round of them in a process of its own. A case that ends the process is
-    at fault itself; another process measures those after it.
+class Repeats:
+    """Called with names, it times each once, in a process of its own. A case that ends the process is at
+    fault itself; another process times those after it.
     """
 
-    command = (sys.executable, "-m", "bench.gate.rounds")
+    command = (sys.executable, "-m", "bench.gate.repeats")
 
     def __init__(self, samples: int = timing.SAMPLES):
         self.samples, self.checked = samples, set()

@@ -23,7 +23,7 @@ CALLS |= {f"muon case{i} forward": {"dtype": "float16", "n": 64} for i in range(
 
 
 class Chip:
-    """Measures rounds: a microsecond a case, with this noise, times its factor, or what its fault says."""
+    """Measures repeats: a microsecond a case, with this noise, times its factor, or what its fault says."""
 
     def __init__(self, noise: float = 0.003):
         self.noise, self.random = noise, np.random.default_rng(0)
@@ -58,7 +58,7 @@ class Runs:
 def chip(monkeypatch):
     chip = Chip()
     monkeypatch.setattr(cli, "this_gpu", lambda: "NVIDIA H200")
-    monkeypatch.setattr(cli, "Rounds", lambda: chip)
+    monkeypatch.setattr(cli, "Repeats", lambda: chip)
     chip.calls = dict(CALLS)
     monkeypatch.setattr(
         cli, "catalogue", lambda ops: {n: c for n, c in chip.calls.items() if not ops or n.split()[0] in ops}
@@ -91,7 +91,7 @@ def found(path, *arguments: str) -> tuple[int, dict]:
 
 
 def states(record: dict) -> dict[str, str]:
-    return {finding["name"]: finding["state"] for finding in record["findings"] if finding["state"] != "ok"}
+    return {one["name"]: one["state"] for one in record["assessments"] if one["state"] != "ok"}
 
 
 def test_slowdown_of_ten_percent_is_red_and_named(chip, file, capsys):
@@ -101,7 +101,7 @@ def test_slowdown_of_ten_percent_is_red_and_named(chip, file, capsys):
     out = capsys.readouterr().out
     assert "RED sgd case2 forward: slower by at least" in out
     assert out.splitlines()[-1] == "RED: of 12 1 slow"
-    (slow,) = [finding for finding in record["findings"] if finding["state"] == "slow"]
+    (slow,) = [one for one in record["assessments"] if one["state"] == "slow"]
     assert slow["ratio"] == pytest.approx(1.10, abs=0.01) and 1.02 < slow["lower"] < 1.10
 
 
@@ -115,7 +115,7 @@ def test_noise_of_two_percent_is_green(chip, tmp_path, seed):
 
 def test_only_what_looks_slower_or_faster_is_measured_again_beside_the_ceilings(chip, file):
     chip.factors |= {"sgd case2 forward": 1.10, "muon case0 forward": 0.8}
-    found(file, "--first", "2", "--rounds", "5")
+    found(file, "--first", "2", "--repeats", "5")
     everything, again = [*baseline.CEILINGS, *CALLS], {"sgd case2 forward", "muon case0 forward"}
     assert [len(names) for names in chip.asked] == [len(everything)] * 2 + [len(again) + 2] * 5
     assert all(set(names) == again | set(baseline.CEILINGS) for names in chip.asked[2:])
@@ -178,7 +178,7 @@ def test_machine_that_is_not_as_it_was_has_its_own_status_and_blames_no_kernel(
     assert last.startswith("the machine is not as it was: ") and f"{ceiling} takes {factor}"[:-1] in last
 
 
-def test_machine_disturbed_in_the_first_rounds_alone_is_judged(chip, file):
+def test_machine_disturbed_in_the_first_repeats_alone_is_judged(chip, file):
     chip.factors["copy"] = 1.05
 
     def calm(names, measure=chip.__call__):
@@ -191,7 +191,7 @@ def test_machine_disturbed_in_the_first_rounds_alone_is_judged(chip, file):
     assert status == 0 and record["machine"] == ""
 
 
-def test_machine_that_changes_after_the_first_rounds_blames_no_kernel(chip, file):
+def test_machine_that_changes_after_the_first_repeats_blames_no_kernel(chip, file):
     def changes(names, measure=chip.__call__):
         if len(chip.asked) == 3:
             chip.factors = dict.fromkeys([*CALLS, *baseline.CEILINGS], 1.1)
@@ -218,7 +218,7 @@ def test_wrong_kernel_is_red_on_another_machine_too(chip, file, capsys):
     assert "the machine is not as it was" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_update_keeps_every_round_of_every_case_and_where_it_is_from(chip, file):
+def test_update_keeps_every_repeat_of_every_case_and_where_it_is_from(chip, file):
     content = baseline.load(file, "NVIDIA H200")
     assert content.cases.keys() == CALLS.keys()
     assert {len(case.seconds) for case in content.cases.values()} == {16}
@@ -237,7 +237,7 @@ def test_update_of_an_op_leaves_the_others_and_their_session(chip, file):
     before = baseline.load(file, "NVIDIA H200")
     chip.factors = dict.fromkeys(CALLS, 2.0)
     del chip.calls["sgd case5 forward"]
-    assert cli.main(["sgd", "--update", "--baseline", str(file), "--rounds", "4"]) == 0
+    assert cli.main(["sgd", "--update", "--baseline", str(file), "--repeats", "4"]) == 0
     after = baseline.load(file, "NVIDIA H200")
     assert after.cases.keys() == CALLS.keys() - {"sgd case5 forward"}
     for name, case in after.cases.items():
@@ -270,7 +270,7 @@ def test_interrupt_leaves_no_files_and_the_baseline_as_it_was(chip, file, capsys
     for arguments in (["--update"], ["--junit", str(file.with_name("out.xml"))]):
         assert cli.main(["--baseline", str(file), *arguments]) == 130
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
-    assert capsys.readouterr().err.startswith("bench: interrupted")
+    assert capsys.readouterr().err.startswith("bench gate: interrupted")
 
 
 def test_baseline_of_another_gpu_is_refused_and_is_not_overwritten(chip, file, monkeypatch, capsys):
@@ -293,7 +293,7 @@ def test_missing_baseline_is_one_line_that_names_the_gpu_and_the_way_to_one(
 ):
     monkeypatch.setattr(baseline, "FOLDER", tmp_path)
     assert cli.main([]) == 2
-    said = "bench: no baseline for NVIDIA H200 in bench/baselines; --update makes one\n"
+    said = "bench gate: no baseline for NVIDIA H200 in bench/baselines; --update makes one\n"
     assert capsys.readouterr().err == said
     assert cli.main(["--update"]) == 0 and [path.name for path in tmp_path.iterdir()] == ["nvidia-h200.json"]
     assert cli.main([]) == 0
@@ -344,16 +344,14 @@ def test_junit_counts_the_failures_and_the_summary_is_appended(chip, file, tmp_p
         (["nothing"], "'nothing', accepted are"),
         (["--max-slowdown", "0.98"], "--max-slowdown: got 0.98"),
         (["--max-slowdown", "nan"], "--max-slowdown: got nan"),
-        (["--rounds", "3"], "--rounds: got 3, accepted is 4 or more"),
+        (["--repeats", "3"], "--repeats: got 3, accepted is 4 or more"),
         (["--first", "0"], "--first: got 0"),
         (["--recipe", "nothing"], "--recipe: got 'nothing'"),
         (["--recipe", "seed", "--runs", "1"], "--runs: got 1"),
         (["--max-loss", "-1"], "--max-loss: got -1"),
-        (["--simulate", "0"], "--simulate: got 0"),
         (["--from", "record.json"], "--from: it is for --static"),
         (["--static", "--recipe", "seed"], "--recipe: --static"),
-        (["--static", "--simulate"], "--simulate: --static"),
-        (["--simulate", "--update"], "--update: --simulate"),
+        (["--static", "--json", "out.json"], "--json: --static"),
         (["--junit", "."], "--junit: cannot write"),
         (["--junit", "a", "--json", "./a"], "--junit and --json: two of them are one file"),
         (["--update", "--baseline", "."], "--baseline: cannot write"),
@@ -363,7 +361,7 @@ def test_mistake_is_one_line_and_exit_status_2(chip, capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("bench: ") and named in err
+    assert out == "" and err.count("\n") == 1 and err.startswith("bench gate: ") and named in err
     assert list(tmp_path.iterdir()) == [] and chip.asked == []
 
 
@@ -371,7 +369,7 @@ def test_without_a_gpu_a_line_says_what_is_needed(monkeypatch, capsys):
     monkeypatch.setattr(micro, "timed_on", lambda: ("cpu", "there is no CUDA device"))
     assert cli.main([]) == 2
     said = "the gate times kernels on a CUDA device, and there is no CUDA device; `--static` needs none"
-    assert capsys.readouterr().err == f"bench: {said}\n"
+    assert capsys.readouterr().err == f"bench gate: {said}\n"
 
 
 def test_static_gate_gets_what_was_asked_for(monkeypatch, tmp_path):

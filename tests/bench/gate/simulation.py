@@ -1,22 +1,21 @@
-"""How often the speed gate is wrong: its own verdict (judge.py) on simulated rounds, as many as it takes by
-default, of as many cases as the catalogue has.
+"""How often the speed gate is wrong: its own judge (bench/gate/judge.py) on simulated repeats.
 
 The logarithm of a time is the case's own plus, each normal unless said otherwise:
 
     process      a case in a process: addresses, clocks                       0.3 %
-    visit        the median of a case's samples in a round                    0.3 %
-    drift        all cases of a round, each in a part of its own, 0 to 1      0.2 %
-    case_day     a case between baseline and now, whatever the rounds         0.2 %
+    visit        the median of a case's samples in a repeat                   0.3 %
+    drift        all cases of a repeat, each in a part of its own, 0 to 1     0.2 %
+    case_day     a case between baseline and now, whatever the repeats        0.2 %
     machine_day  copying and computing between baseline and now; a case follows a
                  mixture of them, in a part of its own, 0 to 1                0.5 %
-    outlier      of 1 round in 100: longer by this, exponential               5 %
+    outlier      of 1 repeat in 100: longer by this, exponential              5 %
     unequal      a case's noise is this times that of others: log-normal      0.4
 
 Public reports: on one machine GPU tests vary by less than 0.3 % (pytorch/pytorch #5799); five runs of a
 kernel span 0.4 to 1.5 %, that is a standard deviation of 0.2 to 0.6 %, and of one that leaves most of the
 chip idle 25 % (ROCm/FlyDSL #924); samples of many kernels never settle below 0.5 % (NVIDIA/nvbench
 d3a0bec); 200 trainings in 24 containers vary by 1.2 % (fulcrumresearch/cifar-10-speedrun). How the sum
-falls into parts is a guess: hence the rates at twice the noise, and where all rounds share one process.
+falls into parts is a guess: hence the rates at twice the noise, and where all repeats share one process.
 """
 
 from __future__ import annotations
@@ -27,12 +26,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from .baseline import CEILINGS, Baseline, Session, Timed
-from .judge import Plan, judge
-from .verdict import wilson
+from bench.gate.baseline import CEILINGS, Baseline, Session, Timed
+from bench.gate.judge import Criteria, judge
 
 MOST_FALSE, LEAST_CAUGHT = 0.01, 0.95  # what the gate promises; the second of a slowdown of PROMISED
 PROMISED = 0.05
@@ -58,14 +54,14 @@ class Noise:
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in sizes})
 
     def of_one_process(self) -> Noise:
-        """The same where all rounds of a baseline share one process, and all of a gate another."""
+        """The same where all repeats of a baseline share one process, and all of a gate another."""
         return dataclasses.replace(
             self, process=0.0, case_day=math.hypot(self.case_day, 2**0.5 * self.process)
         )
 
 
 class Machine:
-    """A machine on the day of the baseline; `__call__` measures a round as judge.Measure does, and after
+    """A machine on the day of the baseline; `__call__` measures a repeat as judge.Measure does, and after
     `pass_a_day` another day's. Cases take about a microsecond. `slow` maps cases to their slowdown that day.
     """
 
@@ -93,9 +89,9 @@ class Machine:
         there = dict(zip(self.names, (1e-6 * np.exp(self.shift + own + common + outliers)).tolist()))
         return {name: there[name] for name in names}
 
-    def baseline(self, rounds: int) -> Baseline:
-        """A baseline of so many rounds."""
-        seconds = dict(zip(self.names, zip(*(self(self.names).values() for _ in range(rounds)))))
+    def baseline(self, repeats: int) -> Baseline:
+        """A baseline of so many repeats."""
+        seconds = dict(zip(self.names, zip(*(self(self.names).values() for _ in range(repeats)))))
         session = Session({name: seconds.pop(name) for name in CEILINGS})
         return Baseline(
             "simulated", [session], {name: Timed(times, {}, 0) for name, times in seconds.items()}
@@ -109,75 +105,19 @@ class Rates:
     gates: int
     false: int = 0  # red for a case that is as it was
     caught: int = 0  # red for the case that is slower
-    machine: int = 0  # said that the machine is not as it was
-    again: int = 0  # cases measured again, of all gates
 
 
-def rates(gates: int, cases: int, slowdown: float, noise: Noise, plan: Plan, seed: int) -> Rates:
+def rates(gates: int, cases: int, slowdown: float, noise: Noise, criteria: Criteria, seed: int) -> Rates:
     """Of simulated gates, each with a machine and a baseline of its own, one case slower by `slowdown`."""
-    random, found = np.random.default_rng(seed), Rates(gates)
+    random, counts = np.random.default_rng(seed), Rates(gates)
     names = [f"case {i}" for i in range(cases)]
     calls: dict[str, dict] = {name: {} for name in names}
     for _ in range(gates):
         machine = Machine(names, noise, random)
-        baseline, slow = machine.baseline(plan.rounds), names[random.integers(cases)]
+        baseline, slow = machine.baseline(criteria.repeats), names[random.integers(cases)]
         machine.pass_a_day({slow: slowdown})
-        judgement = judge(baseline, calls, machine, plan)
-        red = {finding.name for finding in judgement.red}
-        found.caught += slow in red and slowdown > 0
-        found.false += bool(red - {slow} if slowdown else red)
-        found.machine += bool(judgement.machine)
-        found.again += sum(finding.again > 0 for finding in judgement.findings)
-    return found
-
-
-def percent(hits: int, gates: int) -> str:
-    low, high = wilson(hits, gates)
-    return f"{hits / gates:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def run(console: Console, gates: int, cases: int, plan: Plan) -> tuple[int, dict]:
-    """Prints the rates at the noise assumed, at twice that, and in one process. The exit status, 1 where the
-    first are not what the gate promises, and what was simulated, as a record.
-    """
-    console.print(
-        f"{gates} simulated gates a line, {cases} cases: {plan.first} rounds, a baseline and a second look "
-        f"of {plan.rounds}, a slowdown of {plan.allowed - 1:.1%} allowed\n"
-    )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("noise")
-    table.add_column("one case slower by", justify="right")
-    for heading in ("caught, % [95 %]", "false alarm, % [95 %]", "the machine differs", "measured again"):
-        table.add_column(heading, justify="right")
-    noise, kept, seed, rows = Noise(), True, 0, []
-    for label, one in (
-        ("as assumed", noise),
-        ("twice that", noise.times(2)),
-        ("in one process", noise.of_one_process()),
-    ):
-        for slowdown in SLOWDOWNS:
-            found, seed = rates(gates, cases, slowdown, one, plan, seed), seed + 1
-            rows.append({"noise": label, "slowdown": slowdown, **dataclasses.asdict(found)})
-            if one == noise:
-                kept &= found.false / gates < MOST_FALSE
-                kept &= slowdown != PROMISED or found.caught / gates > LEAST_CAUGHT
-            table.add_row(
-                label,
-                f"{slowdown:.0%}" if slowdown else "none is",
-                percent(found.caught, gates) if slowdown else "",
-                percent(found.false, gates),
-                f"{found.machine / gates:.1%}",
-                f"{found.again / gates:.1f}",
-            )
-    console.print(table)
-    console.print(
-        f"\n{'holds' if kept else 'DOES NOT HOLD'} at the noise assumed: false alarms of a whole gate below "
-        f"{MOST_FALSE:.0%}, one case slower by {PROMISED:.0%} caught in more than {LEAST_CAUGHT:.0%}"
-    )
-    record = {
-        "cases": cases,
-        "plan": dataclasses.asdict(plan),
-        "noise": dataclasses.asdict(noise),
-        "rows": rows,
-    }
-    return 0 if kept else 1, record
+        judgement = judge(baseline, calls, machine, criteria)
+        red = {assessment.name for assessment in judgement.red}
+        counts.caught += slow in red and slowdown > 0
+        counts.false += bool(red - {slow} if slowdown else red)
+    return counts

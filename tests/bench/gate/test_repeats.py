@@ -1,4 +1,4 @@
-"""A round of the speed gate: what is timed, in which process, and what is said of what cannot be."""
+"""A repeat of the speed gate: what is timed, in which process, and what is said of what cannot be."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kernels
-from bench.gate import baseline, cli, rounds
+from bench.gate import baseline, cli, repeats
 from hlb import UserError
 from kernels.base.spec import Case, KernelSpec
 
@@ -41,19 +41,19 @@ def ops(monkeypatch):
     """Small ones for a CPU, and small ceilings."""
     specs = (made("right", lambda x: 2 * x), made("wrong", lambda x: 3 * x), made("broken", fails))
     monkeypatch.setattr(kernels, "CATALOGUE", {spec.name: spec for spec in specs})
-    monkeypatch.setattr(rounds, "COPIED", {"cpu": 1 << 12})
-    monkeypatch.setattr(rounds.timing, "SIDE", {"cpu": 16})
-    monkeypatch.setattr(rounds.timing, "SAMPLE_SECONDS", {"cpu": 1e-4})
-    monkeypatch.setattr(rounds, "WARM_SECONDS", 0.001)
-    rounds.wrong.cache_clear()
+    monkeypatch.setattr(repeats, "COPIED", {"cpu": 1 << 12})
+    monkeypatch.setattr(repeats.timing, "SIDE", {"cpu": 16})
+    monkeypatch.setattr(repeats.timing, "SAMPLE_SECONDS", {"cpu": 1e-4})
+    monkeypatch.setattr(repeats, "WARM_SECONDS", 0.001)
+    repeats.wrong.cache_clear()
 
 
 def test_catalogue_has_every_case_in_every_direction_and_finds_it_again(ops):
-    calls = rounds.catalogue()
+    calls = repeats.catalogue()
     assert len(calls) == 3 * 2 * 2 and calls["right large both"] == {"dtype": "float16", "n": 64}
-    assert list(rounds.catalogue(["wrong"])) == [name for name in calls if name.startswith("wrong")]
+    assert list(repeats.catalogue(["wrong"])) == [name for name in calls if name.startswith("wrong")]
     for name in calls:
-        spec, case, direction = rounds.named(name)
+        spec, case, direction = repeats.named(name)
         assert name == f"{spec.name} {case.name} {direction}"
 
 
@@ -63,9 +63,9 @@ def test_names_of_the_shipped_cases_are_all_different():
         assert len(set(names)) == len(names), spec.name
 
 
-def test_round_on_a_cpu_times_what_is_right_and_says_what_is_wrong(ops):
-    names = [*baseline.CEILINGS, *rounds.catalogue()]
-    measured = dict(rounds.measured(names, names, 2, "cpu"))
+def test_repeat_on_a_cpu_times_what_is_right_and_says_what_is_wrong(ops):
+    names = [*baseline.CEILINGS, *repeats.catalogue()]
+    measured = dict(repeats.measured(names, names, 2, "cpu"))
     assert list(measured) == names
     for name, value in measured.items():
         if name.startswith("wrong"):
@@ -75,7 +75,7 @@ def test_round_on_a_cpu_times_what_is_right_and_says_what_is_wrong(ops):
         else:
             assert 0 < value < 0.1, name
     assert isinstance(
-        dict(rounds.measured(["wrong large forward"], [], 2, "cpu"))["wrong large forward"], float
+        dict(repeats.measured(["wrong large forward"], [], 2, "cpu"))["wrong large forward"], float
     )
 
 
@@ -83,29 +83,29 @@ def test_baseline_is_made_and_judged_with_times_of_this_cpu(ops, monkeypatch, tm
     monkeypatch.delitem(kernels.CATALOGUE, "wrong")
     monkeypatch.delitem(kernels.CATALOGUE, "broken")
     monkeypatch.setattr(cli, "this_gpu", lambda: "NVIDIA H200")
-    monkeypatch.setattr(cli, "Rounds", lambda: lambda names: dict(rounds.measured(names, [], 2, "cpu")))
+    monkeypatch.setattr(cli, "Repeats", lambda: lambda names: dict(repeats.measured(names, [], 2, "cpu")))
     path = tmp_path / "baseline.json"
-    assert cli.main(["--update", "--rounds", "4", "--baseline", str(path)]) == 0
-    assert baseline.load(path, "NVIDIA H200").cases.keys() == rounds.catalogue().keys()
+    assert cli.main(["--update", "--repeats", "4", "--baseline", str(path)]) == 0
+    assert baseline.load(path, "NVIDIA H200").cases.keys() == repeats.catalogue().keys()
     monkeypatch.setattr(cli.judge, "MACHINE", 1000.0)  # a CPU that others use too
-    assert cli.main(["--baseline", str(path), "--rounds", "4", "--max-slowdown", "100"]) == 0
+    assert cli.main(["--baseline", str(path), "--repeats", "4", "--max-slowdown", "100"]) == 0
 
 
 def test_process_answers_with_a_line_for_each_name(ops):
     out = io.StringIO()
     request = {"names": ["copy", "broken large forward"], "checked": [], "samples": 1, "device": "cpu"}
-    rounds.serve(request, out)
+    repeats.serve(request, out)
     ready, copy, broken = out.getvalue().splitlines()
-    assert ready == rounds.READY and json.loads(copy)[1] > 0
+    assert ready == repeats.READY and json.loads(copy)[1] > 0
     assert json.loads(broken) == ["broken large forward", "RuntimeError: out of registers"]
 
 
-def processes(monkeypatch, script: str) -> rounds.Rounds:
-    """Rounds by processes that run this in place of measuring."""
+def processes(monkeypatch, script: str) -> repeats.Repeats:
+    """Repeats by processes that run this in place of measuring."""
     head = "import json, sys, os\nask = json.load(sys.stdin)\n"
     command = (sys.executable, "-S", "-c", head + textwrap.dedent(script))
-    monkeypatch.setattr(rounds.Rounds, "command", command)
-    return rounds.Rounds(samples=3)
+    monkeypatch.setattr(repeats.Repeats, "command", command)
+    return repeats.Repeats(samples=3)
 
 
 def test_case_that_ends_its_process_is_at_fault_and_those_after_it_are_measured_by_another(monkeypatch):
@@ -129,7 +129,7 @@ def test_case_that_ends_its_process_is_at_fault_and_those_after_it_are_measured_
     }
 
 
-def test_values_are_checked_in_the_first_round_alone(monkeypatch):
+def test_values_are_checked_in_the_first_repeat_alone(monkeypatch):
     measure = processes(
         monkeypatch, 'print("ready")\nfor n in ask["names"]: print(json.dumps([n, str(ask)]))'
     )
@@ -153,7 +153,7 @@ def test_interrupt_ends_the_process_too(monkeypatch):
         started.append(loads(line)[1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rounds.json, "loads", interrupted)
+    monkeypatch.setattr(repeats.json, "loads", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure(["a", "b"])
     with pytest.raises(ProcessLookupError):

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from bench.gate.outcome import Outcome, junit, markdown, report, show
+from bench.gate.outcome import Outcome, junit, markdown, show, write_files
 
 FINE = Outcome("sgd forward", False, {"us": "1.00", "again": ""})
 RED = Outcome("muon forward", True, {"us": "9.00", "again": "16"}, "slower by 5 %", "slow")
@@ -53,7 +53,7 @@ def test_junit_counts_failures_and_says_why():
     "message", ['a < b & "c"', "\x1b[31mptxas\x1b[0m \x00 failed", "\ud800 alone", "µs | 中"]
 )
 def test_junit_is_xml_whatever_a_message_holds(message, tmp_path):
-    report("Gate", "red", [Outcome("x", True, {}, message)], tmp_path / "out.xml", None)
+    write_files("Gate", "red", [Outcome("x", True, {}, message)], tmp_path / "out.xml", None)
     assert ElementTree.parse(tmp_path / "out.xml").find(".//failure").get("message")
 
 
@@ -70,6 +70,6 @@ def test_markdown_puts_red_first_and_escapes_what_would_end_a_cell():
 def test_summary_is_appended_to_what_other_steps_wrote(tmp_path):
     path = tmp_path / "summary.md"
     path.write_text("earlier\n")
-    report("Gate", "green", [FINE], None, path)
-    report("Gate", "green", [FINE], None, path)
+    write_files("Gate", "green", [FINE], None, path)
+    write_files("Gate", "green", [FINE], None, path)
     assert path.read_text().startswith("earlier\n## Gate") and path.read_text().count("## Gate") == 2
