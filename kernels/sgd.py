@@ -347,15 +347,8 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _case(label: str, *sizes: int, averaging: str = "none", master: bool = False, momentum=0.85) -> Case:
-    return Case(
-        label,
-        sizes=sizes,
-        gap=0,
-        master=master,
-        averaging=averaging,
-        momentum=momentum,
-        decoupled=False,
-    )
+    options = {"averaging": averaging, "momentum": momentum, "decoupled": False}
+    return Case(label, sizes=sizes, gap=0, master=master, **options)
 
 
 SPEC = KernelSpec(
