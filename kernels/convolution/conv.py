@@ -25,8 +25,9 @@ from ..base import chips
 from ..base.launch import FLOATS, expect, register
 from ..base.spec import Case, KernelSpec
 from ..base.sums import SUMS
-from ..norm.norm_passes import image_like
-from . import conv_gradients, conv_passes, selection, tiling, window_gradients
+from ..norm import norm_passes
+from ..norm.norm_passes import float32_like, image_like
+from . import conv_gradients, conv_passes, selection, tiling, window_gradients, window_passes
 from .tiling import Config, Problem
 
 SIZES = (1, 2, 3)
@@ -43,9 +44,13 @@ def problem(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> Proble
     return Problem(kind, n, h, w, c, o, size, pool, x.dtype)
 
 
-def configured(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> tuple[Problem, Config]:
-    """The pass and its launch configuration on the device of x."""
+def configured(
+    kind: str, x: Tensor, filters: Tensor, pool: bool = False, by_kernel: str = selection.ALL
+) -> tuple[Problem, Config | None]:
+    """The pass and its launch configuration on the device of x; None where `by_kernel` leaves it to cuDNN."""
     this = problem(kind, x, filters, pool)
+    if kind not in by_kernel.split():
+        return this, None
     config = selection.choose(this, chips.current(x.device))
     if config.descriptors and not (_aligned(x) and _aligned(filters)):
         if config.order == "windows":  # a forward pass that has no other form
@@ -57,6 +62,46 @@ def configured(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> tup
 def _aligned(tensor: Tensor) -> bool:
     """Whether a descriptor can begin where the tensor does; storages themselves begin well."""
     return tensor.storage_offset() * tensor.itemsize % 16 == 0
+
+
+def fused(how: tuple[Problem, Config | None]) -> bool:
+    """Whether a kernel does the forward pass whose epilogue does what follows in a block."""
+    _, config = how
+    return config is not None and config.order != "windows"
+
+
+def apart(
+    how: tuple[Problem, Config | None], x: Tensor, filters: Tensor, argmax: Tensor | None = None
+) -> tuple[Tensor, bool]:
+    """Of a pass that is not fused: z of cuDNN or u by windows, and whether it remains to be pooled."""
+    problem, config = how
+    if config is None:
+        return reference(x, filters), problem.pool
+    u = _unwritten(problem, x)
+    window_passes.forward(problem, config, x, filters, u, argmax)
+    return u, False
+
+
+def forward(
+    how: tuple[Problem, Config | None], x: Tensor, filters: Tensor, gate: Tensor | None, argmax: Tensor
+) -> tuple[Tensor, Tensor, int, int]:
+    """(u, statistics of u * gate by tile, rows of a tile, places) as `norm_passes.merge` takes them; writes
+    `argmax` where the pass pools.
+    """
+    problem, config = how
+    if fused(how):
+        u, (tiles, places) = _unwritten(problem, x), tiling.tiles(problem, config)
+        partial = float32_like(x, tiles, 2, problem.o)
+        conv_passes.forward(problem, config, x, filters, u, gate=gate, argmax=argmax, partial=partial)
+        return u, partial, config.rows, places
+    v, pools = apart(how, x, filters, argmax)
+    u = _unwritten(problem, x) if pools else v
+    return u, *norm_passes.statistics(v, gate, u, argmax, pool=pools), 1
+
+
+def _unwritten(problem: Problem, x: Tensor) -> Tensor:
+    """Of the extents and layout of the pass's outputs."""
+    return image_like(x, *problem.output, channels=problem.o)
 
 
 def gradient(
