@@ -36,7 +36,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (
         *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "kernels/README.md")),
-        ROOT / "bench" / "results" / "h200" / "README.md",
+        *(ROOT / "bench" / name / "README.md" for name in ("baselines", "results/h200")),
         *ROOT.glob("docs/*.md"),
     )
 }
@@ -59,8 +59,8 @@ def blocks(text: str) -> list[list[str]]:
     fenced = re.compile(r"^( *)```\w*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
     indented = re.compile(r"(?:^|(?<=\n\n))((?: {4,}\S.*(?:\n|$))+)")
     rest = fenced.sub("", text)
-    found = [match[2] for match in fenced.finditer(text)] + [match[1] for match in indented.finditer(rest)]
-    return [[line.strip() for line in block.splitlines()] for block in found]
+    texts = [match[2] for match in fenced.finditer(text)] + [match[1] for match in indented.finditer(rest)]
+    return [[line.strip() for line in block.splitlines()] for block in texts]
 
 
 # Files
@@ -209,8 +209,8 @@ def somewhere_else(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_is_understood(page):
-    found = [(shlex.join(words), fault(how, words)) for how, words in commands(PAGES[page].read_text())]
-    assert not [command for command in found if command[1]]
+    faults = [(shlex.join(words), fault(how, words)) for how, words in commands(PAGES[page].read_text())]
+    assert not [command for command in faults if command[1]]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -218,8 +218,8 @@ def test_every_command_of_ci_is_understood(path):
     text = re.sub(r"[$][{][^}]*[}]", "", path.read_text())
     lines = [line.strip().removeprefix("- ").removeprefix("run: ") for line in text.splitlines()]
     block = "".join(f"    {line}\n" for line in lines if line)
-    found = [(shlex.join(words), fault(how, words)) for how, words in commands(f"\n\n{block}")]
-    assert len(found) > 3 and not [command for command in found if command[1]]
+    faults = [(shlex.join(words), fault(how, words)) for how, words in commands(f"\n\n{block}")]
+    assert len(faults) > 3 and not [command for command in faults if command[1]]
 
 
 def test_commands_are_found_in_pages():
@@ -255,15 +255,15 @@ def test_a_mistake_in_a_command_is_noticed(command):
 
 def shown(text: str) -> list[tuple[str, list[str]]]:
     """(command, the lines below it) of each prompt in a page's blocks."""
-    found = []
+    prompts = []
     for block in blocks(text):
         if block[0].startswith(PROMPT):
             for line in block:
                 if line.startswith(PROMPT):
-                    found.append((line.removeprefix(PROMPT).partition(" | ")[0], []))
+                    prompts.append((line.removeprefix(PROMPT).partition(" | ")[0], []))
                 else:
-                    found[-1][1].append(line)
-    return found
+                    prompts[-1][1].append(line)
+    return prompts
 
 
 # Commands that a test has the time to run; what they print is the same on every machine.
@@ -328,16 +328,16 @@ FACTS = "docs/measured-facts.md"
 def runs_of(path: Path) -> tuple[list[float], list[float]]:
     """Accuracies, and seconds of training and evaluation."""
     if path.suffix == ".json":
-        found = json.loads(path.read_text())["runs"]
-        return [run["accuracy"] for run in found], [run["seconds"] for run in found]
-    found = ledger.load(path)
-    return [run["accuracy"] for run in found], [run["train_seconds"] + run["eval_seconds"] for run in found]
+        runs = json.loads(path.read_text())["runs"]
+        return [run["accuracy"] for run in runs], [run["seconds"] for run in runs]
+    runs = ledger.load(path)
+    return [run["accuracy"] for run in runs], [run["train_seconds"] + run["eval_seconds"] for run in runs]
 
 
 def test_runs_have_the_numbers_of_their_records():
-    found = rows(FACTS, "mean accuracy, seconds, n")
-    assert len(found) == 7
-    for _, numbers, source in found:
+    facts = rows(FACTS, "mean accuracy, seconds, n")
+    assert len(facts) == 7
+    for _, numbers, source in facts:
         accuracy, seconds = map(summary, runs_of(ROOT / source.strip("`")))
         mean = seconds["mean"]
         written = f"{mean:.0f}" if mean >= 1000 else f"{mean:.1f}"
@@ -345,9 +345,9 @@ def test_runs_have_the_numbers_of_their_records():
 
 
 def test_ratios_of_step_times_are_those_of_their_records():
-    found = rows(FACTS, "median ratio of step times, pairs")
-    assert len(found) == 4
-    for _, numbers, source in found:
+    facts = rows(FACTS, "median ratio of step times, pairs")
+    assert len(facts) == 4
+    for _, numbers, source in facts:
         record = json.loads((ROOT / source.strip("`")).read_text())
         assert numbers == f"{record['median_ratio']:.3f}, {len(record['seconds'])} pairs", source
 
@@ -356,17 +356,17 @@ def test_steps_move_and_do_what_is_counted():
     for _, *columns, command in rows(FACTS, "eager references"):
         name = command.strip("`").split()[2]
         for choice, numbers in zip(("triton", "reference"), columns, strict=True):
-            found = passes.launched(hlb.recipe(name), choice)
-            bytes, flops = (sum(getattr(p, what) for p in found) for what in ("bytes", "flops"))
+            launches = passes.launched(hlb.recipe(name), choice)
+            bytes, flops = (sum(getattr(p, what) for p in launches) for what in ("bytes", "flops"))
             assert numbers == f"{bytes / 1e6:.1f} MB, {flops / 1e9:.2f} GFLOP", (name, choice)
 
 
 def test_bytes_and_flops_of_ops_are_those_of_the_page_of_costs():
     sections = (ROOT / "docs" / "kernel-costs.md").read_text().split("\n## ")
     sections = {section.split("\n")[0]: section for section in sections}
-    found = rows(FACTS, "fused MB") + rows(FACTS, "issued / useful")
-    assert len(found) == 12
-    for _, op, *wanted in found:
+    facts = rows(FACTS, "fused MB") + rows(FACTS, "issued / useful")
+    assert len(facts) == 12
+    for _, op, *wanted in facts:
         lines = [re.split(r" *\| *", line)[1:-1] for line in sections[op.strip("`")].splitlines()]
         assert any(set(wanted) <= set(cells) and wanted[0] == cells[0] for cells in lines), (op, wanted)
 
@@ -374,9 +374,9 @@ def test_bytes_and_flops_of_ops_are_those_of_the_page_of_costs():
 def test_registers_are_those_of_the_baseline_of_compiled_code():
     launches = json.loads((ROOT / "bench" / "baselines" / "static.json").read_text())["launches"]
     registers = launches["columns"].index("registers")
-    found = rows(FACTS, "on 9.0")
-    assert len(found) == 6
-    for kernel, case, tile, *told in found:
+    facts = rows(FACTS, "on 9.0")
+    assert len(facts) == 6
+    for kernel, case, tile, *told in facts:
         key = f"conv/{kernel.strip('`')}/{case}/float16/8 warps 3 stages {tile}"
         by_chip = {chip: row for chips, row in launches["entries"][key].items() for chip in chips.split()}
         assert told == [str(by_chip[chip][registers]) for chip in ("9.0", "10.0")], key

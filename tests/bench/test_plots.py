@@ -18,9 +18,9 @@ from hlb.runs.statistics import summary
 @pytest.fixture
 def figures(monkeypatch):
     """What was drawn; nothing is saved."""
-    found = []
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: found.append(figure))
-    return found
+    drawings = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawings.append(figure))
+    return drawings
 
 
 def row(op, by, seconds, direction="forward", flops=None, case="seed", **fields) -> dict:
@@ -267,10 +267,10 @@ def test_a_steps_series_follow_one_another_in_a_bar_and_are_summed_beside_it(fig
     run_plots.step_times("A step", bars, tmp_path / "x.png")
     axes = figures[0].axes[0]
     assert [name.get_text() for name in axes.get_yticklabels()] == ["b", "a"]
-    found = {
+    bars = {
         (round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches if bar.get_height() < 1
     }
-    assert found >= {(0.0, 1.0), (1.0, 3.0), (0.0, 2.0), (0.0, 0.5)}
+    assert bars >= {(0.0, 1.0), (1.0, 3.0), (0.0, 2.0), (0.0, 0.5)}
     assert [text.get_text() for text in axes.texts] == ["2", "4", "0.5"]
 
 

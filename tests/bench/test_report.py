@@ -117,8 +117,8 @@ def test_the_page_needs_no_other_file_and_the_plots_stand_beside_it(place, capsy
     assert main([path, "--out", "new/folder", "--kernels", "k.json", "--profile", "p.json"]) == 0
     assert capsys.readouterr().out == "new/folder/report.html\n"
     names = ("accuracy-time", "runs", "other-runs", "step-1", "roofline-1", "speed-up-1")
-    found = {path.name for path in (place / "new" / "folder").iterdir()}
-    assert found == {"report.html", *(f"{name}.{kind}" for name in names for kind in ("png", "svg"))}
+    written = {path.name for path in (place / "new" / "folder").iterdir()}
+    assert written == {"report.html", *(f"{name}.{kind}" for name in names for kind in ("png", "svg"))}
     html = (place / "new" / "folder" / "report.html").read_text(encoding="utf-8")
     assert html.count("<svg") == html.count("</svg>") == len(names)
     assert not re.search(r"<(script|link|img|iframe)\b|@import|url\((?!#)", html)
