@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from kernels.augment import FLIPS
-from kernels.norm.norm_act import ACTIVATIONS
+from kernels.norm.activations import ACTIVATIONS
 from kernels.views import VIEWS
 
 from .errors import UserError

@@ -412,6 +412,11 @@ SPEC = KernelSpec(
     },
     counted=(_case("counted", 3, 1, "random", images=9),),
     bytes=_bytes,
+    case_of=lambda inputs: Case(
+        n=len(inputs["ids"]), map=tuple(inputs["images"].shape[1:3]), size=inputs.get("size", 0)
+    ),
+    dtype_from="dtype",
+    part="images",
     valid=lambda case: case.pad < min(case.map) and max(case.cutout, case.size) <= min(case.map),
     narrow={
         "p_images": "single bytes: a row of 3-byte pixels may start anywhere and run backwards",

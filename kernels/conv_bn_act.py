@@ -43,11 +43,11 @@ from torch import Tensor
 from .base import chips, launch
 from .base.launch import FLOATS, register
 from .base.spec import EVALUATED, Case, KernelSpec
-from .convolution import conv, conv_passes, selection, tiling, window_passes
-from .convolution.conv import configured, declared, expect_conv, make_filters, make_images, passes
+from .convolution import conv, conv_passes, selection, tiling
 from .convolution.selection import ALL
-from .convolution.tiling import Config, Problem
+from .convolution.tiling import Problem
 from .norm import norm_act, norm_passes
+from .norm.activations import ACTIVATIONS
 from .norm.norm_passes import float32_like, image_like
 
 LARGE = 6  # maps above it are convolved without what the pool drops, on a CPU
@@ -102,21 +102,10 @@ def _train(
     by_kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(y, statistics, spatial mean, u, argmax, rstd)"""
-    problem, config = _how("forward", x, filters, pool, by_kernel)
+    how = conv.configured("forward", x, filters, pool, by_kernel)
     y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
-    if config is None:
-        z = conv.reference(x, filters)
-        u, places = torch.empty_like(y) if pool else z, 1
-        partial, span = norm_passes.statistics(z, gate, u, argmax, pool=pool)
-    elif config.order == "windows":
-        u, places = torch.empty_like(y), 1
-        window_passes.forward(problem, config, x, filters, u, argmax)
-        partial, span = norm_passes.statistics(u, gate, u, argmax, pool=False)
-    else:
-        u, span, (tiles, places) = torch.empty_like(y), config.rows, tiling.tiles(problem, config)
-        partial = float32_like(x, tiles, 2, problem.o)
-        conv_passes.forward(problem, config, x, filters, u, gate=gate, argmax=argmax, partial=partial)
-    stats, rstd = norm_passes.merge(partial, span, u.numel() // problem.o, eps, places)
+    u, partial, span, places = conv.forward(how, x, filters, gate, argmax)
+    stats, rstd = norm_passes.merge(partial, span, u.numel() // len(filters), eps, places)
     norm_passes.normalise(u, gate, stats, rstd, weight, bias, residual, y, spatial, activation=activation)
     return y, stats, spatial, u, argmax, rstd
 
@@ -148,7 +137,7 @@ def _train_backward(
     """(d x, d filters, (d bias, d weight) [2, o], d gate); d x empty where it is not wanted"""
     places = argmax if argmax.numel() else None
     kinds = ("wgrad", "dgrad") if wants_dx else ("wgrad",)
-    hows = [_how(kind, x, filters, places is not None, by_kernel) for kind in kinds]
+    hows = [conv.configured(kind, x, filters, places is not None, by_kernel) for kind in kinds]
     together, d_gate = places is None or _reads_pooled(kinds, by_kernel), _gate_gradient(u, gate)
     of_u = [together or (config is not None and config.order == "windows") for _, config in hows]
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
@@ -160,13 +149,6 @@ def _train_backward(
         norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
     d_filters, *dx = (conv.gradient(how, *read[pooled], x, filters) for how, pooled in zip(hows, of_u))
     return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
-
-
-def _how(kind: str, x: Tensor, filters: Tensor, pool: bool, by_kernel: str) -> tuple[Problem, Config | None]:
-    """The pass, and its launch configuration where a kernel does it."""
-    if kind in by_kernel.split():
-        return configured(kind, x, filters, pool)
-    return conv.problem(kind, x, filters, pool), None
 
 
 def _reads_pooled(kinds: tuple[str, ...], by_kernel: str) -> bool:
@@ -230,17 +212,14 @@ def _evaluate(
     by_kernel: str,
 ) -> Tensor:
     y, norm = _like_y(x, filters, pool), (*running, weight, bias)
-    how = _how("forward", x, filters, pool, by_kernel)
+    how = conv.configured("forward", x, filters, pool, by_kernel)
     options = {"eps": eps, "activation": activation}
-    if how[1] is None:
-        z, spatial = conv.reference(x, filters), float32_like(x, 0, 0)
-        norm_passes.normalise(z, gate, *norm, residual, y, spatial, pool=pool, running=True, **options)
-    elif how[1].order == "windows":
-        u, spatial = torch.empty_like(y), float32_like(x, 0, 0)
-        window_passes.forward(*how, x, filters, u, None)
-        norm_passes.normalise(u, gate, *norm, residual, y, spatial, running=True, **options)
-    else:
+    if conv.fused(how):
         conv_passes.forward(*how, x, filters, y, gate=gate, norm=norm, residual=residual, **options)
+        return y
+    v, pools = conv.apart(how, x, filters)
+    nothing = float32_like(x, 0, 0)
+    norm_passes.normalise(v, gate, *norm, residual, y, nothing, pool=pools, running=True, **options)
     return y
 
 
@@ -272,7 +251,7 @@ def op(
     Raises ValueError for a wrong shape, dtype, layout or device, or an unknown activation or pass, naming the
     argument.
     """
-    expect_conv(x, filters)
+    conv.expect_conv(x, filters)
     if unknown := set(by_kernel.split()) - set(tiling.PASSES):
         raise ValueError(
             f"by_kernel: got {', '.join(sorted(unknown))}, accepted are {', '.join(tiling.PASSES)}"
@@ -309,8 +288,8 @@ def _by_kernel(extents: tuple, device: torch.device, wants_dx: bool) -> str:
 
 
 def _make(case: Case, dtype: torch.dtype, device) -> dict:
-    filters = make_filters(case.o, case.c, 3, dtype, device)
-    x = make_images(case.n, case.c, *case.map, dtype, device)
+    filters = conv.make_filters(case.o, case.c, 3, dtype, device)
+    x = conv.make_images(case.n, case.c, *case.map, dtype, device)
     oh, ow = conv.problem("forward", x, filters, case.pool).output
     return {
         "x": x,
@@ -323,7 +302,7 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
         "activation": case.activation,
         "pool": case.pool,
         "gate": torch.rand(case.n, case.o, device=device) if case.gate else None,
-        "residual": make_images(case.n, case.o, oh, ow, dtype, device) if case.residual else None,
+        "residual": conv.make_images(case.n, case.o, oh, ow, dtype, device) if case.residual else None,
         "spatial_mean": case.spatial,
         "by_kernel": case.get("by_kernel", ALL),
     }
@@ -345,7 +324,7 @@ def _kinds(case: Case) -> tuple[str, ...]:
 
 def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
     """Of `norm_act` on z, or on u, which is left of the block after its convolution and pool."""
-    ((problem, _),) = passes(case, dtype, ("forward",)).values()
+    ((problem, _),) = conv.passes(case, dtype, ("forward",)).values()
     map = case.map if whole else problem.output
     fields = {"c": case.o, "map": map, "pool": case.pool and whole, "spatial": case.spatial and case.training}
     return norm_act.SPEC.bytes(Case(case.name, **{**case, **fields}), dtype)
@@ -353,8 +332,8 @@ def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     kinds, item = _kinds(case), dtype.itemsize
-    counts = declared(case, dtype, kinds)
-    ((problem, config),) = passes(case, dtype, ("forward",)).values()
+    counts = conv.declared(case, dtype, kinds)
+    ((problem, config),) = conv.passes(case, dtype, ("forward",)).values()
     values, fused = case.n * case.o * prod(problem.output), "_conv_fwd" in counts
     of_u, of_z = (_norm_bytes(case, dtype, whole) for whole in (False, True))
     apart = of_u if "_window_fwd" in counts else of_z  # what a pass of its own makes statistics of, or y
@@ -385,7 +364,19 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    return {name: tiling.flops(*how) for name, how in passes(case, dtype, _kinds(case)).items()}
+    return {name: tiling.flops(*how) for name, how in conv.passes(case, dtype, _kinds(case)).items()}
+
+
+def _case_of(inputs: dict) -> Case:
+    extents = {"o": len(inputs["filters"]), "by_kernel": inputs.get("by_kernel", ALL)}
+    return Case(**norm_act.case_of(inputs), **extents)
+
+
+def _tuned(inputs: dict) -> tuple[str, dict]:
+    """As `measured` chooses, on this machine's chip, or the one that is aimed at."""
+    problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
+    chosen = selection.by_kernel(problem, chips.here(), inputs["x"].requires_grad)
+    return "triton", inputs | {"by_kernel": chosen}
 
 
 def _case(
@@ -397,12 +388,12 @@ def _case(
 
 def _pairs(recipe: str, suffix: str, n: int, size: int, options: dict, widths=(64, 256, 256)) -> list[Case]:
     """The blocks of a network of three pairs, for n images of this size."""
-    found, side, c = [], size - 1, 24
+    cases, side, c = [], size - 1, 24
     for group, o in enumerate(widths, 1):
-        found.append(_case(f"{recipe} g{group}.conv1{suffix}", n, c, o, side, "pool", **options))
+        cases.append(_case(f"{recipe} g{group}.conv1{suffix}", n, c, o, side, "pool", **options))
         side, c = side // 2, o
-        found.append(_case(f"{recipe} g{group}.conv2{suffix}", n, c, o, side, "", **options))
-    return found
+        cases.append(_case(f"{recipe} g{group}.conv2{suffix}", n, c, o, side, "", **options))
+    return cases
 
 
 def _network(training: bool) -> tuple[Case, ...]:
@@ -439,8 +430,8 @@ SPACE = {
     "gate": (False, True),
     "residual": (False, True),
     "spatial": (False, True),
-    # In training without relu: its slope jumps where rounding moves a value past 0. norm_act has it.
-    "activation": tuple(name for name in norm_act.ACTIVATIONS if name != "relu"),
+    # In training none whose slope jumps, such as relu: rounding moves a value past 0. norm_act has them.
+    "activation": tuple(name for name, act in ACTIVATIONS.items() if not act.jumps),
     "by_kernel": (ALL, "", "forward wgrad", "dgrad"),
 }
 _FEW = "filters of 16 channels fill less than 16 bytes for each thread"
@@ -486,6 +477,9 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
+    part="layer",
+    tuned=_tuned,
     # As of norm_act: of a few values, gradients are what cancellation leaves, here also of u's rounding.
     valid=lambda case: _small(case) and _outputs_of(case) >= 24 and (case.n > 1 or not case.gate),
     differentiable=("x", "filters", "weight", "bias", "gate", "residual"),
@@ -513,6 +507,7 @@ EVAL_SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
     valid=lambda case: _small(case) and _outputs_of(case) > 0,
     reduction=lambda case: 9 * case.c,
     narrow={"p_filters": _FEW}

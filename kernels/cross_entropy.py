@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .base.arrival import counters, last
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, sized
 
 
 def reference(
@@ -213,6 +213,9 @@ SPEC = KernelSpec(
     },
     counted=(Case(n=320, classes=10, smoothing=0.2, scale=1.0, reduction="sum"),),
     bytes=_bytes,
+    case_of=sized(n=("logits", 0), classes=("logits", 1)),
+    dtype_from="logits",
+    part="loss",
     dtypes=FLOATS,
     differentiable=("logits",),
     reduction=lambda case: case.n * case.classes,

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .base.launch import INTERPRETED, cdiv, launch, power_of_2, register, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, updated
 from .sgd import _average, arena_bytes, average, check_arena, make_arena
 
 Matrix = tuple[int, int, int]  # where a filter starts in the arena, its rows and columns
@@ -584,6 +584,12 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=lambda inputs: updated(
+        inputs, shapes=tuple(shape for _, *shape in inputs["matrices"]), steps=inputs["steps"]
+    ),
+    dtype_from="grad",
+    part="weights",
+    repeats=lambda case: dict.fromkeys(("_gram", "_poly", "_apply"), case.steps),
     mutates=("value", "grad", "buffer", "compute", "slow"),
     reduction=lambda case: max(max(shape) for shape in case.shapes),
     narrow={"p_partial": "two numbers a program"},

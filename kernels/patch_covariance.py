@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .augment import normalise
 from .base.launch import cdiv, expect, launch, register, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, sized
 
 
 def reference(
@@ -207,6 +207,9 @@ SPEC = KernelSpec(
     counted=(_images("counted", 9, True),),
     bytes=_bytes,
     flops=_flops,
+    case_of=sized(n=("images", 0), h=("images", 1), w=("images", 2)),
+    dtype_from="",
+    part="stem",
     valid=lambda case: not case.centered or patch_count(case) > 1,  # of one patch the covariance is 0
     dtypes=(torch.float32,),
     narrow={

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .base.spec import EVALUATED, Case, KernelSpec
+from .base.spec import EVALUATED, Case, KernelSpec, sized
 from .base.sums import SUMS, sum_splits
 
 
@@ -266,6 +266,9 @@ SPEC = KernelSpec(
     counted=(Case(n=33, c=64, h=3, w=3, classes=10, scale=0.1, ties=False),),
     bytes=_bytes,
     flops=_flops,
+    case_of=sized(n=("x", 0), c=("x", 1), h=("x", 2), w=("x", 3), classes=("weight", 0)),
+    part="layer",
+    backward=("_pool_head_bwd", "_sum_splits"),
     dtypes=FLOATS,
     differentiable=("x", "weight"),
     reduction=lambda case: max(case.c, case.n),

@@ -296,6 +296,8 @@ _SHARED = {
     ),
     "space": {"tensor_index": (0, 1, 77), "numel": (1, 2, 7, 1024, 2051)},
     "counted": (Case(tensor_index=3, numel=4096),),
+    "case_of": lambda inputs: Case(numel=inputs["numel"]),
+    "part": "weights",
     "dtypes": (torch.float32,),
 }
 SPEC = KernelSpec(
@@ -334,5 +336,7 @@ PERMUTATION_SPEC = KernelSpec(
     space={"n": (1, 2, 255, 257, 2051), "epoch": (0, 1, 77)},
     counted=(Case(n=4096, epoch=3),),
     bytes=lambda case, dtype: {"_permutation_keys": 4 * case.n},
+    case_of=lambda inputs: Case(n=inputs["n"]),
+    part="order",
     dtypes=(torch.float32,),
 )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, sized
 
 
 def reference(losses: Tensor, ids: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -115,6 +115,9 @@ SPEC = KernelSpec(
     space={"n": (1, 3, 32, 65), "classes": (2, 10, 17), "examples": (65, 200)},
     counted=(Case(n=320, classes=10, examples=500),),
     bytes=_bytes,
+    case_of=sized(n=("logits", 0), classes=("logits", 1)),
+    dtype_from="logits",
+    part="loss",
     dtypes=FLOATS,
     mutates=("losses",),
     narrow={

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, runnable, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, sized
 from .base.sums import SUMS, sum_splits
-from .norm.activations import activate, activation_slope
+from .norm.activations import gelu, gelu_slope
 
 
 def reference(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _se_gate_fwd(
     b_z1 += tl.load(p_bias1 + hidden, mask=m_hidden, other=0.0)
     tl.store(p_z1 + images * R + hidden, b_z1, mask=m_images & m_hidden & (tl.program_id(1) == 0))
 
-    b_hidden = activate(b_z1, "gelu")  # 0 in the columns that are padding
+    b_hidden = gelu(b_z1)  # 0 in the columns that are padding
     for i in range(0, SLICE, BLOCK_C):
         c = tl.program_id(1) * SLICE + i
         m_c = c + channels < C
@@ -117,8 +117,8 @@ def _se_gate_bwd(
         b_dz2 = _dz2(p_dgate, p_gate, o_all, m_all)
         b_dhidden = tl.dot(b_dz2, b_weight2.to(tl.float32), b_dhidden, input_precision="tf32x3")
 
-    b_hidden = activate(b_z1, "gelu")  # 0 beyond the images and in the columns that are padding
-    b_dz1 = b_dhidden * activation_slope(b_z1, "gelu")
+    b_hidden = gelu(b_z1)  # 0 beyond the images and in the columns that are padding
+    b_dz1 = b_dhidden * gelu_slope(b_z1)
     tl.store(p_dbias1 + hidden, tl.sum(b_dz1, axis=0), mask=m_hidden & (tl.program_id(1) == 0))
     for i in range(0, SLICE, BLOCK_C):
         c = tl.program_id(1) * SLICE + i
@@ -296,6 +296,11 @@ SPEC = KernelSpec(
     counted=(Case(n=48, c=128, r=8), Case(n=32, c=256, r=16)),
     bytes=_bytes,
     flops=_flops,
+    case_of=sized(n=("s", 0), c=("s", 1), r=("weight1", 0)),
+    dtype_from="weight1",
+    part="layer",
+    backward=("_se_gate_bwd", "_sum_splits"),
+    tuned=lambda inputs: ("triton" if faster(inputs["s"].shape[1]) else "reference", inputs),
     dtypes=FLOATS,
     differentiable=("s", "weight1", "bias1", "weight2", "bias2"),
     reduction=lambda case: max(case.c, case.n),

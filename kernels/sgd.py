@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .base.launch import cdiv, expect, launch, register, tl, triton
-from .base.spec import Case, KernelSpec
+from .base.spec import Case, KernelSpec, updated
 
 Segment = tuple[int, int, int, float]  # start, end, column of the rate table, weight decay
 
@@ -347,15 +347,8 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _case(label: str, *sizes: int, averaging: str = "none", master: bool = False, momentum=0.85) -> Case:
-    return Case(
-        label,
-        sizes=sizes,
-        gap=0,
-        master=master,
-        averaging=averaging,
-        momentum=momentum,
-        decoupled=False,
-    )
+    options = {"averaging": averaging, "momentum": momentum, "decoupled": False}
+    return Case(label, sizes=sizes, gap=0, master=master, **options)
 
 
 SPEC = KernelSpec(
@@ -395,5 +388,8 @@ SPEC = KernelSpec(
         )
     ),
     bytes=_bytes,
+    case_of=lambda inputs: updated(inputs, sizes=tuple(end - start for start, end, *_ in inputs["segments"])),
+    dtype_from="grad",
+    part="weights",
     mutates=("value", "grad", "buffer", "compute", "slow"),
 )

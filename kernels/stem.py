@@ -34,8 +34,7 @@ from torch import Tensor
 from .base.launch import FLOATS, INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
 from .base.spec import EVALUATED, Case, KernelSpec
 from .base.sums import SUMS, sum_splits
-from .norm.activations import activate, activation_slope
-from .norm.norm_act import ACTIVATIONS
+from .norm.activations import ACTIVATIONS
 from .patch_covariance import patch_count
 
 
@@ -57,7 +56,7 @@ def reference(
         wide = torch.promote_types(x.dtype, torch.float32)
         weight = torch.einsum("ok,kihw->oihw", project[:, :, 0, 0].to(wide), whiten.to(wide))
     z = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    return z if activation is None else ACTIVATIONS[activation](z)
+    return z if activation is None else ACTIVATIONS[activation].reference(z)
 
 
 @triton.jit
@@ -175,8 +174,10 @@ def _stem_fwd(
         b_x = _pixels(p_x, first, rows, H, W, ROWS, GROUPS)
         b_z = _activation_input(b_x, b_filters, p_bias, columns, C, UPCAST)
         o_y, m_y = _outputs(first, rows, columns, W, C, ROWS, GROUPS)
-        p_rows = p_y + first.to(tl.int64) * ((W - 1) * C)
-        tl.store(p_rows + o_y, activate(b_z, ACTIVATION).to(p_y.dtype.element_ty), mask=m_y)
+        p_outputs = p_y + first.to(tl.int64) * ((W - 1) * C) + o_y
+        if ACTIVATION is not None:
+            b_z = ACTIVATION(b_z)
+        tl.store(p_outputs, b_z.to(p_y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -192,7 +193,7 @@ def _stem_bwd(
     C: tl.constexpr,
     K: tl.constexpr,
     PROJECT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
     UPCAST: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -200,7 +201,7 @@ def _stem_bwd(
     BLOCK_K: tl.constexpr,
 ):
     columns = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
-    if ACTIVATION is not None:
+    if SLOPE is not None:
         b_filters = _filters(p_whiten, None, columns, C, K, BLOCK_K, UPCAST)
     b_products = tl.zeros([32, COLS], tl.float32)  # of pixels and dz
     b_dbias = tl.zeros([GROUPS, COLS], tl.float32)
@@ -209,7 +210,7 @@ def _stem_bwd(
         first = start + done
         o_dy, m_dy = _outputs(first, rows, columns, W, C, ROWS, GROUPS)
         b_dz = tl.load(p_dy + first.to(tl.int64) * ((W - 1) * C) + o_dy, mask=m_dy, other=0.0)
-        if PROJECT or ACTIVATION is not None:
+        if PROJECT or SLOPE is not None:
             b_x = _pixels(p_x, first, rows, H, W, ROWS, GROUPS)
         if PROJECT:
             b_left, b_right = tl.trans(b_x), b_dz
@@ -218,9 +219,9 @@ def _stem_bwd(
             b_products = tl.dot(b_left, b_right, b_products, input_precision="ieee")
         if p_bias is not None:
             b_dz = b_dz.to(tl.float32)
-            if ACTIVATION is not None:
+            if SLOPE is not None:
                 b_z = _activation_input(b_x, b_filters, p_bias, columns, C, UPCAST)
-                b_dz *= activation_slope(b_z, ACTIVATION)
+                b_dz *= SLOPE(b_z)
             b_dbias += b_dz
 
     # A row of sums for each of the four outputs of a group.
@@ -250,13 +251,12 @@ def _tiles(n: int, h: int, w: int, c: int, groups: int) -> tuple[tuple[int, int]
     return grid, {"ROWS": rows, "GROUPS": groups, "COLS": cols}
 
 
-def _constants(x: Tensor, whiten: Tensor, activation: str | None) -> dict:
+def _constants(x: Tensor, whiten: Tensor) -> dict:
     _, _, h, w = x.shape
     return {
         "H": h,
         "W": w,
         "K": len(whiten),
-        "ACTIVATION": activation,
         "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
         "BLOCK_K": max(16, power_of_2(4 * len(whiten))),
     }
@@ -274,7 +274,8 @@ def _forward(
 ) -> Tensor:
     y, (n, _, h, w) = _output(x, whiten, project), x.shape
     grid, blocks = _tiles(n, h, w, y.shape[1], FORWARD)
-    constants = {"C": y.shape[1], **_constants(x, whiten, activation), **blocks}
+    act = None if activation is None else ACTIVATIONS[activation].forward
+    constants = {"C": y.shape[1], "ACTIVATION": act, **_constants(x, whiten), **blocks}
     launch(_stem_fwd, grid, x, whiten, project, bias, y, n * (h - 1), **constants)
     return y
 
@@ -293,7 +294,8 @@ def _backward_sums(
     grid, blocks = _tiles(n, h, w, c, BACKWARD)
     d_project, d_bias = _gradients(project, bias, x)
     partial = torch.empty((4 * grid[0], d_project.numel() + d_bias.numel()), device=x.device)
-    constants = {"C": c, "PROJECT": project is not None, **_constants(x, whiten, activation), **blocks}
+    slope = None if activation is None else ACTIVATIONS[activation].slope
+    constants = {"C": c, "PROJECT": project is not None, "SLOPE": slope, **_constants(x, whiten), **blocks}
     launch(_stem_bwd, grid, dy, x, whiten, bias, partial, n * (h - 1), **constants)
     sum_splits(partial, *(one for one in (d_project, d_bias) if one.numel()))
     return d_project, d_bias
@@ -397,6 +399,13 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {"_stem_fwd": products(FORWARD), "_stem_bwd": backward}
 
 
+def _case_of(inputs: dict) -> Case:
+    whiten, project, bias, activation = map(inputs.get, ("whiten", "project", "bias", "activation"))
+    (n, _, h, w), c = inputs["x"].shape, len(whiten if project is None else project)
+    flags = {"project": project is not None, "bias": bias is not None}
+    return Case(n=n, h=h, w=w, k=len(whiten), c=c, activation=activation, **flags)
+
+
 def _projected(label: str, n: int, c: int = 32, side: int = 32) -> Case:
     return Case(label, n=n, h=side, w=side, k=12, c=c, project=True, bias=False, activation=None)
 
@@ -437,6 +446,9 @@ SPEC = KernelSpec(
     counted=(_projected("projected", 2), _biased("biased", 2)),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
+    part="layer",
+    backward=("_stem_bwd", "_sum_splits"),
     valid=lambda case: case.activation is None if case.project else case.c == case.k,
     dtypes=FLOATS,
     differentiable=("project", "bias"),

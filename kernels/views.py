@@ -243,6 +243,11 @@ SPEC = KernelSpec(
     space={"n": (1, 3), "map": ((17, 32), (7, 5), (2, 3), (15, 23)), "views": tuple(VIEWS)},
     counted=(Case(n=3, map=(32, 32), views="flip+shift"),),
     bytes=_bytes,
+    case_of=lambda inputs: Case(
+        n=len(inputs["images"]), map=tuple(inputs["images"].shape[1:3]), views=inputs["views"]
+    ),
+    dtype_from="dtype",
+    part="images",
     narrow={"p_images": "single bytes: a row of 3-byte pixels may start anywhere and run backwards"},
 )
 
@@ -262,6 +267,11 @@ WEIGH_SPEC = KernelSpec(
     space={"n": (1, 3, 64), "classes": (2, 10, 17), "views": tuple(VIEWS)},
     counted=(Case(n=100, classes=10, views="flip+shift"),),
     bytes=_weigh_bytes,
+    case_of=lambda inputs: Case(
+        n=inputs["logits"].shape[1], classes=inputs["logits"].shape[2], views=inputs["views"]
+    ),
+    dtype_from="logits",
+    part="logits",
     reduction=lambda case: len(VIEWS[case.views]),
     narrow={"p_logits": "four values a thread, which fill the 16 bytes of the float32 that it writes"},
 )

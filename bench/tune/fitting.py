@@ -2,7 +2,7 @@
 
 The file is one that `python -m bench tune --json` writes (conversion.py says what it holds); "serial" in it
 names the kinds of passes, such as "dgrad pool", in whose kernels each product was waited for before the next.
-Sought are candidates.Constants with the least mean square of log(measured / modelled) over all
+Sought are model.Constants with the least mean square of log(measured / modelled) over all
 configurations, by steps in one of them after the other, from those that are in use.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 
 from kernels.base.chips import CHIPS, Chip
-from kernels.convolution import candidates
-from kernels.convolution.candidates import FITTED, Constants
+from kernels.convolution import model
+from kernels.convolution.model import FITTED, Constants
 from kernels.convolution.selection import parsed, problem_of
 from kernels.convolution.tiling import Config, Problem
 
@@ -56,7 +56,7 @@ def errors(passes: list[Pass], chip: Chip, constants: Constants = FITTED) -> Ite
     """log(measured / modelled) of each configuration."""
     for one in passes:
         for config, seconds in one.seconds.items():
-            yield log(seconds / candidates.model(one.problem, config, chip, constants, one.serial))
+            yield log(seconds / model.seconds(one.problem, config, chip, constants, one.serial))
 
 
 def described(errors: list[float]) -> str:

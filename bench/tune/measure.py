@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kernels.base import correctness, timing
 from kernels.base.chips import Chip
 from kernels.base.launch import INTERPRETED, recording
-from kernels.convolution import conv, conv_gradients, conv_passes, tiling, window_passes
-from kernels.convolution.candidates import candidates, model
+from kernels.convolution import conv, conv_gradients, conv_passes, model, tiling, window_passes
+from kernels.convolution.candidates import candidates
 from kernels.convolution.conv import make_filters, make_images
 from kernels.convolution.tiling import Config, Problem
 from kernels.norm import norm_passes
@@ -126,7 +126,7 @@ def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:
     """The candidates that are timed, best modelled first: all if `every`, else those of at most WORTH times
     the least modelled time, MOST without and MOST with descriptors, and those by windows.
     """
-    times = {config: model(problem, config, chip) for config in candidates(problem, chip)}
+    times = {config: model.seconds(problem, config, chip) for config in candidates(problem, chip)}
     ranked = sorted(times, key=times.get)
     if every:
         return ranked

@@ -27,7 +27,7 @@ from kernels.base import chips, timing
 from kernels.base.chips import Chip
 from kernels.base.launch import triton
 from kernels.base.spec import Case
-from kernels.convolution import candidates, selection, tiling
+from kernels.convolution import model, selection, tiling
 from kernels.convolution.tiling import Config, Problem
 
 from ..check import check
@@ -223,7 +223,7 @@ def dry_run(jobs: list[Job], file: str | None, processes: int, every: bool = Fal
     work = {job.problem: measure.worth(job.problem, chip, every) for job in jobs if is_pass(job)}
     for job in filter(is_pass, jobs):
         ranked = work[job.problem]
-        times = {config: candidates.model(job.problem, config, chip) for config in ranked}
+        times = {config: model.seconds(job.problem, config, chip) for config in ranked}
         modelled[job.name] = {str(config): times[config] for config in ranked}
         useful = tiling.useful(job.problem)
         for i, config in enumerate(ranked[:shown]):

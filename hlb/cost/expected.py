@@ -27,7 +27,7 @@ from pathlib import Path
 
 import kernels
 from kernels.base.chips import Chip
-from kernels.convolution import candidates, selection
+from kernels.convolution import model, selection
 from kernels.convolution.tiling import Problem
 
 from . import floor
@@ -106,7 +106,7 @@ def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
         found = selection.estimate(one.problem, chip)
         if one.form != "cuDNN":
             apart = found.config.order == "windows" and one.problem.kind == "forward"
-            return found.seconds - (candidates.apart(one.problem, chip) if apart else 0.0), found.how
+            return found.seconds - (model.apart(one.problem, chip) if apart else 0.0), found.how
         if found.cudnn is not None:
             # A forward pass of cuDNN was timed with the statistics that it needs; here they are another pass.
             beyond = rates.statistics(one.problem) if one.problem.kind == "forward" else 0.0

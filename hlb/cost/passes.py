@@ -7,7 +7,7 @@ fuses some.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
 
@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import se_gate
-from kernels.base import chips
 from kernels.base.chips import Chip
-from kernels.base.spec import Case
 from kernels.base.traffic import Traffic, around, traffic
-from kernels.convolution import conv, selection, tiling
+from kernels.convolution import conv, tiling
 from kernels.convolution.tiling import Problem
 
+from ..recipes import Recipe
 from ..step import plan
 from . import complexity
 from .rehearsal import Call, Rehearsal, shown
@@ -67,68 +65,14 @@ class Pass:
         return max(work, key=work.get)
 
 
-LAYERS = ("stem", "conv_bn_act", "se_gate", "pool_head")  # ops that are a layer, as `cost.layers` has them
-REST = {"augment": "images", "scatter_losses": "loss", "cross_entropy": "loss"}
-REST |= {"update_running_stats": "statistics"}
-REST |= {"permutation": "order", "patch_covariance": "stem", "views": "images", "weigh_views": "logits"}
-REST |= dict.fromkeys(("uniform", "sgd", "muon"), "weights")
+PARTS = {op: spec.part for op, spec in kernels.CATALOGUE.items() if spec.part}
+LAYERS = {op for op, part in PARTS.items() if part == "layer"}  # as `complexity.layers` has them
+REST = {op: part for op, part in PARTS.items() if op not in LAYERS}
 
 
-def _norm_case(x, *, activation, training, pool=False, gate=None, residual=None, spatial_mean=False, **_):
-    n, c, *map = x.shape
-    flags = {"pool": pool, "gate": gate is not None, "residual": residual is not None}
-    flags |= {"spatial": spatial_mean, "training": training}
-    return {"n": n, "c": c, "map": tuple(map), "activation": activation, **flags}
-
-
-def _stem_case(x, whiten, project=None, bias=None, activation=None):
-    (n, _, h, w), k = x.shape, len(whiten)
-    c = k if project is None else len(project)
-    flags = {"project": project is not None, "bias": bias is not None}
-    return {"n": n, "h": h, "w": w, "k": k, "c": c, "activation": activation, **flags}
-
-
-def _sized(**extents: tuple[str, int]) -> Callable[..., dict]:
-    """A case of extents of arguments: n=("x", 0) is x.shape[0]."""
-    return lambda **inputs: {name: inputs[of].shape[axis] for name, (of, axis) in extents.items()}
-
-
-def _updated(compute=None, **_) -> dict:
-    return {"master": compute is not None, "averaging": "none"}  # of a step that averages nothing
-
-
-# op -> the fields of its Case that bytes and FLOPs depend on, from its arguments.
-FIELDS: dict[str, Callable[..., dict]] = {
-    "augment": lambda images, ids, size=0, **_: {
-        "n": len(ids),
-        "map": tuple(images.shape[1:3]),
-        "size": size,
-    },
-    "stem": _stem_case,
-    "norm_act": _norm_case,
-    "conv_bn_act": lambda filters, by_kernel=selection.ALL, **inputs: (
-        _norm_case(**inputs) | {"o": len(filters), "by_kernel": by_kernel}
-    ),
-    "se_gate": _sized(n=("s", 0), c=("s", 1), r=("weight1", 0)),
-    "pool_head": _sized(n=("x", 0), c=("x", 1), h=("x", 2), w=("x", 3), classes=("weight", 0)),
-    "cross_entropy": _sized(n=("logits", 0), classes=("logits", 1)),
-    "scatter_losses": _sized(n=("logits", 0), classes=("logits", 1)),
-    "update_running_stats": _sized(channels=("running", 1)),
-    "views": lambda images, views, **_: {"n": len(images), "map": tuple(images.shape[1:3]), "views": views},
-    "weigh_views": lambda logits, views: {"n": logits.shape[1], "classes": logits.shape[2], "views": views},
-    "patch_covariance": _sized(n=("images", 0), h=("images", 1), w=("images", 2)),
-    "uniform": lambda numel, **_: {"numel": numel},
-    "permutation": lambda n, **_: {"n": n},
-    "muon": lambda matrices, steps, **inputs: (
-        _updated(**inputs) | {"shapes": tuple(shape for _, *shape in matrices), "steps": steps}
-    ),
-    "sgd": lambda segments, **inputs: (
-        _updated(**inputs) | {"sizes": tuple(end - start for start, end, *_ in segments)}
-    ),
-}
-
-
-def launched(recipe, choice: str, dtype: torch.dtype = torch.float16, examples: int = 50000) -> list[Pass]:
+def launched(
+    recipe: Recipe, choice: str, dtype: torch.dtype = torch.float16, examples: int = 50000
+) -> list[Pass]:
     """What a choice of kernels launches in a training step, in order: the most frequent of those at the last
     size of images. Errors as `kernels.choose`.
     """
@@ -141,7 +85,7 @@ def launched(recipe, choice: str, dtype: torch.dtype = torch.float16, examples: 
 
 
 def passes(
-    recipe,
+    recipe: Recipe,
     choice: str,
     calls: list[Call],
     between: Traffic,
@@ -151,38 +95,22 @@ def passes(
     """What a choice of kernels launches for the calls of a part of a run, and the operators between them.
     `averages` is what a step averages; `known` keeps what was counted, for other parts of the same run.
     """
-    chosen, names, found = kernels.choose(choice), cycle(complexity.layers(recipe)), []
+    chosen, names, out = kernels.choose(choice), cycle(complexity.layers(recipe)), []
     known = {} if known is None else known
     for op, inputs in calls:
-        layer = next(names).name if op in LAYERS else REST.get(op) or found[-1].layer
+        layer = next(names).name if op in LAYERS else REST.get(op) or out[-1].layer
         backend = chosen[op] if op in kernels.CATALOGUE else "reference"
         if backend == "tuned":
-            backend, inputs = TUNED[op](inputs)
+            backend, inputs = kernels.CATALOGUE[op].tuned(inputs)
         key = op, backend, averages, *(shown(value) for value in inputs.values())
         if key not in known:
             eager = backend == "reference"
             known[key] = list(_eager(op, inputs) if eager else _kernels(op, inputs, averages))
-        found += (replace(p, layer=layer) for p in known[key])
+        out += (replace(p, layer=layer) for p in known[key])
     if count := between.launches.total():
         work = between.flops.total(), between.bytes.total()
-        found.append(Pass("all", "between the ops", "PyTorch", *work, launches=count))
-    return found
-
-
-def _tuned_block(inputs: dict) -> tuple[str, dict]:
-    problem, wants_dx = (
-        conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"]),
-        inputs["x"].requires_grad,
-    )
-    return "triton", inputs | {"by_kernel": selection.by_kernel(problem, chips.here(), wants_dx)}
-
-
-def _tuned_gate(inputs: dict) -> tuple[str, dict]:
-    return "triton" if se_gate.faster(inputs["s"].shape[1]) else "reference", inputs
-
-
-# An op that `tuned` chooses by shape -> (backend, arguments) of a call.
-TUNED = {"conv_bn_act": _tuned_block, "se_gate": _tuned_gate}
+        out.append(Pass("all", "between the ops", "PyTorch", *work, launches=count))
+    return out
 
 
 def _eager(op: str, inputs: dict) -> Iterator[Pass]:
@@ -220,20 +148,19 @@ def _cudnn(problem: Problem, flops: int, bytes: int) -> Pass:
     return Pass("", problem.kind, "cuDNN", flops, bytes, tiling.useful(problem), problem=problem)
 
 
-BACKWARD = ("_stem_bwd", "_se_gate_bwd", "_pool_head_bwd", "_sum_splits")
 CUDNN = tiling.Config("rows", 128, 128, 64, 8, 3)  # for bytes alone, which need splits only
-REPEATED = ("_gram", "_poly", "_apply")  # kernels of muon, launched in each step of its iteration
 
 
 def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
     """The kernels of an op, as its SPEC counts them, without those of gradients that nothing needs, and with
     the passes of a convolution that are cuDNN's; and the operators between them.
     """
-    spec, case, dtype = kernels.CATALOGUE[op], Case(**FIELDS[op](**inputs)), dtype_of(inputs)
+    spec = kernels.CATALOGUE[op]
+    case, dtype = spec.case_of(inputs), spec.dtype_of(inputs)
     if inputs.get("slow") is not None:
         case["averaging"] = averages
     needing = [value for value in inputs.values() if isinstance(value, Tensor) and value.requires_grad]
-    unneeded = () if needing else BACKWARD
+    unneeded = () if needing else spec.backward
     how = {}
     if op == "conv_bn_act":
         wanted = tiling.PASSES if case.training else tiling.PASSES[:1]
@@ -245,7 +172,7 @@ def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
         for problem in (how[name][0] for name in how if name not in unneeded and how[name][0].kind in theirs):
             whole = replace(problem, pool=False)
             yield _cudnn(problem, tiling.useful(whole), tiling.bytes(whole, CUDNN))
-    moved, done = spec.bytes(case, dtype), spec.flops(case, dtype)
+    moved, done, repeats = spec.bytes(case, dtype), spec.flops(case, dtype), spec.repeats(case)
     for kernel in (name for name in moved if name not in unneeded):
         work = done.get(kernel, 0), moved[kernel]
         if kernel in how:
@@ -253,8 +180,7 @@ def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
             useful = tiling.useful(problem)
             yield Pass("", problem.kind, str(config), *work, useful, problem=problem)
         else:
-            count = inputs["steps"] if kernel in REPEATED else 1
-            yield Pass("", kernel, "triton", *work, launches=count)
+            yield Pass("", kernel, "triton", *work, launches=repeats.get(kernel, 1))
     both = around(spec.op, inputs)
     for counted in both:
         for counts in (counted.flops, counted.bytes, counted.launches):
@@ -263,9 +189,3 @@ def _kernels(op: str, inputs: dict, averages: str) -> Iterator[Pass]:
     if count := sum(counted.launches.total() for counted in both):
         work = (sum(counts.total() for counts in pair) for pair in zip(*((c.flops, c.bytes) for c in both)))
         yield Pass("", f"{op}, the rest", "PyTorch", *work, launches=count)
-
-
-def dtype_of(inputs: dict) -> torch.dtype:
-    """Of a call as its SPEC has it: of what the op reads most of; float32 where those are integers."""
-    named = (inputs[name].dtype for name in ("x", "grad", "weight1", "logits", "running") if name in inputs)
-    return inputs.get("dtype") or next(named, torch.float32)

@@ -155,7 +155,7 @@ class Ranges(Audit):
         if op in REST:
             self.parts[op] = op
             return op
-        if op == LAYERS[0]:
+        if op == "stem":
             self.layers = iter(complexity.layers(self.recipe))
         if op in LAYERS:
             self.layer = next(self.layers).name

@@ -82,12 +82,12 @@ def here() -> Chip:
 
 @cache
 def _present(index: int) -> Chip:
-    found = torch.cuda.get_device_properties(index)
+    properties = torch.cuda.get_device_properties(index)
     return described(
-        found.name,
-        10 * found.major + found.minor,
-        found.multi_processor_count,
-        found.shared_memory_per_block_optin // 1024,
+        properties.name,
+        10 * properties.major + properties.minor,
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin // 1024,
     )
 
 

@@ -65,8 +65,8 @@ def execute(spec: KernelSpec, function: Callable, inputs: dict, gradients: bool 
     roots = [out for out in results.values() if out.requires_grad]
     if roots:
         wanted = {name: inputs[name] for name in spec.differentiable if isinstance(inputs[name], Tensor)}
-        found = torch.autograd.grad(roots, tuple(wanted.values()), upstream(roots), allow_unused=True)
-        results |= {f"d {name}": g for name, g in zip(wanted, found) if g is not None}
+        grads = torch.autograd.grad(roots, tuple(wanted.values()), upstream(roots), allow_unused=True)
+        results |= {f"d {name}": g for name, g in zip(wanted, grads) if g is not None}
     results |= {name: inputs[name] for name in spec.mutates if inputs[name] is not None}
     return {name: value.detach() for name, value in results.items()}
 
@@ -75,11 +75,11 @@ def faults(spec: KernelSpec, case: Case, dtype: torch.dtype, got: dict, expected
     """What of `got` is not as `expected`, a line each: integers exactly, floats by norm and largest error."""
     if got.keys() != expected.keys():
         return [f"results: got {', '.join(got)}; expected {', '.join(expected)}"]
-    found = (
+    each = (
         _fault(spec, case, limits(dtype, name in spec.squared), got[name], want)
         for name, want in expected.items()
     )
-    return [f"{name}: {fault}" for name, fault in zip(expected, found) if fault]
+    return [f"{name}: {fault}" for name, fault in zip(expected, each) if fault]
 
 
 def _fault(

@@ -53,6 +53,10 @@ class KernelSpec:
 
     `given(inputs)` is what the reference is told of a run of the op: choices that rounding makes, such as the
     argmax of a pool, on which a whole gradient hangs.
+
+    What a run costs is counted from its calls: `case_of(inputs)` is the case of one, as far as bytes and
+    FLOPs depend on it, and `part` what it belongs to. `tuned(inputs)` says which backend and arguments
+    `tuned` takes for a call, of an op that it chooses by shape.
     """
 
     name: str
@@ -78,10 +82,21 @@ class KernelSpec:
     shared_reads: tuple[str, ...] = ()  # kernels
     given: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
     fuses: str = ""  # what it does in one launch, or few, that eager PyTorch does operator by operator
+    case_of: Callable[[dict[str, Any]], Case] | None = None
+    dtype_from: str = "x"  # the argument that has, or is, the dtype of bytes and FLOPs; float32 without it
+    part: str = ""  # "layer" of the network, or another part of a run; as the op before where it is ""
+    backward: tuple[str, ...] = ()  # kernels of `bytes` that only a gradient needs
+    repeats: Callable[[Case], dict[str, int]] = lambda case: {}  # kernels that a call launches several times
+    tuned: Callable[[dict[str, Any]], tuple[str, dict[str, Any]]] | None = None
 
     def dtype(self, wanted: torch.dtype = torch.float16) -> torch.dtype:
         """`wanted`, or where the op does not have it, its first dtype."""
         return wanted if wanted in self.dtypes else self.dtypes[0]
+
+    def dtype_of(self, inputs: dict[str, Any]) -> torch.dtype:
+        """The dtype that `bytes` and `flops` take, of a call."""
+        value = inputs.get(self.dtype_from, torch.float32)
+        return value if isinstance(value, torch.dtype) else value.dtype
 
     @cache  # noqa: B019  a spec lives as long as the process
     def small(self) -> list[Case]:
@@ -108,6 +123,16 @@ class KernelSpec:
         return chosen
 
 
+def sized(**extents: tuple[str, int]) -> Callable[[dict[str, Any]], Case]:
+    """A `case_of` of extents of arguments: n=("x", 0) is x.shape[0]."""
+    return lambda inputs: Case(**{name: inputs[of].shape[axis] for name, (of, axis) in extents.items()})
+
+
+def updated(inputs: dict[str, Any], **fields: Any) -> Case:
+    """The `case_of` of an optimizer's step that averages nothing."""
+    return Case(master=inputs.get("compute") is not None, averaging="none", **fields)
+
+
 def covering(space: dict[str, tuple], valid: Callable[[Case], bool] = lambda case: True) -> list[Case]:
     """Cases such that every pair of values of two fields that fits a valid case occurs in one.
 
@@ -123,10 +148,10 @@ def covering(space: dict[str, tuple], valid: Callable[[Case], bool] = lambda cas
         return set(itertools.combinations(items, 2)) or set(items)
 
     covers = [(case, pairs(case)) for case in candidates]
-    open_pairs = set().union(*(found for _, found in covers)) if covers else set()
+    open_pairs = set().union(*(covered for _, covered in covers)) if covers else set()
     chosen = []
     while open_pairs:
-        best, found = max(covers, key=lambda item: len(item[1] & open_pairs))
+        best, covered = max(covers, key=lambda item: len(item[1] & open_pairs))
         chosen.append(best)
-        open_pairs -= found
+        open_pairs -= covered
     return chosen

@@ -25,8 +25,9 @@ from ..base import chips
 from ..base.launch import FLOATS, expect, register
 from ..base.spec import Case, KernelSpec
 from ..base.sums import SUMS
-from ..norm.norm_passes import image_like
-from . import conv_gradients, conv_passes, selection, tiling, window_gradients
+from ..norm import norm_passes
+from ..norm.norm_passes import float32_like, image_like
+from . import conv_gradients, conv_passes, selection, tiling, window_gradients, window_passes
 from .tiling import Config, Problem
 
 SIZES = (1, 2, 3)
@@ -43,9 +44,13 @@ def problem(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> Proble
     return Problem(kind, n, h, w, c, o, size, pool, x.dtype)
 
 
-def configured(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> tuple[Problem, Config]:
-    """The pass and its launch configuration on the device of x."""
+def configured(
+    kind: str, x: Tensor, filters: Tensor, pool: bool = False, by_kernel: str = selection.ALL
+) -> tuple[Problem, Config | None]:
+    """The pass and its launch configuration on the device of x; None where `by_kernel` leaves it to cuDNN."""
     this = problem(kind, x, filters, pool)
+    if kind not in by_kernel.split():
+        return this, None
     config = selection.choose(this, chips.current(x.device))
     if config.descriptors and not (_aligned(x) and _aligned(filters)):
         if config.order == "windows":  # a forward pass that has no other form
@@ -59,6 +64,46 @@ def _aligned(tensor: Tensor) -> bool:
     return tensor.storage_offset() * tensor.itemsize % 16 == 0
 
 
+def fused(how: tuple[Problem, Config | None]) -> bool:
+    """Whether a kernel does the forward pass whose epilogue does what follows in a block."""
+    _, config = how
+    return config is not None and config.order != "windows"
+
+
+def apart(
+    how: tuple[Problem, Config | None], x: Tensor, filters: Tensor, argmax: Tensor | None = None
+) -> tuple[Tensor, bool]:
+    """Of a pass that is not fused: z of cuDNN or u by windows, and whether it remains to be pooled."""
+    problem, config = how
+    if config is None:
+        return reference(x, filters), problem.pool
+    u = _unwritten(problem, x)
+    window_passes.forward(problem, config, x, filters, u, argmax)
+    return u, False
+
+
+def forward(
+    how: tuple[Problem, Config | None], x: Tensor, filters: Tensor, gate: Tensor | None, argmax: Tensor
+) -> tuple[Tensor, Tensor, int, int]:
+    """(u, statistics of u * gate by tile, rows of a tile, places) as `norm_passes.merge` takes them; writes
+    `argmax` where the pass pools.
+    """
+    problem, config = how
+    if fused(how):
+        u, (tiles, places) = _unwritten(problem, x), tiling.tiles(problem, config)
+        partial = float32_like(x, tiles, 2, problem.o)
+        conv_passes.forward(problem, config, x, filters, u, gate=gate, argmax=argmax, partial=partial)
+        return u, partial, config.rows, places
+    v, pools = apart(how, x, filters, argmax)
+    u = _unwritten(problem, x) if pools else v
+    return u, *norm_passes.statistics(v, gate, u, argmax, pool=pools), 1
+
+
+def _unwritten(problem: Problem, x: Tensor) -> Tensor:
+    """Of the extents and layout of the pass's outputs."""
+    return image_like(x, *problem.output, channels=problem.o)
+
+
 def gradient(
     how: tuple[Problem, Config | None], dy: Tensor, argmax: Tensor | None, x: Tensor, filters: Tensor
 ) -> Tensor:
@@ -67,8 +112,7 @@ def gradient(
     """
     problem, config = how
     if config is None:
-        found = torch_gradient(problem, dy, x, filters)
-        return found.contiguous(memory_format=torch.channels_last)
+        return torch_gradient(problem, dy, x, filters).contiguous(memory_format=torch.channels_last)
     if problem.kind == "dgrad":
         dx = torch.empty_like(x)
         conv_gradients.dgrad(problem, config, dy, argmax, filters, dx)
@@ -175,12 +219,12 @@ def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, 
     """kernel -> pass and configuration of a case on this machine's chip, or the one that is aimed at."""
     chip = chips.here()
     extents = {"n": case.n, "h": case.map[0], "w": case.map[1], "c": case.c, "o": case.o}
-    found = {}
+    hows = {}
     for kind in kinds:
         this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
         config = selection.choose(this, chip)
-        found[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
-    return found
+        hows[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
+    return hows
 
 
 NAMES = {"forward": "_conv_fwd", "dgrad": "_conv_dgrad", "wgrad": "_conv_wgrad"}
@@ -189,13 +233,13 @@ WINDOWS = {"forward": "_window_fwd", "wgrad": "_window_wgrad"}  # in that order
 
 def declared(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, int]:
     """Bytes of the passes of a case, and of the sum of wgrad's splits."""
-    found = passes(case, dtype, kinds)
-    counts = {name: tiling.bytes(*how) for name, how in found.items()}
-    if "_conv_wgrad" in found:
-        problem, config = found["_conv_wgrad"]
+    hows = passes(case, dtype, kinds)
+    counts = {name: tiling.bytes(*how) for name, how in hows.items()}
+    if "_conv_wgrad" in hows:
+        problem, config = hows["_conv_wgrad"]
         counts["_sum_splits"] = problem.o * problem.columns * (4 * config.splits + dtype.itemsize)
-    if "_window_wgrad" in found:
-        counts["_fold"] = window_gradients.fold_bytes(*found["_window_wgrad"])
+    if "_window_wgrad" in hows:
+        counts["_fold"] = window_gradients.fold_bytes(*hows["_window_wgrad"])
     return counts
 
 
@@ -205,6 +249,11 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
     return {name: tiling.flops(*how) for name, how in passes(case, dtype, tiling.PASSES).items()}
+
+
+def _case_of(inputs: dict) -> Case:
+    (n, c, *map), (o, _, size, _) = inputs["x"].shape, inputs["filters"].shape
+    return Case(n=n, c=c, o=o, map=tuple(map), size=size)
 
 
 def _network() -> tuple[Case, ...]:
@@ -244,6 +293,7 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     flops=_flops,
+    case_of=_case_of,
     valid=lambda case: case.n * prod(case.map) * max(case.c, case.o) <= 1 << 14,
     dtypes=FLOATS,
     differentiable=("x", "filters"),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..base.launch import INTERPRETED, box, launch, tl, triton
-from ..norm.activations import activate
+from ..norm.activations import ACTIVATIONS
 from . import tiling
 from .tiling import Config, Problem
 
@@ -257,7 +257,7 @@ def _conv_fwd(
         b_scale = tl.load(p_weight + columns, mask=m_columns, other=0.0)
         b_scale *= 1.0 / tl.sqrt(tl.maximum(b_variance, 0.0) + EPS)
         b_centred = b_v - tl.load(p_mean + columns, mask=m_columns, other=0.0)
-        b_y = activate(b_centred * b_scale + tl.load(p_bias + columns, mask=m_columns, other=0.0), ACTIVATION)
+        b_y = ACTIVATION(b_centred * b_scale + tl.load(p_bias + columns, mask=m_columns, other=0.0))
         if RESIDUAL:
             b_y += tl.load(p_residual + o_out, mask=m_all, other=0.0).to(tl.float32)
         tl.store(p_out + o_out, b_y.to(p_out.dtype.element_ty), mask=m_all)
@@ -357,6 +357,6 @@ def forward(
         NORM=norm is not None,
         RESIDUAL=residual is not None,
         EPS=eps,
-        ACTIVATION=activation,
+        ACTIVATION=ACTIVATIONS[activation].forward if norm else None,
         **constants(problem, config),
     )

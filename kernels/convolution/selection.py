@@ -28,8 +28,10 @@ from pathlib import Path
 import torch
 
 from ..base.chips import Chip
-from .candidates import by_windows, candidates, fits, model, precision, restricted
+from . import model
+from .candidates import by_windows, candidates, fits, restricted
 from .candidates import only as only  # launches.only
+from .model import precision
 from .tiling import ORDERS, PASSES, Config, Problem
 
 FILE = Path(__file__).with_name("measured.json")
@@ -98,20 +100,20 @@ def key(problem: Problem) -> str:
 def parsed(text: str) -> Config:
     """The configuration that str() made this of; ValueError where it did not."""
     form = r"(\w+) (\d+)x(\d+)x(\d+), (\d+) warps, (\d+) stages(?:, (\d+) splits)?(, descriptors)?"
-    found = re.fullmatch(form, text)
-    if not found or found[1] not in ORDERS:
+    match = re.fullmatch(form, text)
+    if not match or match[1] not in ORDERS:
         raise ValueError(f"{text!r} is no configuration")
-    return Config(found[1], *map(int, found.groups()[1:6]), bool(found[8]), int(found[7] or 1))
+    return Config(match[1], *map(int, match.groups()[1:6]), bool(match[8]), int(match[7] or 1))
 
 
 def problem_of(text: str) -> Problem:
     """The pass that `key` named; ValueError where it did not."""
     form = r"(\w+) n=(\d+) (\d+)x(\d+) (\d+)->(\d+)(?: (\d)x\7)?( pool)? (\w+)"
-    found = re.fullmatch(form, text)
-    if not found or found[1] not in PASSES:
+    match = re.fullmatch(form, text)
+    if not match or match[1] not in PASSES:
         raise ValueError(f"{text!r} is no pass")
-    dtype = torch.float32 if found[9] == "tf32" else getattr(torch, found[9])
-    return Problem(found[1], *map(int, found.groups()[1:6]), int(found[7] or 3), bool(found[8]), dtype)
+    dtype = torch.float32 if match[9] == "tf32" else getattr(torch, match[9])
+    return Problem(match[1], *map(int, match.groups()[1:6]), int(match[7] or 3), bool(match[8]), dtype)
 
 
 @cache
@@ -181,21 +183,21 @@ def choose(problem: Problem, chip: Chip) -> Config:
 
 def best(problem: Problem, chip: Chip) -> Config:
     """The candidate of the least modelled time."""
-    return min(candidates(problem, chip), key=lambda config: model(problem, config, chip))
+    return min(candidates(problem, chip), key=lambda config: model.seconds(problem, config, chip))
 
 
 def implicit(problem: Problem, chip: Chip) -> Config:
     """As `best`, without the order `windows`."""
-    found = (config for config in candidates(problem, chip) if config.order != "windows")
-    return min(found, key=lambda config: model(problem, config, chip))
+    others = (config for config in candidates(problem, chip) if config.order != "windows")
+    return min(others, key=lambda config: model.seconds(problem, config, chip))
 
 
 def estimate(problem: Problem, chip: Chip) -> Estimate:
     """What a pass takes: measured, else scaled from the measured pass of the same channels that is nearest in
     its work, the kernel's by its model and cuDNN's by the outputs that it computes; else modelled.
     """
-    found = _estimate(problem, chip, precision(problem))
-    return found.replaced if _as_measured and found.replaced else found
+    known = _estimate(problem, chip, precision(problem))
+    return known.replaced if _as_measured and known.replaced else known
 
 
 def unpool(problem: Problem, chip: Chip) -> tuple[float, str]:
@@ -218,26 +220,26 @@ def by_kernel(problem: Problem, chip: Chip, wants_dx: bool = True) -> str:
     faster than cuDNN. What has no likeness that was measured is cuDNN's.
     """
     kinds = PASSES if wants_dx else ("forward", "wgrad")
-    found = {kind: estimate(replace(problem, kind=kind), chip) for kind in kinds}
-    gains = {kind: e.cudnn - e.cautious if e.cudnn else -math.inf for kind, e in found.items()}
+    estimates = {kind: estimate(replace(problem, kind=kind), chip) for kind in kinds}
+    gains = {kind: e.cudnn - e.cautious if e.cudnn else -math.inf for kind, e in estimates.items()}
     chosen = {kind for kind in kinds if gains[kind] > 0}
     if problem.pool:
-        chosen = chosen & {"forward"} | _pooled_gradients(problem, chip, found, gains)
+        chosen = chosen & {"forward"} | _pooled_gradients(problem, chip, estimates, gains)
     return " ".join(kind for kind in kinds if kind in chosen)
 
 
 def _pooled_gradients(
-    problem: Problem, chip: Chip, found: dict[str, Estimate], gains: dict[str, float]
+    problem: Problem, chip: Chip, estimates: dict[str, Estimate], gains: dict[str, float]
 ) -> set[str]:
     """Those of a pooled block's gradients that kernels do. They read the same, that of all outputs if any is
     cuDNN's, and so go together; but a wgrad by windows reads that of the pooled ones in any case, which is
     then written besides.
     """
-    backward = set(found) - {"forward"}
-    plans = {frozenset(): 0.0, frozenset(backward): sum(map(gains.get, backward)) + unpool(problem, chip)[0]}
-    if found["wgrad"].config.order == "windows":
-        plans.setdefault(frozenset({"wgrad"}), gains["wgrad"] - _pooled_again(problem, chip))
-    return set(max(plans, key=plans.get))
+    backward = set(estimates) - {"forward"}
+    saved = {frozenset(): 0.0, frozenset(backward): sum(map(gains.get, backward)) + unpool(problem, chip)[0]}
+    if estimates["wgrad"].config.order == "windows":
+        saved.setdefault(frozenset({"wgrad"}), gains["wgrad"] - _pooled_again(problem, chip))
+    return set(max(saved, key=saved.get))
 
 
 def _pooled_again(problem: Problem, chip: Chip) -> float:
@@ -296,17 +298,17 @@ def _estimate(problem: Problem, chip: Chip, numbers: str) -> Estimate:
             return known if entry.windows else _or_windows(problem, chip, known)
         entry = _likeness(problem, section)
         if entry and fits(problem, entry.config, chip):
-            there, here = (model(p, entry.config, chip) for p in (entry.problem, problem))
+            there, here = (model.seconds(p, entry.config, chip) for p in (entry.problem, problem))
             cudnn = entry.cudnn * _computed(problem) / _computed(entry.problem)
             known = Estimate(entry.config, entry.seconds * here / there, cudnn, "scaled", entry.corrected)
             return known if entry.windows else _or_windows(problem, chip, known)
     config = best(problem, chip)
-    return Estimate(config, model(problem, config, chip), None, "modelled")
+    return Estimate(config, model.seconds(problem, config, chip), None, "modelled")
 
 
 def _or_windows(problem: Problem, chip: Chip, known: Estimate) -> Estimate:
     """What is known of a pass, or in its place the form by windows."""
-    times = {config: model(problem, config, chip) for config in by_windows(problem, chip)}
+    times = {config: model.seconds(problem, config, chip) for config in by_windows(problem, chip)}
     if not times:
         return known
     config = min(times, key=times.get)

@@ -26,7 +26,6 @@ Sources: Ioffe and Szegedy, arXiv 1502.03167; Chan, Golub, LeVeque (1983).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import torch
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from ..base.launch import cdiv, expect, register
 from ..base.spec import EVALUATED, Case, KernelSpec
+from .activations import ACTIVATIONS
 from .norm_passes import (
     STATISTICS,
     SUMS,
@@ -51,14 +51,6 @@ from .norm_passes import (
     sums,
     tiles_of,
 )
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # exact, by erf
-    "silu": F.silu,
-    "relu": F.relu,
-    "celu": lambda z: F.celu(z, alpha=0.3),
-}
-
 
 TILE = 1 << 19  # values whose float32 copy stays in a CPU's cache
 
@@ -150,7 +142,7 @@ def reference(
     else:
         z = F.batch_norm(v, running[0].to(wide), running[1].to(wide), weight, bias, False, 0.0, eps)
         stats = running
-    y = ACTIVATIONS[activation](z)
+    y = ACTIVATIONS[activation].reference(z)
     y = y if residual is None else y + residual
     if not spatial_mean:
         return y, stats, None
@@ -458,6 +450,15 @@ def _case(
     return Case(label, n=n, c=c, map=map, **flags, activation=activation, offset=0.0, training=training)
 
 
+def case_of(inputs: dict) -> Case:
+    """The case of a call, of this op and of those that end in it."""
+    n, c, *map = inputs["x"].shape
+    flags = {name: inputs.get(name) is not None for name in ("gate", "residual")}
+    flags |= {"pool": inputs.get("pool", False), "spatial": inputs.get("spatial_mean", False)}
+    chosen = {name: inputs[name] for name in ("activation", "training")}
+    return Case(n=n, c=c, map=tuple(map), **flags, **chosen)
+
+
 def _network(training: bool) -> tuple[Case, ...]:
     """Every norm of the recipes `seed` and `record94`."""
     n, batch = (512, 1536) if training else (1000, EVALUATED[0])
@@ -538,6 +539,7 @@ SPEC = KernelSpec(
         _case("gated", 3, 64, (9, 11), "gate residual"),
     ),
     bytes=_bytes,
+    case_of=case_of,
     valid=lambda case: _small(case) and _well_conditioned(case),
     differentiable=("x", "weight", "bias", "gate", "residual"),
     reduction=_count,
@@ -556,6 +558,7 @@ EVAL_SPEC = KernelSpec(
     space=SPACE | {"c": (3, 32, 72), "training": (False,)},
     counted=(_case("pooled", 3, 32, (15, 13), "pool gate spatial residual", training=False),),
     bytes=_bytes,
+    case_of=case_of,
     valid=lambda case: _small(case) and _count(case) > 0,
     narrow={"p_spatial": NARROW["p_spatial"]},
 )

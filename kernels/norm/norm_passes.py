@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..base.arrival import counters, last
 from ..base.launch import cdiv, launch, power_of_2, tl, triton
-from .activations import activate, activation_slope
+from .activations import ACTIVATIONS
 
 
 @triton.jit
@@ -241,7 +241,7 @@ def _normalise(
         b_v = b_u.to(tl.float32)
         if GATE:
             b_v *= _per_image(p_gate, rows, cols, m_all, HW, C)
-        b_y = activate((b_v - b_mean[None, :]) * b_scale[None, :] + b_bias[None, :], ACTIVATION)
+        b_y = ACTIVATION((b_v - b_mean[None, :]) * b_scale[None, :] + b_bias[None, :])
         if RESIDUAL:
             b_y += tl.load(p_residual + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
         b_stored = b_y.to(p_y.dtype.element_ty)
@@ -270,7 +270,7 @@ def _sums(
     C: tl.constexpr,
     GATE: tl.constexpr,
     DMEAN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -298,7 +298,7 @@ def _sums(
         if DMEAN:
             b_dy += _per_image(p_dmean, rows, cols, m_all, HW, C) * (1 / HW)
         b_centred = b_v - b_mean[None, :]
-        b_dz = b_dy * activation_slope(b_centred * b_scale[None, :] + b_bias[None, :], ACTIVATION)
+        b_dz = b_dy * SLOPE(b_centred * b_scale[None, :] + b_bias[None, :])
         b_sum += b_dz  # 0 outside the mask, as dy is
         b_sum_centred += b_dz * b_centred
     o_partial = tile * 2 * C + cols
@@ -340,7 +340,7 @@ def _gradient(
     POOL: tl.constexpr,
     GATE: tl.constexpr,
     DMEAN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -375,7 +375,7 @@ def _gradient(
         if DMEAN:
             b_dy += _per_image(p_dmean, rows, cols, m_all, PH * PW, C) * (1 / (PH * PW))
         b_centred = b_v - b_mean[None, :]
-        b_dz = b_dy * activation_slope(b_centred * b_scale[None, :] + b_bias[None, :], ACTIVATION)
+        b_dz = b_dy * SLOPE(b_centred * b_scale[None, :] + b_bias[None, :])
         b_du = b_dz * b_scale[None, :] - b_offset[None, :] - b_centred * b_slope[None, :]
         if GATE:
             b_dgate += tl.where(m_all, b_du * b_u, 0.0)
@@ -573,7 +573,7 @@ def normalise(
         SPATIAL=spatial.numel() > 0,
         RUNNING=running,
         EPS=eps,
-        ACTIVATION=activation,
+        ACTIVATION=ACTIVATIONS[activation].forward,
         num_warps=WARPS,
         **blocks,
     )
@@ -616,7 +616,7 @@ def sums(
         C=c,
         GATE=gate is not None,
         DMEAN=d_mean is not None,
-        ACTIVATION=activation,
+        SLOPE=ACTIVATIONS[activation].slope,
         STAGES=STAGES,
         num_warps=WARPS,
         **blocks,
@@ -666,7 +666,7 @@ def gradient(
         POOL=argmax is not None,
         GATE=gate is not None,
         DMEAN=d_mean is not None,
-        ACTIVATION=activation,
+        SLOPE=ACTIVATIONS[activation].slope,
         STAGES=STAGES,
         num_warps=WARPS,
         **blocks,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base.launch import cdiv, expect, launch, register, tl, triton
-from ..base.spec import Case, KernelSpec
+from ..base.spec import Case, KernelSpec, sized
 
 
 def reference(running: Tensor, stats: Tensor, momentum: float) -> None:
@@ -86,6 +86,9 @@ SPEC = KernelSpec(
     space={"channels": (1, 3, 12, 24, 40, 255, 257, 600), "momentum": (0.4, 0.8, 1.0)},
     counted=(Case(channels=600, momentum=0.8),),
     bytes=lambda case, dtype: {"_running_stats": 2 * case.channels * 3 * 4},
+    case_of=sized(channels=("running", 1)),
+    dtype_from="running",
+    part="statistics",
     dtypes=(torch.float32,),
     mutates=("running",),
 )

@@ -15,7 +15,7 @@ from bench.tune import cli, measure, tune
 from kernels import conv_bn_act
 from kernels.base import chips, launch, timing
 from kernels.base.spec import Case
-from kernels.convolution import candidates, selection
+from kernels.convolution import model, selection
 from kernels.convolution.tiling import PASSES, Config, Problem
 from kernels.norm import norm_passes
 
@@ -161,10 +161,10 @@ def test_the_extra_write_of_a_pooled_block_is_kept_under_the_name_of_its_forward
 def test_few_candidates_are_timed_unless_all_are_asked_for():
     this = Problem("dgrad", 1536, 7, 7, 256, 256, pool=True)
     every, some = (measure.worth(this, H200, every) for every in (True, False))
-    times = [candidates.model(this, config, H200) for config in every]
+    times = [model.seconds(this, config, H200) for config in every]
     assert times == sorted(times) and times[-1] > measure.WORTH * times[0]
     assert set(some) < set(every) and every[0] in some
-    assert max(candidates.model(this, config, H200) for config in some) <= measure.WORTH * times[0]
+    assert max(model.seconds(this, config, H200) for config in some) <= measure.WORTH * times[0]
     assert {sum(config.descriptors == boxed for config in some) for boxed in (False, True)} == {measure.MOST}
 
 

@@ -119,7 +119,7 @@ def test_norm_act_equals_its_formula(options, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("activation", norm_act.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_equals_its_formula(activation, dtype):
     assert_agrees(
         lambda **inputs: norm(**inputs, activation=activation)[0],

@@ -12,9 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kernels.base import arrival, launch
 from kernels.base.correctness import check
-from kernels.base.launch import tl, triton
 from kernels.base.spec import Case
-from kernels.norm import activations, norm_act, norm_passes
+from kernels.norm import norm_act, norm_passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-12
@@ -44,41 +43,6 @@ def norm(x, **options):
 
 def image(*shape: int, dtype=torch.float32):
     return channels_last(*shape, dtype=dtype).to(DEVICE)
-
-
-@triton.jit
-def _activate(p_z, p_y, p_slope, NAME: tl.constexpr, BLOCK: tl.constexpr):
-    o_all = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    b_z = tl.load(p_z + o_all)
-    tl.store(p_y + o_all, activations.activate(b_z, NAME))
-    tl.store(p_slope + o_all, activations.activation_slope(b_z, NAME))
-
-
-def activated(name: str, z):
-    """act(z) and act'(z), by a kernel and by autograd in float64: 4 tensors."""
-    y, slope, double = torch.empty_like(z), torch.empty_like(z), z.double().requires_grad_()
-    launch.launch(_activate, (1,), z, y, slope, NAME=name, BLOCK=len(z))
-    expected = norm_act.ACTIVATIONS[name](double)
-    expected.sum().backward()
-    return y, slope, expected.detach(), double.grad
-
-
-@pytest.mark.parametrize("name", norm_act.ACTIVATIONS)
-def test_activations_and_their_slopes_are_within_their_bounds(name):
-    near, far = torch.linspace(-20, 20, 1 << 16), torch.logspace(-30, 30, 1 << 15)
-    z = torch.cat((near, far, -far)).to(DEVICE)
-    y, slope, *expected = activated(name, z)
-    for got, want, bound in zip((y, slope), expected, activations.BOUNDS[name], strict=True):
-        assert ((got - want).abs() <= bound * want.abs().clamp(min=1)).all()
-
-
-@pytest.mark.parametrize("name", norm_act.ACTIVATIONS)
-def test_activations_of_what_is_not_finite_and_of_0_are_those_of_torch(name):
-    z = torch.tensor([-torch.inf, torch.inf, torch.nan, 0.0], device=DEVICE)
-    y, slope, want_y, want_slope = activated(name, z)
-    torch.testing.assert_close(y.double(), want_y, rtol=0, atol=1e-7, equal_nan=True)
-    torch.testing.assert_close(slope[3].double(), want_slope[3], rtol=0, atol=1e-6)
-    assert slope[2].isnan() or name == "relu"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

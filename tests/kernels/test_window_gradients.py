@@ -14,7 +14,7 @@ from kernels import conv_bn_act
 from kernels.base import launch
 from kernels.base.chips import TARGETS
 from kernels.base.spec import Case
-from kernels.convolution import candidates, selection, tiling, window_gradients
+from kernels.convolution import candidates, model, selection, tiling, window_gradients
 from kernels.convolution.tiling import Config, Problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,19 +115,19 @@ def test_windows_fill_the_chip_once_with_4_3_of_the_useful_work():
         for config in candidates.by_windows(problem, H200):
             assert 0.95 * H200.multiprocessors < tiling.programs(problem, config) <= H200.multiprocessors
             assert tiling.flops(problem, config) == pytest.approx(4 / 3 * tiling.useful(problem), rel=0.01)
-            assert candidates.shared_bytes(problem, config) <= H200.shared * 1024
+            assert model.shared_bytes(problem, config) <= H200.shared * 1024
 
 
 @pytest.mark.parametrize("problem", [FIRST, replace(FIRST, c=32, o=128, n=512)], ids=selection.key)
 def test_the_model_of_windows_counts_products_instructions_and_bytes(problem):
     config = candidates.by_windows(problem, H200)[0]
-    seconds = candidates.model(problem, config, H200)
+    seconds = model.seconds(problem, config, H200)
     assert seconds > tiling.flops(problem, config) / H200.flops[torch.float16]
     assert seconds > tiling.bytes(problem, config) / H200.bandwidth
     for slower in ({"l2_bandwidth": 1e12}, {"bandwidth": 1e11}, {"launch": 1e-4}, {"multiprocessors": 100}):
-        assert candidates.model(problem, config, replace(H200, **slower)) > seconds
+        assert model.seconds(problem, config, replace(H200, **slower)) > seconds
     more = replace(problem, n=2 * problem.n)
-    assert 1.7 * seconds < candidates.model(more, config, H200) < 2 * seconds
+    assert 1.7 * seconds < model.seconds(more, config, H200) < 2 * seconds
 
 
 # What is chosen
@@ -152,7 +152,7 @@ def table(kernel: float, cudnn: float, unpool: float = 0.0, dgrad: tuple = (1.0,
 
 
 def modelled() -> float:
-    return min(candidates.model(FIRST, config, H200) for config in candidates.by_windows(FIRST, H200))
+    return min(model.seconds(FIRST, config, H200) for config in candidates.by_windows(FIRST, H200))
 
 
 def test_windows_that_were_never_measured_are_taken_where_they_are_modelled_to_be_faster_by_the_margin(
@@ -186,8 +186,10 @@ def test_windows_that_were_tried_are_taken_where_they_were_measured_to_be_the_fa
 
 
 def test_the_tuner_tries_windows_whatever_their_model_says(monkeypatch):
-    model = candidates.model
-    monkeypatch.setattr(measure, "model", lambda p, c, chip: model(p, c, chip) * 9 ** (c.order == "windows"))
+    seconds = model.seconds
+    monkeypatch.setattr(
+        model, "seconds", lambda p, c, chip: seconds(p, c, chip) * 9 ** (c.order == "windows")
+    )
     found = measure.worth(FIRST, H200)
     assert set(candidates.by_windows(FIRST, H200)) < set(found) and found[0].order != "windows"
 
