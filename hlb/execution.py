@@ -21,6 +21,7 @@ from kernels.base import launch
 from kernels.base.timing import no_collection
 
 from .errors import UserError
+from .optimizer import OPTIMIZERS, name_of
 from .recipes import Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -94,7 +95,15 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         raise UserError(
             f"--graph {execution.graph}: CUDA graphs need a CUDA device, this is {device}; leave it out"
         )
-    captured = execution.graph if execution.graph != "auto" else "step" if kind == "cuda" else "off"
+    captured = execution.graph
+    if recipe.optimizer not in OPTIMIZERS:  # its step reads rates from the host
+        if captured in ("step", "run"):
+            raise UserError(
+                f"--graph {captured}: optimizer={name_of(recipe.optimizer)} cannot be captured; leave it out"
+            )
+        captured = "off"
+    elif captured == "auto":
+        captured = "step" if kind == "cuda" else "off"
     threads = execution.threads or torch.get_num_threads()
 
     dtype = recipe.dtype

@@ -22,14 +22,11 @@ from kernels.views import VIEWS
 
 from . import execution, whitening
 from .audit import Audit
-from .averaging import Averaging
 from .data import Dataset
 from .evaluate import score
-from .execution import Execution, apply, compiled, synchronize, torch_dtype
-from .networks import Network
-from .optimizer import Optimizer
-from .recipes import AUGMENTATION, Recipe
-from .step import Step, Variant, plan, rounds, work
+from .execution import Execution, apply, compiled, synchronize
+from .recipes import Recipe
+from .step import Variant, build, plan, work
 
 
 class Clock:
@@ -110,32 +107,21 @@ class Trainer:
         self.ops = kernels.backend(execution.kernels)
         if audit:
             self.ops = audit.counted(self.ops)
-        self.dtype = torch_dtype(recipe.dtype)
-        self.train_images, self.train_labels, self.test_images, self.test_labels = (
-            tensor.to(self.device) for tensor in dataset.tensors
-        )
-        self.examples = min(recipe.train_examples or len(self.train_images), len(self.train_images))
+        self.step = build(recipe, self.ops, execution, dataset)
+        self.network, self.optimizer = self.step.network, self.step.optimizer
+        self.averaging, self.rounds, self.examples = self.step.averaging, self.step.rounds, self.step.examples
+        self.train_images, self.train_labels = self.step.images, self.step.labels
+        self.test_images, self.test_labels = (tensor.to(self.device) for tensor in dataset.tensors[2:])
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
         self.plan = plan(recipe, len(self.train_images))
-        self.rounds = rounds(recipe, len(self.train_images))
         self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)
 
-        self.network = Network(recipe, self.ops, execution.channels_last).to(self.device).cast(self.dtype)
-        self.optimizer = Optimizer(
-            self.network, self.steps, self.per_epoch, channels_last=execution.channels_last
-        )
-        self.averaging = Averaging(self.network, self.optimizer, self.steps, self.per_epoch)
+        forward = compiled(self.network) if execution.compile == "on" else self.network
         colours = {"mean": dataset.mean, "std": dataset.std}
-        changes = {name: getattr(recipe, name) for name in AUGMENTATION}
-        augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
-        compile = execution.compile == "on"
-        state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
-        self.step = Step(*state, self.examples, self.rounds, augment, compile)
-        forward = compiled(self.network) if compile else self.network
         self.score = functools.partial(score, self.network, **colours, forward=forward)
-        wide = torch.promote_types(self.dtype, torch.float32)
+        wide = torch.promote_types(self.network.head.weight.dtype, torch.float32)
         self.scores = torch.zeros(2, dtype=wide, device=self.device)
         self.final = recipe.views, recipe.views_fraction
         kinds = (self.final, (recipe.val_views, 1.0))

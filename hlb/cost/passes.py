@@ -23,6 +23,7 @@ from kernels.base.traffic import Traffic, around, traffic
 from kernels.convolution import conv, selection, tiling
 from kernels.convolution.tiling import Problem
 
+from ..recipes import Recipe
 from ..step import plan
 from . import complexity
 from .rehearsal import Call, Rehearsal, shown
@@ -128,7 +129,9 @@ FIELDS: dict[str, Callable[..., dict]] = {
 }
 
 
-def launched(recipe, choice: str, dtype: torch.dtype = torch.float16, examples: int = 50000) -> list[Pass]:
+def launched(
+    recipe: Recipe, choice: str, dtype: torch.dtype = torch.float16, examples: int = 50000
+) -> list[Pass]:
     """What a choice of kernels launches in a training step, in order: the most frequent of those at the last
     size of images. Errors as `kernels.choose`.
     """
@@ -141,7 +144,7 @@ def launched(recipe, choice: str, dtype: torch.dtype = torch.float16, examples: 
 
 
 def passes(
-    recipe,
+    recipe: Recipe,
     choice: str,
     calls: list[Call],
     between: Traffic,
@@ -151,10 +154,10 @@ def passes(
     """What a choice of kernels launches for the calls of a part of a run, and the operators between them.
     `averages` is what a step averages; `known` keeps what was counted, for other parts of the same run.
     """
-    chosen, names, found = kernels.choose(choice), cycle(complexity.layers(recipe)), []
+    chosen, names, out = kernels.choose(choice), cycle(complexity.layers(recipe)), []
     known = {} if known is None else known
     for op, inputs in calls:
-        layer = next(names).name if op in LAYERS else REST.get(op) or found[-1].layer
+        layer = next(names).name if op in LAYERS else REST.get(op) or out[-1].layer
         backend = chosen[op] if op in kernels.CATALOGUE else "reference"
         if backend == "tuned":
             backend, inputs = TUNED[op](inputs)
@@ -162,11 +165,11 @@ def passes(
         if key not in known:
             eager = backend == "reference"
             known[key] = list(_eager(op, inputs) if eager else _kernels(op, inputs, averages))
-        found += (replace(p, layer=layer) for p in known[key])
+        out += (replace(p, layer=layer) for p in known[key])
     if count := between.launches.total():
         work = between.flops.total(), between.bytes.total()
-        found.append(Pass("all", "between the ops", "PyTorch", *work, launches=count))
-    return found
+        out.append(Pass("all", "between the ops", "PyTorch", *work, launches=count))
+    return out
 
 
 def _tuned_block(inputs: dict) -> tuple[str, dict]:

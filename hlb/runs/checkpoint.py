@@ -16,7 +16,7 @@ from ..execution import torch_dtype
 from ..files import atomic
 from ..networks import Network
 from ..recipes import Recipe
-from ..settings import from_fields
+from ..settings import fields, from_fields
 
 FORMAT = "hlb-checkpoint-1"
 
@@ -27,7 +27,7 @@ def save(path: Path | str, trainer, run) -> None:
         torch.save(
             {
                 "format": FORMAT,
-                "recipe": dataclasses.asdict(trainer.recipe),
+                "recipe": fields(trainer.recipe),
                 "dataset": trainer.dataset.name,
                 "seed": run.seed,
                 "accuracy": run.accuracy,

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..execution import Execution, device_of, out_of_memory_explained, resolve
 from ..files import check_writable
 from ..recipes import Recipe
+from ..settings import fields
 from ..settings import recipe as configure
 from ..train import Run, Trainer, Watcher
 from . import checkpoint, environment, statistics
@@ -99,7 +100,7 @@ class Result:
             "memory": self.memory,
             "record_claim": self.claim,
             "interrupted": self.interrupted,
-            "recipe_fields": dataclasses.asdict(self.recipe),
+            "recipe_fields": fields(self.recipe),
             "execution_fields": dataclasses.asdict(self.execution),
             "versions": environment.versions(),
         }

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import atomic
+from ..settings import fields
 from . import environment
 
 try:
@@ -35,7 +36,7 @@ def provenance(trainer) -> dict:
     execution = trainer.execution
     return {
         "recipe": trainer.recipe.name,
-        "recipe_fields": dataclasses.asdict(trainer.recipe),
+        "recipe_fields": fields(trainer.recipe),
         "execution": dataclasses.asdict(execution),
         "dataset": trainer.dataset.name,
         "device": execution.device,
@@ -162,16 +163,16 @@ def select(selection: str) -> list[dict]:
 
 def _conditions(selection: str, text: str) -> list[tuple[str, str]]:
     """field=value,... as pairs. A part without = goes on with the value before it: group_widths=1,4,4."""
-    found: list[tuple[str, str]] = []
+    conditions: list[tuple[str, str]] = []
     for part in text.split(",") if text else []:
         field, equals, value = part.partition("=")
         if equals:
-            found.append((field.strip(), value.strip()))
-        elif found:
-            found[-1] = (found[-1][0], f"{found[-1][1]},{part}")
+            conditions.append((field.strip(), value.strip()))
+        elif conditions:
+            conditions[-1] = (conditions[-1][0], f"{conditions[-1][1]},{part}")
         else:
             raise UserError(f"{selection}: got {part!r}, accepted is FILE:field=value,field=value,...")
-    return found
+    return conditions
 
 
 def _fields(record: dict) -> dict:

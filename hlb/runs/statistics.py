@@ -10,7 +10,8 @@ from statistics import NormalDist
 RECORD_RUNS = 100
 
 
-def _quantile(probability: float, degrees: int) -> float:
+def quantile(probability: float, degrees: float) -> float:
+    """Of Student's t distribution."""
     from scipy.stats import t  # takes a third of a second to import
 
     return float(t.ppf(probability, degrees))
@@ -23,7 +24,7 @@ def summary(values: Sequence[float]) -> dict[str, object]:
         return {"mean": None, "std": None, "min": None, "max": None, "ci95": None, "n": 0}
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
-    half = _quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else None
+    half = quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else None
     return {
         "mean": mean,
         "std": std,
@@ -39,7 +40,7 @@ def lower_bound(values: Sequence[float], confidence: float = 0.95) -> float | No
     stats = summary(values)
     if stats["std"] is None:
         return None
-    return stats["mean"] - _quantile(confidence, len(values) - 1) * stats["std"] / math.sqrt(len(values))
+    return stats["mean"] - quantile(confidence, len(values) - 1) * stats["std"] / math.sqrt(len(values))
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, object]:

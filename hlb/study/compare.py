@@ -97,26 +97,26 @@ def compare(a: Sample, b: Sample) -> dict:
 
 
 def _warnings(a: Sample, b: Sample) -> list[str]:
-    found = []
+    lines = []
     for field, what in (("device_name", "devices"), ("dataset", "data sets"), ("views", "test-time views")):
         one, other = a.having(field), b.having(field)
         for name, values in (("A", one), ("B", other)):
             if len(values) > 1:
-                found.append(f"{name} mixes {what}: {'; '.join(values)}")
+                lines.append(f"{name} mixes {what}: {'; '.join(values)}")
         if one != other:
-            found.append(f"A and B differ in their {what}: {'; '.join(one)} in A, {'; '.join(other)} in B")
+            lines.append(f"A and B differ in their {what}: {'; '.join(one)} in A, {'; '.join(other)} in B")
     for name, sample in (("A", a), ("B", b)):
         failed = len(sample.records) - len(sample.ok)
         if failed:
-            found.append(f"{failed} of {name}'s {len(sample.records)} runs failed and are in no mean")
+            lines.append(f"{failed} of {name}'s {len(sample.records)} runs failed and are in no mean")
         again = len(sample.records) - len({_identity(record) for record in sample.records})
         if again:
-            found.append(f"{again} of {name}'s runs repeat another's recipe and seed, and prove nothing new")
-    lines = {json.dumps(record, sort_keys=True) for record in a.records}
-    both = sum(json.dumps(record, sort_keys=True) in lines for record in b.records)
+            lines.append(f"{again} of {name}'s runs repeat another's recipe and seed, and prove nothing new")
+    of_a = {json.dumps(record, sort_keys=True) for record in a.records}
+    both = sum(json.dumps(record, sort_keys=True) in of_a for record in b.records)
     if both:
-        found.append(f"{both} runs are in A and in B")
-    return found
+        lines.append(f"{both} runs are in A and in B")
+    return lines
 
 
 def _identity(record: dict) -> str:

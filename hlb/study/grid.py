@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import random
@@ -14,8 +13,10 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..execution import Execution, resolve
 from ..recipes import Recipe
+from ..settings import fields
 from ..settings import recipe as configure
 
+DEFAULTS = fields(Recipe(name=""))
 LARGEST = 10_000  # configurations
 
 
@@ -122,28 +123,33 @@ def _resolved(
     recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
 ) -> list[Configuration]:
     """A configuration of each point, named by what it has of the fields `swept`."""
-    found: dict[Recipe, Configuration] = {}
+    configurations: dict[Recipe, Configuration] = {}
     for point in points:
         resolved, how = resolve(configure(recipe, point), execution)
         name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
         name = name or resolved.name
-        if resolved in found:
-            raise UserError(f"--set: {found[resolved].name} and {name} are the same; leave one of them out")
+        if resolved in configurations:
+            same = configurations[resolved].name
+            raise UserError(f"--set: {same} and {name} are the same; leave one of them out")
         values = {field: getattr(resolved, field) for field in swept}
-        found[resolved] = Configuration(name, values, resolved, how)
-    return list(found.values())
+        configurations[resolved] = Configuration(name, values, resolved, how)
+    return list(configurations.values())
+
+
+def _text(recipe_fields: dict) -> str:
+    """The fields of a recipe as a key has them; what a run did before a field came is the field's default."""
+    return json.dumps(DEFAULTS | recipe_fields, sort_keys=True)
 
 
 def key(record: dict) -> Key:
     """A ledger record's key."""
-    return json.dumps(record["recipe_fields"], sort_keys=True), record.get("dataset"), record.get("seed")
+    return _text(record["recipe_fields"]), record.get("dataset"), record.get("seed")
 
 
-def plan(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
+def all_runs(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
     """All runs (configuration, seed) by their keys, in the order of `order`."""
     planned = {}
-    fields = [dataclasses.asdict(configuration.recipe) for configuration in configurations]
-    names = [json.dumps(recipe_fields, sort_keys=True) for recipe_fields in fields]
+    names = [_text(fields(configuration.recipe)) for configuration in configurations]
     for i, seed in order(len(configurations), seeds):
         planned[names[i], dataset, seed] = i, seed
     return planned

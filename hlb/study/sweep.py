@@ -29,8 +29,8 @@ from ..step import work
 from ..train import Trainer
 from . import shard
 from .compare import Sample
-from .findings import Findings, report
-from .grid import READY, Configuration, Key, grid, key, plan, ready, shares
+from .findings import SweepResult, report
+from .grid import READY, Configuration, Key, all_runs, grid, key, ready, shares
 
 CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
 LARGEST = 1_000_000  # runs
@@ -76,7 +76,7 @@ def sweep(
     ledger: str | Path | None = None,
     sharded: bool = False,
     console: Console | None = None,
-) -> Findings | None:
+) -> SweepResult | None:
     """Trains what `grid` makes of a recipe (as `train`) and the settings, or the ready grid that is `named`,
     each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
     `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
@@ -120,36 +120,36 @@ def sweep(
         sets, devices = map(set, zip(*shard.gather((dataset.name, device))))
         if len(sets) > 1:
             raise UserError(f"--data: got {' and '.join(sorted(sets))}; name one that every machine has")
-        planned = plan(configurations, dataset.name, range(seed, seed + runs))
-        found: dict[Key, dict] = {}
+        planned = all_runs(configurations, dataset.name, range(seed, seed + runs))
+        finished: dict[Key, dict] = {}
         for theirs in shard.gather(_read(ledger, planned, devices)):
-            found |= theirs
-        _announce(console, configurations, dataset.name, len(planned), found, ledger, size)
+            finished |= theirs
+        _announce(console, configurations, dataset.name, len(planned), finished, ledger, size)
 
-        left = [run for name, run in planned.items() if name not in found]
-        finished, interrupted = {}, False
+        left = [run for name, run in planned.items() if name not in finished]
+        new, interrupted = {}, False
         try:
             for record in _records(configurations, shares(left, size)[rank], dataset, eval_every, console):
                 ledgers.append(ledger, record)
-                finished[key(record)] = record
-            for theirs in shard.gather(finished):
-                found |= theirs
+                new[key(record)] = record
+            for theirs in shard.gather(new):
+                finished |= theirs
         except KeyboardInterrupt:
-            found, interrupted = found | finished, True
+            finished, interrupted = finished | new, True
     if rank > 0:
         return None
     there = _read(ledger, planned, devices)
     if size > 1:
-        for name in found.keys() - there.keys():  # of machines with a ledger of their own
-            ledgers.append(ledger, found[name])
-    found |= there
+        for name in finished.keys() - there.keys():  # of machines with a ledger of their own
+            ledgers.append(ledger, finished[name])
+    finished |= there
     samples = [Sample(configuration.name, []) for configuration in configurations]
     for name, (i, _) in planned.items():
-        if name in found:
-            samples[i].records.append(found[name])
-    findings = Findings(configurations, samples, runs, dataset.name, str(ledger), interrupted)
-    report(console, findings)
-    return findings
+        if name in finished:
+            samples[i].records.append(finished[name])
+    result = SweepResult(configurations, samples, runs, dataset.name, str(ledger), interrupted)
+    report(console, result)
+    return result
 
 
 def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
@@ -165,11 +165,11 @@ def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
         records = ledgers.load(path) if path.is_file() else []
     except OSError as error:
         raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
-    found = {}
+    runs = {}
     for record in filter(ledgers.is_run, records):
         if key(record) in planned and record.get("device_name") in devices:
-            found.setdefault(key(record), record)
-    return found
+            runs.setdefault(key(record), record)
+    return runs
 
 
 def _records(
@@ -250,7 +250,7 @@ def _announce(
     configurations: list[Configuration],
     dataset: str,
     planned: int,
-    found: dict[Key, dict],
+    finished: dict[Key, dict],
     ledger: Path,
     processes: int,
 ) -> None:
@@ -259,15 +259,15 @@ def _announce(
     counts = {
         "configurations": count,
         "runs of each": planned // count,
-        f"in {ledger} already": len(found),
-        "to do": planned - len(found),
+        f"in {ledger} already": len(finished),
+        "to do": planned - len(finished),
         **({"processes": processes} if processes > 1 else {}),
     }
     kind = first.execution.device.partition(":")[0]
     shown = "   ".join(f"{name}: {number}" for name, number in counts.items())
     line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
     ways = {_way(*environment.commit(), dataclasses.asdict(c.execution)) for c in configurations}
-    other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in found.values())
+    other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in finished.values())
     if other:
         line(console, f"warning: {other} of those are of another commit or were executed in another way")
 

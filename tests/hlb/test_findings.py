@@ -9,8 +9,8 @@ from hlb.study import findings, grid
 from hlb.study.compare import Sample
 
 
-def found(*groups: list[float], failed=0, seconds=None) -> findings.Findings:
-    """Findings with these accuracies of rates 0.1, 0.2, ..., and as many failed runs of the last."""
+def found(*groups: list[float], failed=0, seconds=None) -> findings.SweepResult:
+    """A sweep with these accuracies of rates 0.1, 0.2, ..., and as many failed runs of the last."""
     configurations = grid.grid("smoke", ["lr=" + ",".join(f"{(i + 1) / 10}" for i in range(len(groups)))])
     samples = []
     for i, accuracies in enumerate(groups):
@@ -21,10 +21,10 @@ def found(*groups: list[float], failed=0, seconds=None) -> findings.Findings:
         ]
         records += [{"status": "failed", "accuracy": None, **times}] * failed * (i == len(groups) - 1)
         samples.append(Sample(configurations[i].name, records))
-    return findings.Findings(configurations, samples, len(groups[0]), "cifar10", "runs.jsonl")
+    return findings.SweepResult(configurations, samples, len(groups[0]), "cifar10", "runs.jsonl")
 
 
-def printed(content: findings.Findings, width=100) -> str:
+def printed(content: findings.SweepResult, width=100) -> str:
     console = Console(width=width)
     with console.capture() as capture:
         findings.report(console, content)
