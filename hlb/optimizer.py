@@ -101,7 +101,7 @@ def _kind(name: str) -> str:
 
 def factory(optimizer: str | Callable) -> Callable[..., torch.optim.Optimizer]:
     """What makes the torch.optim.Optimizer that a recipe names, `torch.optim.AdamW`; or the callable itself.
-    Raises UserError for a name that is not there, and for a class that is not an optimizer.
+    Raises UserError for a name that cannot be imported, and for anything that is not an optimizer.
     """
     make = optimizer
     if isinstance(optimizer, str):

@@ -68,7 +68,7 @@ def _unknown(what: str, name: str, known) -> typing.NoReturn:
 
 
 def read(field: str, value: object, kind: type) -> object:
-    """A field's value from a string or a Python value, or a UserError that says what the field takes."""
+    """A field's value from a string or a Python value. Raises UserError that says what the field takes."""
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, (list, tuple)):

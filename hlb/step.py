@@ -35,7 +35,7 @@ class Round(NamedTuple):
     """Training images shown once each, in an order of their own."""
 
     first: int  # step
-    images: int  # all, or so many of those whose loss was largest
+    images: int  # all, or that many of those whose loss was largest
 
 
 class Variant(NamedTuple):
@@ -48,8 +48,8 @@ class Variant(NamedTuple):
 
 
 def rounds(recipe: Recipe, examples: int) -> list[Round]:
-    """The rounds of a run over `examples` images: one an epoch, and from epoch `hard_from` on one after the
-    other of the hard images alone, in whole batches.
+    """The rounds of a run over `examples` images: one per epoch, and from epoch `hard_from` on rounds of the
+    hard images alone, in whole batches.
     """
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     examples, batch = min(recipe.train_examples or examples, examples), recipe.batch_size
@@ -79,13 +79,15 @@ def plan(recipe: Recipe, examples: int) -> list[Variant]:
 
 
 def work(recipe: Recipe, examples: int) -> int:
-    """The pixels of all images that a run over `examples` is shown: its steps' time grows with them."""
+    """The pixels of all images in a run over `examples` images, to which the time of its steps is
+    proportional.
+    """
     return sum(variant.count * variant.size**2 for variant in plan(recipe, examples))
 
 
 def _alike(grad: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Both flat where both lie in the order of their indices: strides of extents of 1 may differ there, which
-    means nothing, but keeps torch from copying many tensors in one launch.
+    """Both flat where both are contiguous: their strides may still differ in dimensions of extent 1, which
+    keeps torch from copying many tensors in one launch.
     """
     if grad.is_contiguous() and gradient.is_contiguous():
         return grad.view(-1), gradient.view(-1)
@@ -151,7 +153,7 @@ class Step:
             self.losses.fill_(math.inf)
 
     def shuffle(self, images: int) -> None:
-        """Begins the round of so many images that the next step belongs to: its number and its order."""
+        """Begins the round of `images` images that the next step belongs to: sets its number and order."""
         self.first.copy_(self.optimizer.step_index)
         self.number.copy_((self.turns < self.first).sum())
         order = self.ops.permutation(self.seed, self.number, images)
@@ -198,7 +200,8 @@ def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: D
     device, dtype = torch.device(execution.device), torch_dtype(recipe.dtype)
     images, labels = (tensor.to(device) for tensor in dataset.tensors[:2])
     steps, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
-    network = Network(recipe, ops, execution.channels_last).to(device).cast(dtype)
+    with device:
+        network = Network(recipe, ops, execution.channels_last).cast(dtype)
     optimizer = Optimizer(network, steps, per_epoch, channels_last=execution.channels_last)
     averaging = Averaging(network, optimizer, steps, per_epoch)
     options = {name: getattr(recipe, name) for name in AUGMENTATION}

@@ -30,8 +30,8 @@ from .step import Variant, build, plan, work
 
 
 class Clock:
-    """A stopwatch that waits for the device: `with clock:` adds the seconds inside to `clock.seconds`. An
-    `audit` is told when it runs.
+    """A stopwatch that waits for the device: `with clock:` adds the seconds inside to `clock.seconds`. It
+    tells an `audit` when it runs.
     """
 
     def __init__(self, device: torch.device, audit: Audit | None = None):
@@ -70,7 +70,7 @@ class Run:
 
 
 class Watcher:
-    """What an experiment tells whoever watches it; this one watches nothing. Entered around the runs."""
+    """Callbacks of an experiment, which do nothing here. A context manager around the runs."""
 
     def __enter__(self) -> Watcher:
         return self
@@ -94,9 +94,9 @@ class Watcher:
 class Trainer:
     """A recipe built for an execution and a data set; `run(seed)` trains it from scratch.
 
-    `build_seconds` is all of the construction, `first_step_seconds` the first training step (compilation
-    included), `step_seconds` a later one of the largest images, `compile_seconds` what first steps took
-    longer where the step is compiled. `audit` counts the calls of a run (audit.py).
+    `build_seconds` covers the construction, `first_step_seconds` the first training step (compilation
+    included), `step_seconds` a later step of the largest images, `compile_seconds` the extra time of first
+    steps where they are compiled. `audit` counts the calls of a run (audit.py).
     """
 
     def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset, audit: Audit | None = None):
@@ -133,8 +133,8 @@ class Trainer:
         self.build_seconds = time.perf_counter() - begin
 
     def run(self, seed: int, eval_every: int = 1, watcher: Watcher | None = None) -> Run:
-        """One training run. `eval_every` is the number of epochs between validations; 0 validates never, and
-        nothing is validated where the whole run is one graph.
+        """One training run. `eval_every` is the number of epochs between validations, 0 for none; a run that
+        is one graph has none either.
         """
         watcher = watcher or Watcher()
         begin = time.perf_counter()
@@ -168,8 +168,8 @@ class Trainer:
         return run
 
     def estimate_seconds(self, eval_every: int = 1) -> float:
-        """A forecast of a run's wall-clock seconds from the warm-up's step: smaller images cost by their
-        area, a forward pass a third of a step.
+        """A forecast of a run's wall-clock seconds from a step of the warm-up: cost is proportional to the
+        images' area, and a forward pass is a third of a step.
         """
         recipe, largest = self.recipe, max(self.plan)
         steps = work(recipe, len(self.train_images)) / (largest.size**2 * largest.count)
@@ -191,8 +191,8 @@ class Trainer:
             watcher.step(run, run.steps)
 
     def _row(self, epoch: int, run: Run, validate: bool) -> dict:
-        """An epoch's entry: training loss and accuracy, validation of the network and of its average. What is
-        not known within a graph of the whole run is None.
+        """An epoch's entry: training loss and accuracy, validation of the network and of its average. None
+        for what a graph of the whole run does not tell.
         """
         steps = slice(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
         seen = sum(variant.count for variant in self.plan[steps])
@@ -221,7 +221,7 @@ class Trainer:
         self.scores.copy_(self.score(self.test_images, self.test_labels, views, fraction=fraction))
 
     def _final(self, run: Run) -> None:
-        """The evaluation that counts: the averaged weights where there are, under the recipe's views."""
+        """The final evaluation: of the averaged weights if the recipe has them, under its views."""
         with Clock(self.device, self.audit) as clock, self.averaging.averaged():
             accuracy, loss = self._validate(*self.final)
         run.eval_seconds = clock.seconds
@@ -242,8 +242,8 @@ class Trainer:
         return clock.seconds
 
     def _warm_up(self) -> None:
-        """Training steps and an evaluation in each of their variants on made-up images, so that nothing is
-        compiled or made for the first time under the clock.
+        """Runs every variant of the training step and of the evaluation on made-up images, so that nothing is
+        compiled or allocated for the first time on the clock.
         """
         execution, variants = self.execution, sorted(set(self.plan))
         real = self.step.images, self.step.labels
@@ -293,7 +293,7 @@ class Trainer:
         self.steppers[self.plan[number]]()
 
     def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` images and labels that show nothing."""
+        """`count` images and labels without meaning, for the warm-up."""
         pattern, shift = (torch.arange(n, device=self.device) for n in (32 * 32 * 3, count))
         pixels = pattern.mul(7919).to(torch.uint8) + shift.mul(31).to(torch.uint8)[:, None]
         return pixels.view(count, 32, 32, 3), shift % 10

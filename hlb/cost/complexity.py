@@ -1,7 +1,7 @@
-"""What a recipe costs, counted: parameters, FLOPs, steps.
+"""What a recipe costs by counting: parameters, FLOPs, steps.
 
 A multiply-add is two FLOPs. Counted are convolutions and linear layers, over all the outputs that a plain
-convolution computes; what kernels really do stands in passes.py.
+convolution computes; passes.py has what kernels really do.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Expectation:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of each of HOW in the seconds."""
+        """The share of each of HOW in the seconds."""
         total = sum((phase.by for phase in self.phases), Counter())
         return {how: total[how] / self.seconds for how in HOW}
 
@@ -102,7 +102,7 @@ def of(recipe: Recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None 
 
 
 def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
-    """Of a pass, and how they are known."""
+    """Seconds of a pass, and how they are known."""
     if one.problem is not None:
         estimate = selection.estimate(one.problem, chip)
         if one.form != "cuDNN":
@@ -118,8 +118,8 @@ def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
 
 
 class _Rates:
-    """What was measured of the passes of a recipe on a chip: of a run of the same shapes, else of one with
-    the same activation, else of any.
+    """Measured times of a recipe's passes on a chip: of a run with the same shapes, else of one with the same
+    activation, else of any run.
     """
 
     def __init__(self, recipe: Recipe, choice: str, chip: Chip):

@@ -209,8 +209,8 @@ def profile(
 
 
 def _traced(trainer: Trainer, variant: Variant) -> tuple[dict, float]:
-    """The trace of some steps, and the median seconds of one. They have the rates of the first such step of a
-    run, and images in no order.
+    """The trace of a few steps, and the median seconds of one. They use the rates of a run's first such
+    step, and images in no particular order.
     """
     number, seconds = trainer.plan.index(variant), []
     for _ in range(WARM_UP):
@@ -284,8 +284,8 @@ def times(events: Sequence[dict], calls: Sequence[Piece], on_device: bool) -> li
 
 
 def _device_work(events: Sequence[dict], calls: Sequence[Piece]):
-    """(when it was launched, within which piece or None, microseconds) of all that the device did. A kernel
-    has the id of the operator that launched it.
+    """(launch time, the piece that launched it or None, microseconds) of everything that the device did. A
+    kernel has the id of the operator that launched it.
     """
     launchers = {e["args"].get("External id"): e for e in events if e.get("cat") == "cpu_op"}
     threads = {}
@@ -329,7 +329,7 @@ def _chip(recipe: Recipe, device: torch.device) -> Chip:
 def floors(
     recipe: Recipe, choice: str, variant: Variant, averages: str, chip: Chip, examples: int
 ) -> Counter[str]:
-    """The least seconds of a step by part: of a layer by its name, of what is no layer by its op."""
+    """The least seconds of each part of a step: layers by name, everything else by op."""
     rehearsal = Rehearsal(recipe, torch_dtype(recipe.dtype), examples)
     calls, between = rehearsal.part(lambda: rehearsal.step(variant))
     least, groups = Counter(), {}
@@ -345,7 +345,7 @@ def floors(
 def _rows(
     spent: Sequence[Counter], pieces: Sequence[Piece], parts: dict[str, str], least: Counter[str]
 ) -> list[Row]:
-    """A row a part, in the order of the forward pass, and what is between them."""
+    """A row per part, in the order of the forward pass, and one for what is between the ops."""
     calls = Counter(piece.op for piece in pieces if not piece.backward)
     ops = {}
     for op in calls:

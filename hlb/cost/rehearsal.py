@@ -1,10 +1,10 @@
-"""The parts of a run on tensors without memory: which ops each calls, and what PyTorch does between them.
+"""The parts of a run on meta tensors: which ops each calls, and what PyTorch does between them.
 
     run = Rehearsal(recipe)
     calls, between = run.part(lambda: run.step(variant))     and run.prepare, run.step.shuffle, run.evaluate
 
-It is the engine's own step and evaluation that run, with the references as ops. So what is counted of a part
-is what a run does, whichever kernels it takes, and no GPU is needed.
+These are the step and the evaluation of a real run, with the references as ops. So what is counted is what a
+run does, whichever kernels it takes, and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Rehearsal:
         return self.calls, self.between
 
     def prepare(self) -> None:
-        """What precedes the first step, but for the whitening filters, which the host makes of 12 x 12
+        """What precedes the first step, without the whitening filters, which the host computes from 12 x 12
         numbers.
         """
         self.step.reset(0)
@@ -82,7 +82,7 @@ class Rehearsal:
         score(self.network, *self.tests, recipe.views, **COLOURS, fraction=recipe.views_fraction)
 
     def _noted(self, op: str, function: Callable) -> Callable:
-        """The op, its calls noted and its operators left out of `between`."""
+        """The op, recording its calls and leaving its operators out of `between`."""
         signature = inspect.signature(function)
 
         @functools.wraps(function)
@@ -111,14 +111,14 @@ class Rehearsal:
 
 
 def shown(value):
-    """What the outputs and the cost of an op depend on, of an argument."""
+    """The part of an argument that an op's outputs and cost depend on."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.requires_grad
     return value
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Another tensor without memory, as this one."""
+    """Another meta tensor like this one."""
     fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return fresh.requires_grad_(tensor.requires_grad)
 

@@ -74,7 +74,7 @@ class Launched:
 
 @dataclass(frozen=True)
 class Report:
-    """`content` is what `hlb recipes --json` prints, by recipe; `recipe` is the one that was named, if any, and
+    """`content` is what `hlb recipes --json` prints, by recipe. `recipe` is the one that was named, if any;
     `launched` is of it, where kernels were chosen.
     """
 

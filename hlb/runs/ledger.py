@@ -121,7 +121,7 @@ def finite(value: object) -> object:
 
 
 def is_run(record: dict) -> bool:
-    """Whether a line of a ledger is a run with all that is compared."""
+    """Whether a line of a ledger is a run with all the fields that are compared."""
     numbers = [record.get(name) for name in ("accuracy", "train_seconds", "eval_seconds")]
     return all(isinstance(record.get(name), dict) for name in ("recipe_fields", "execution")) and (
         record.get("status") == "failed"
@@ -130,7 +130,7 @@ def is_run(record: dict) -> bool:
 
 
 def select(selection: str) -> list[dict]:
-    """The runs that FILE or FILE:field=value,... names. UserError where that is no ledger or selects nothing.
+    """The runs that FILE or FILE:field=value,... names. Raises UserError if there are none.
 
     A field is one of a recipe, of an execution or of a ledger line, in that order where several have it. A
     colon is part of FILE where such a file exists.

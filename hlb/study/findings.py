@@ -1,4 +1,4 @@
-"""What a sweep found: statistics of each configuration, its differences from the first, and a verdict."""
+"""The result of a sweep: statistics of each configuration, differences from the first, and a verdict."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ DIFFERENCES = ("configuration", "points", "p", "in accuracy", "time %", "p", "in
 
 @dataclass
 class SweepResult:
-    """What `sweep` returns: the configurations, and of each a sample, the planned runs that there are."""
+    """What `sweep` returns: the configurations, and a sample of each, its finished runs."""
 
     configurations: list[Configuration]
     samples: list[Sample]
-    runs: int  # planned of each
+    runs: int  # planned, of each configuration
     dataset: str
     ledger: str
     interrupted: bool = False
@@ -80,7 +80,7 @@ class SweepResult:
 
     @property
     def devices(self) -> list[str]:
-        """Names of the devices that the runs were on."""
+        """Names of the devices that the runs used."""
         return sorted({name for sample in self.samples for name in sample.having("device_name")})
 
     @property

@@ -22,7 +22,7 @@ LARGEST = 10_000  # configurations
 
 @dataclass(frozen=True)
 class Ready:
-    """A grid that is asked for by its name: settings of each of its configurations, runs of each."""
+    """A predefined grid: the settings of each configuration, and how many runs of each."""
 
     recipe: str
     runs: int
@@ -50,7 +50,7 @@ Key = tuple[str, str, int]  # recipe, data set, seed: what tells runs of one dev
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of a grid: its name, the values of the fields that are swept, and what it resolves to."""
+    """A point of a grid: its name, the values of the swept fields, the resolved recipe and execution."""
 
     name: str
     values: dict[str, object]
@@ -77,7 +77,7 @@ def grid(
     seed: int = 0,
 ) -> list[Configuration]:
     """Every combination of the settings' alternatives, resolved; the last field varies fastest. With `draw`,
-    so many of them, for the same seed the same. Raises UserError, also where two of them are one.
+    that many of them, drawn by the seed. Raises UserError, also where two of them resolve to the same.
     """
     fields: dict[str, list[str]] = {}
     for setting in settings:
@@ -105,8 +105,8 @@ def grid(
 
 
 def ready(name: str, settings: list[str], execution: Execution = Execution()) -> list[Configuration]:
-    """The configurations of READY[name], each with these settings, which have a value each. Raises UserError,
-    also for a setting of what the grid has values of.
+    """The configurations of READY[name], each with these settings of one value each. Raises UserError, also
+    for a setting of a field that the grid varies.
     """
     chosen, common = READY[name], {}
     changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
@@ -156,8 +156,8 @@ def all_runs(configurations: list[Configuration], dataset: str, seeds: range) ->
 
 
 def order(configurations: int, seeds: range) -> Iterator[tuple[int, int]]:
-    """All runs (configuration, seed): every configuration in turn, back and forth from seed to seed, so that
-    a machine which drifts hits all alike.
+    """All runs (configuration, seed): every configuration in turn, forwards and backwards from seed to seed,
+    so that a machine's drift affects all of them alike.
     """
     for i, seed in enumerate(seeds):
         turn = range(configurations)
@@ -166,8 +166,8 @@ def order(configurations: int, seeds: range) -> Iterator[tuple[int, int]]:
 
 
 def shares(runs: list[tuple[int, int]], processes: int) -> list[list[tuple[int, int]]]:
-    """`runs` dealt out, each to a process that has the fewest, and of these to one that has the fewest of its
-    configuration, so that no configuration is tied to a device.
+    """Deals `runs` out: each to a process that has the fewest, among these to one with the fewest runs of
+    that configuration, so that no configuration is tied to a device.
     """
     dealt: list[list[tuple[int, int]]] = [[] for _ in range(processes)]
     had = [Counter() for _ in range(processes)]

@@ -1,5 +1,5 @@
-"""A sweep: runs of every configuration of a grid, interleaved, in a ledger that it goes on from when started
-again; by one process or by all that torchrun starts.
+"""A sweep: runs of every configuration of a grid, interleaved, by one process or by all that torchrun starts.
+Its ledger lets it resume where it stopped.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def sweep(
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
-    interrupt ends with what had finished. Raises UserError, where it can before anything is downloaded.
+    interrupt returns the runs that had finished. Raises UserError, if possible before anything is downloaded.
     """
     if named is not None and named not in READY:
         raise UserError(f"--grid: got {named!r}, accepted are {', '.join(READY)}")
@@ -160,7 +160,9 @@ def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
 
 
 def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
-    """The planned runs that a ledger has from one of the devices, by their key; of several the first."""
+    """The planned runs that a ledger has of these devices, by key; the first where it has several of a
+    key.
+    """
     try:
         records = ledgers.load(path) if path.is_file() else []
     except OSError as error:
@@ -210,7 +212,7 @@ def _records(
 
 
 def _full(device: str, trainers: int) -> bool:
-    """Whether no trainer can be built beside so many that are kept."""
+    """Whether there is no room for another trainer beside those that are kept."""
     if not device.startswith("cuda"):
         return trainers == CACHED
     free, total = torch.cuda.mem_get_info(device)
@@ -237,7 +239,7 @@ def _built(configuration: Configuration, dataset: Dataset) -> tuple[Trainer, dic
 
 @contextlib.contextmanager
 def _named(configuration: Configuration) -> Iterator[None]:
-    """Says with a UserError whose it is."""
+    """Adds the configuration's name to a UserError."""
     try:
         with out_of_memory_explained(configuration.recipe):
             yield
@@ -254,7 +256,9 @@ def _announce(
     ledger: Path,
     processes: int,
 ) -> None:
-    """Says what there is to do and what is there already, and whether that was obtained in another way."""
+    """Prints how many runs are planned and how many the ledger has, and warns where those ran in another
+    way.
+    """
     first, count = configurations[0], len(configurations)
     counts = {
         "configurations": count,
@@ -273,5 +277,5 @@ def _announce(
 
 
 def _way(commit: str | None, dirty: bool | None, execution: dict) -> str:
-    """By which code and how a run was executed; which of a machine's GPUs it was on does not matter."""
+    """Which code executed a run, and how; which of a machine's GPUs it ran on does not matter."""
     return json.dumps([commit, dirty, {**execution, "device": None}], sort_keys=True)
