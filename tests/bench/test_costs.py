@@ -151,11 +151,11 @@ class Fake:
     """
 
     def __init__(self, recipe):
-        self.recipe, self.mode, self.examples = recipe, FakeTensorMode(), 10000
+        self.recipe, self.mode = recipe, FakeTensorMode()
         execution = Execution(device="cpu", compile="off")
         with self.mode:
-            self.images = torch.empty(self.examples, 32, 32, 3, dtype=torch.uint8)
-            self.labels = torch.empty(self.examples, dtype=torch.int64)
+            self.images = torch.empty(10000, 32, 32, 3, dtype=torch.uint8)
+            self.labels = torch.empty(10000, dtype=torch.int64)
             dataset = Dataset("fake", 2 * (self.images, self.labels), **COLOURS)
             resolved = dataclasses.replace(recipe, dtype="float16")
             self.step = build(resolved, kernels.backend("triton"), execution, dataset)
@@ -175,7 +175,7 @@ PARTS = {  # of a run
     "step": lambda run: run.step(Variant(32, run.recipe.batch_size, False)),
     "step of the stem": lambda run: run.step(Variant(32, 300, True)),
     "step of smaller images": lambda run: run.step(Variant(24, run.recipe.batch_size, False)),
-    "shuffle": lambda run: run.step.shuffle(run.examples),
+    "shuffle": lambda run: run.step.shuffle(run.step.examples),
     "evaluation": lambda run: run.evaluate(),
 }
 
