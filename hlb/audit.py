@@ -11,8 +11,12 @@ import functools
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from . import execution
+
+if TYPE_CHECKING:
+    from .train import Trainer
 
 # what is counted -> the op whose calls are counted
 COUNTED = {
@@ -68,7 +72,7 @@ class Audit:
         return [functools.partial(counting, *pair) for pair in zip(replays, inside)]
 
 
-def expected(trainer) -> dict[str, int]:
+def expected(trainer: Trainer) -> dict[str, int]:
     """How often a run of this trainer does each thing on its clock: at least that often for the reset and the
     evaluation, exactly for everything else.
     """
@@ -85,7 +89,9 @@ def expected(trainer) -> dict[str, int]:
     }
 
 
-def run(trainer, seed: int = 0, eval_every: int = 1) -> tuple[list[tuple[str, int, int, int]], list[str]]:
+def run(
+    trainer: Trainer, seed: int = 0, eval_every: int = 1
+) -> tuple[list[tuple[str, int, int, int]], list[str]]:
     """Trains once under the trainer's audit. Returns (name, expected, on the clock, off the clock) of
     everything counted, and a sentence for each fault; an honest clock has none.
     """

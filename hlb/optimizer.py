@@ -143,7 +143,8 @@ class TorchOptimizer:
         try:
             self.optimizer = self.make()
         except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer: {self.name} cannot be made for the 3x3 filters: {error}") from None
+            why = " ".join(str(error).split())
+            raise UserError(f"optimizer: {self.name} cannot be made for the 3x3 filters: {why}") from None
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             made = type(self.optimizer).__name__
             raise UserError(f"optimizer: {self.name} made a {made}, not a torch.optim.Optimizer")
@@ -152,7 +153,7 @@ class TorchOptimizer:
             raise UserError(f"optimizer: {self.name} needs a closure that evaluates the loss anew")
 
     def step(self, rate: float) -> None:
-        """An update at this rate; gradients are zero afterwards, and the network computes with the result."""
+        """An update of the values at this rate; the gradients are zero afterwards."""
         for value, p in zip(self.values, self.filters):
             value.grad = p.grad.to(value.dtype, copy=True)
         for group in self.optimizer.param_groups:

@@ -17,11 +17,12 @@ from ..files import atomic
 from ..networks import Network
 from ..recipes import Recipe
 from ..settings import fields, from_fields
+from ..train import Run, Trainer
 
 FORMAT = "hlb-checkpoint-1"
 
 
-def save(path: Path | str, trainer, run) -> None:
+def save(path: Path | str, trainer: Trainer, run: Run) -> None:
     """Writes the trainer's network as `run` left it (the averaged weights where the recipe averages)."""
     with trainer.averaging.averaged(), atomic(path) as temporary:
         torch.save(

@@ -19,6 +19,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import atomic
 from ..settings import fields
+from ..train import Run, Trainer
 from . import environment
 
 try:
@@ -30,7 +31,7 @@ DEFAULT = Path("results") / "ledger.jsonl"
 TRUE = ("true", "on", "1", "yes")
 
 
-def provenance(trainer) -> dict:
+def provenance(trainer: Trainer) -> dict:
     """What all runs of a trainer have in common: what was asked for, on what, by which code and command."""
     commit, dirty = environment.commit()
     execution = trainer.execution
@@ -52,7 +53,7 @@ def provenance(trainer) -> dict:
     }
 
 
-def record(run, provenance: dict) -> dict:
+def record(run: Run, provenance: dict) -> dict:
     """A finished run's line: its provenance, all fields of `train.Run`, peak memory in bytes, time in UTC."""
     memory = environment.peak_memory(provenance["device"])
     return {

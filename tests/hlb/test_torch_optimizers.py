@@ -8,7 +8,7 @@ import torch
 
 import hlb
 import kernels
-from hlb import schedule, settings, synthetic
+from hlb import audit, schedule, settings, synthetic
 from hlb.averaging import Averaging
 from hlb.cli import main
 from hlb.cost.profiling import floors
@@ -122,6 +122,13 @@ def test_a_run_is_the_same_whatever_ran_before_it(data):
     trainer = Trainer(recipe, execution, data)
     ends = [[row["train_loss"] for row in trainer.run(seed, 0).epochs] for seed in (3, 4, 3)]
     assert ends[0] == ends[2] != ends[1]
+
+
+def test_the_clock_is_honest_with_it(data):
+    recipe, execution = resolve(hlb.recipe("smoke", SMALL | {"optimizer": "torch.optim.AdamW"}),
+                                hlb.Execution(device="cpu"))  # fmt: skip
+    rows, wrong = audit.run(Trainer(recipe, execution, data, audit.Audit()))
+    assert not wrong and {name: on for name, _, on, _ in rows}["muon"] == 0
 
 
 def test_adamw_trains_an_epoch_of_smoke():
