@@ -1,8 +1,8 @@
 """The audit of the clock: which work of a run was done while it was timed.
 
-A run is honest when everything that depends on it is inside: one reset, one whitening, an order a round, an
-augmentation and an update a step, and nothing of the kind outside. `Audit` counts the calls of the ops
-behind these, on the clock and off it; a captured graph counts at each replay for what was captured in it.
+A run is honest when all its work is on the clock: one reset, one whitening, an order per round, an
+augmentation and an update per step, and none of these off it. `Audit` counts the calls of the ops behind
+them, on the clock and off it; each replay of a captured graph counts for the calls that were captured.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import functools
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from . import execution
+
+if TYPE_CHECKING:
+    from .train import Trainer
 
 # what is counted -> the op whose calls are counted
 COUNTED = {
@@ -51,7 +55,7 @@ class Audit:
         return counting
 
     def capture(self, *works: Callable[[], None]) -> list[Callable[[], None]]:
-        """`execution.capture(*works)`, whose replays count for what their work calls."""
+        """`execution.capture(*works)`; each replay counts for the calls of its work."""
         inside: list[Counter] = []
 
         def noted(work: Callable[[], None]) -> None:
@@ -68,9 +72,9 @@ class Audit:
         return [functools.partial(counting, *pair) for pair in zip(replays, inside)]
 
 
-def expected(trainer) -> dict[str, int]:
-    """How often a run of this trainer does each thing on its clock: the least number for the reset and the
-    evaluation, the exact one for everything else.
+def expected(trainer: Trainer) -> dict[str, int]:
+    """How often a run of this trainer does each thing on its clock: at least that often for the reset and the
+    evaluation, exactly for everything else.
     """
     optimizer, steps = trainer.optimizer, trainer.steps
     return {
@@ -85,9 +89,11 @@ def expected(trainer) -> dict[str, int]:
     }
 
 
-def run(trainer, seed: int = 0, eval_every: int = 1) -> tuple[list[tuple[str, int, int, int]], list[str]]:
-    """Trains once under the trainer's audit: (name, expected, on the clock, off the clock) of everything
-    counted, and what is wrong with it in a sentence each; none for an honest clock.
+def run(
+    trainer: Trainer, seed: int = 0, eval_every: int = 1
+) -> tuple[list[tuple[str, int, int, int]], list[str]]:
+    """Trains once under the trainer's audit. Returns (name, expected, on the clock, off the clock) of
+    everything counted, and a sentence for each fault; an honest clock has none.
     """
     audit = trainer.audit
     audit.on.clear()

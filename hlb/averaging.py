@@ -1,14 +1,15 @@
 """Weight averaging: an exponential moving average beside the run, or one that the run follows (lookahead).
 
 Both average everything that makes the network: the trained values (master weights where there are) and the
-running statistics. What a step averages stands in a table on the device; the optimizer's ops do it in the
-pass that updates the values.
+running statistics. A table on the device says what each step averages; the optimizer's ops average the values
+in the pass that updates them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,13 @@ from kernels.sgd import average
 
 from . import schedule
 
+if TYPE_CHECKING:
+    from .networks import Network
+    from .optimizer import Optimizer
+    from .recipes import Recipe
 
-def table(recipe, steps: int, per_epoch: int) -> np.ndarray:
+
+def table(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
     """(mix, take) of every step, as kernels/sgd.py defines them; float64 [steps, 2].
 
     `ema`: slow <- decay * slow + (1 - decay) * value on every n-th step of the last epochs, from a copy on.
@@ -46,12 +52,19 @@ def table(recipe, steps: int, per_epoch: int) -> np.ndarray:
     return np.stack((mix, take), axis=1)
 
 
+class Averages(NamedTuple):
+    """What an update averages: the slow values of each arena, as the present step's row of the table says."""
+
+    slow: list[Tensor]  # flat, one of each arena
+    table: Tensor  # [steps, 2]
+
+
 class Averaging:
     """The average of one network's weights: `ema`, whose slow weights decide the final accuracy; `lookahead`
     and `tail`, which leave the network itself averaged; `none`.
     """
 
-    def __init__(self, network, optimizer, steps: int, per_epoch: int):
+    def __init__(self, network: Network, optimizer: Optimizer, steps: int, per_epoch: int):
         self.kind = network.recipe.averaging
         self.network, self.optimizer = network, optimizer
         self.table, self.slow, self.adopted = None, None, False
@@ -69,16 +82,15 @@ class Averaging:
         if self.kind == "lookahead":
             torch._foreach_copy_(self.slow, self._fast())
 
+    @property
+    def averages(self) -> Averages:
+        """For the optimizer, which averages the weights in the pass that updates them."""
+        return Averages(self.slow[:-1], self.table)
+
     @torch.no_grad()
-    def step(self, due: bool = True) -> None:
-        """One step of the optimizer and, in the same pass, of the average; of the optimizer alone where the
-        caller knows that the table has nothing for this step.
-        """
-        if self.kind == "none" or not due:
-            self.optimizer.step()
-        else:
-            average(self.network.running, self.slow[-1], self.table, self.optimizer.step_index)
-            self.optimizer.step(self.slow[:-1], self.table)
+    def average_running(self) -> None:
+        """Averages the running statistics, before the optimizer goes on to the next step."""
+        average(self.network.running, self.slow[-1], self.table, self.optimizer.step_index)
 
     @property
     def active(self) -> bool:

@@ -10,13 +10,9 @@ import sys
 import typing
 
 from rich.console import Console
-from rich.table import Table
-
-from kernels.base import chips
 
 from . import STARTED, __version__, audit, errors
-from .cost import complexity, expected, floor, profiling
-from .cost.passes import Pass, launched
+from .cost import profiling, show
 from .data import FOLDER, cache_dir, load
 from .errors import UserError, exit_status, whole
 from .evaluate import evaluate
@@ -30,7 +26,8 @@ from .runs.ledger import DEFAULT as LEDGER
 from .runs.ledger import select
 from .settings import recipe
 from .study.compare import HELP as COMPARE_HELP
-from .study.compare import Sample, compare, show
+from .study.compare import Sample, compare
+from .study.compare import show as show_comparison
 from .study.grid import READY
 from .study.sweep import HELP as SWEEP_HELP
 from .study.sweep import default_ledger, sweep
@@ -62,39 +59,6 @@ Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
   hlb --save model.pt && hlb eval model.pt --views flip
   hlb recipes seed --kernels triton         what its steps launch, do and move
 """
-
-
-RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `cost.report`; GFLOPs are per image
-    "recipe": lambda name, r: name,
-    "trainable": lambda name, r: f"{r['parameters']['trainable']:,}",
-    "frozen": lambda name, r: f"{r['parameters']['frozen']:,}",
-    "GFLOP fwd": lambda name, r: f"{r['gflop_per_image']['forward']:.3f}",
-    "+ bwd": lambda name, r: f"{r['gflop_per_image']['train']:.3f}",
-    "TFLOP/run": lambda name, r: f"{r['tflop_per_run']:.1f}",
-    "steps": lambda name, r: str(r["steps"]),
-    "epochs": lambda name, r: f"{r['epochs']:g}",
-    "batch": lambda name, r: str(r["batch_size"]),
-}
-PASS_COLUMNS = {  # heading -> cell, from a `passes.Pass` on a chip; GFLOP, MB and µs are per step
-    "layer": lambda p, chip: p.layer,
-    "pass or kernel": lambda p, chip: p.name,
-    "form": lambda p, chip: p.form,
-    "GFLOP": lambda p, chip: f"{p.flops / 1e9:.2f}" if p.flops else "",
-    "MB": lambda p, chip: f"{p.bytes / 1e6:.1f}",
-    "issued / useful": lambda p, chip: f"{p.flops / p.useful:.2f}" if p.useful else "",
-    "µs": lambda p, chip: f"{p.seconds(chip) * 1e6:.1f}",
-    "bound by": lambda p, chip: p.bound(chip),
-}
-PHASE_COLUMNS = {  # heading -> cell, from an entry of `floor.summary`
-    "phase": lambda e: e["phase"],
-    "steps": lambda e: str(e["steps"]),
-    "TFLOP": lambda e: f"{e['flops'] / 1e12:.2f}",
-    "GB": lambda e: f"{e['bytes'] / 1e9:.2f}",
-    "launches": lambda e: str(e["launches"]),
-    "floor s": lambda e: f"{e['seconds']:.4f}",
-    "expected s": lambda e: f"{e['expected']:.4f}",
-}
-LEFT = ("recipe", "layer", "pass or kernel", "form", "bound by", "phase")  # columns of words
 
 
 class Parser(errors.Parser):
@@ -165,11 +129,11 @@ def parser() -> Parser:
     clock = commands.add_parser("audit", parents=[shared, training])
     clock.set_defaults(run=_audit)
 
-    show = commands.add_parser("recipes")
-    show.add_argument("name", nargs="?")
-    show.add_argument("--kernels")
-    show.add_argument("--json", action="store_true")
-    show.set_defaults(run=_recipes)
+    costs = commands.add_parser("recipes")
+    costs.add_argument("name", nargs="?")
+    costs.add_argument("--kernels")
+    costs.add_argument("--json", action="store_true")
+    costs.set_defaults(run=_recipes)
 
     commands.add_parser("env").set_defaults(run=_env)
     return top
@@ -319,7 +283,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         _write_json("-", comparison)
     else:
-        show(Console(), comparison)
+        show_comparison(Console(), comparison)
     return 0
 
 
@@ -362,97 +326,21 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _recipes(options: argparse.Namespace) -> int:
-    names = [options.name] if options.name is not None else list(RECIPES)
-    reports = {name: complexity.report(recipe(name)) for name in names}
-    chip, step = chips.here(), []
-    if options.kernels is not None:
-        if options.name is None:
-            raise UserError("--kernels: of which recipe? take `hlb recipes NAME --kernels CHOICE`")
-        try:
-            step = launched(recipe(options.name), options.kernels)
-            parts = floor.phases(recipe(options.name), options.kernels)
-        except ValueError as error:
-            raise UserError(f"--{error}") from None
-        run, hoped = (
-            floor.summary(parts, chip),
-            expected.of(recipe(options.name), options.kernels, chip, parts),
-        )
-        of_run = expected.summary(hoped)
-        each = [p.row() | {"seconds": p.seconds(chip), "bound": p.bound(chip)} for p in step]
-        reports[options.name] |= {
-            "kernels": options.kernels,
-            "launched": each,
-            "floor": run,
-            "expected": of_run,
-        }
-        reports[options.name] |= {name: of_run[name] for name in ("expected_seconds", "measured_share")}
+    report = show.report(options.name, options.kernels)
     if options.json:
-        print(json.dumps(reports))
-        return 0
-    _print_table(RECIPE_COLUMNS, list(reports.items()))
-    if options.name is not None:
-        report = reports[options.name]
-        multipliers = [*report["lr_multiplier"][:: report["steps_per_epoch"]], report["lr_multiplier"][-1]]
-        print("\nlearning-rate multiplier at the start of each epoch and at the last step:")
-        print(" ", *(f"{m:.3f}" for m in multipliers))
-        print("\nfields, for --set:")
-        for field, value in vars(recipe(options.name)).items():
-            if field != "name":
-                print(f"  {field}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-    if step:
-        size = recipe(options.name).sizes[-1]
-        print(f"\na training step with --kernels {options.kernels}, in float16, as launched on {chip.name},")
-        print(f"of {size}x{size} images; µs are the least that FLOPs or bytes, and launches, can take:")
-        _print_passes(step, chip)
-        print("\na whole run: its floor, by the same arithmetic, and what is expected; no measurement:")
-        phases = zip(run["phases"], of_run["phases"])
-        _print_table(PHASE_COLUMNS, [(entry | {"expected": hope["seconds"]},) for entry, hope in phases])
-        name = chip.name.removeprefix("NVIDIA ")
-        print(
-            f"modelled floor on {name}: {run['seconds']:.3f} s (launches {run['launch_seconds']:.3f} s of it)"
-        )
-        shares = ", ".join(f"{100 * share:.0f} % {how}" for how, share in hoped.shares.items())
-        print(f"expected on {name}: {hoped.seconds:.3f} s ({shares}); no measurement of this run")
+        print(json.dumps(report.content))
+    else:
+        show.show(report)
     return 0
-
-
-def _print_passes(passes: list[Pass], chip: chips.Chip) -> None:
-    """A row each, and the totals."""
-    convolutions = [p for p in passes if p.useful]
-    totals = {
-        "layer": "total",
-        "GFLOP": f"{sum(p.flops for p in passes) / 1e9:.2f}",
-        "MB": f"{sum(p.bytes for p in passes) / 1e6:.1f}",
-        "issued / useful": f"{sum(p.flops for p in convolutions) / sum(p.useful for p in convolutions):.2f}",
-        "µs": f"{sum(p.seconds(chip) for p in passes) * 1e6:.1f}",
-    }
-    _print_table(PASS_COLUMNS, [(p, chip) for p in passes], totals)
-
-
-def _print_table(columns: dict, rows: list[tuple], totals: dict[str, str] | None = None) -> None:
-    """A row each, of the cells that the columns make of it, however narrow the terminal."""
-    table = Table(box=None, pad_edge=False, show_footer=totals is not None)
-    for heading in columns:
-        footer = (totals or {}).get(heading, "")
-        table.add_column(heading, footer, justify="left" if heading in LEFT else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(*row) for cell in columns.values()))
-    console = Console(highlight=False)
-    console.width = max(console.width, 150)
-    console.print(table)
 
 
 def _env(options: argparse.Namespace) -> int:
     resolved, execution = resolve(recipe(default(Execution())), Execution())
     cache = cache_dir()
     commit, dirty = environment.commit()
-    found = (
-        "as tensors"
-        if (cache / "cifar10.pt").exists()
-        else "as batches"
-        if (cache / FOLDER).is_dir()
-        else "not there"
-    )
+    stored = "as batches" if (cache / FOLDER).is_dir() else "not there"
+    if (cache / "cifar10.pt").exists():
+        stored = "as tensors"
     lines = {
         **environment.versions(),
         "commit": f"{commit}{' with changes' if dirty else ''}",
@@ -462,7 +350,7 @@ def _env(options: argparse.Namespace) -> int:
         "default compile": execution.compile,
         "threads": execution.threads,
         "cache folder": cache,
-        "CIFAR-10 there": found,
+        "CIFAR-10 there": stored,
         **(environment.gpu_state(execution.device) or {}),
     }
     for name, value in lines.items():

@@ -131,8 +131,8 @@ def torchvision_cifar10() -> type:
 
 
 def verify(root: Path) -> None:
-    """Checks each file of CIFAR-10 below `root` by its MD5. UserError names the first that is missing or
-    differs.
+    """Checks each file of CIFAR-10 below `root` by its MD5. Raises UserError that names the first file that
+    is missing or differs.
     """
     CIFAR10 = torchvision_cifar10()
     folder = root / FOLDER
@@ -173,8 +173,8 @@ def download(root: Path, url: str | None = None) -> None:
     """Downloads CIFAR-10 into `root`, with progress on standard error; checks its MD5.
 
     It arrives in a temporary folder beside its place and is moved there whole. `url` is torchvision's, or
-    the environment's HLB_CIFAR10_URL. DownloadError when no byte comes for 10 s, what came is not CIFAR-10,
-    or `root` cannot be written.
+    the environment's HLB_CIFAR10_URL. Raises DownloadError when no byte arrives for 10 s, when the file is
+    not CIFAR-10, and when `root` cannot be written.
     """
     CIFAR10 = torchvision_cifar10()
     from torchvision.datasets.utils import check_integrity, extract_archive
@@ -237,7 +237,7 @@ def _write_tensors(path: Path, tensors: tuple[Tensor, ...]) -> None:
 
 
 def _read_tensors(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tensor cache, checked: a foreign, truncated or corrupted file is a UserError that names it."""
+    """Reads and checks the tensor cache. Raises UserError for a foreign, truncated or corrupted file."""
     try:
         content = torch.load(path, weights_only=True)
         tensors = tuple(content["tensors"])

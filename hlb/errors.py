@@ -1,4 +1,4 @@
-"""Errors that are for people, and the exit status of what ended with one."""
+"""Errors for people, and the exit status of a program that ends with one."""
 
 import argparse
 import os
@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """Something the user can mend: its message is one line that says what is wrong and what to do.
+    """An error that the user can fix: its message is one line that says what is wrong and what to do.
 
     The command line prints it and ends with status 2.
     """
 
 
 def exit_status(program: str, work: Callable[[], int]) -> int:
-    """The exit status that `work` returns; with a line that begins with the program's name 2 for a UserError
-    and 130 after Ctrl-C; 141 where whoever read the output has left.
+    """The exit status that `work` returns. A UserError prints one line and gives 2, Ctrl-C prints one and
+    gives 130; 141 where the output's reader has closed it.
     """
     try:
         return work()
@@ -32,7 +32,7 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, a UserError's; with a description, that is its help."""
+    """A parser whose errors are UserErrors, one line each. Its help is its description, where it has one."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, allow_abbrev=False, **options)
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(text: str) -> int:
-    """An option's whole number; argparse names the option when it is none."""
+    """Parses an option's whole number; argparse adds the option's name to the error."""
     try:
         return int(text)
     except ValueError:
@@ -53,7 +53,7 @@ def whole(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """An option's whole number above 0."""
+    """Parses an option's whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a whole number above 0")
     return int(text)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kernels.views import VIEWS
 
+from .networks import Network
+
 
 @torch.no_grad()
 def score(
-    network,
+    network: Network,
     images: Tensor,
     labels: Tensor,
     views: str,
@@ -18,7 +22,7 @@ def score(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     fraction: float = 1.0,
-    forward=None,
+    forward: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """[2]: number of right answers and summed label-smoothed loss, on the device, which nothing here waits
     for; so an evaluation can be captured.
@@ -38,8 +42,8 @@ def score(
         parts, count = [], len(VIEWS[views]) - first
         for pixels in images.split(max(1, recipe.eval_batch_size // count)):
             batch = ops.views(pixels, views, mean=mean, std=std, dtype=dtype)[first:]
-            found, _ = forward(network.layout(batch.flatten(0, 1)))
-            parts.append(found.unflatten(0, (count, len(pixels))))
+            rows, _ = forward(network.layout(batch.flatten(0, 1)))
+            parts.append(rows.unflatten(0, (count, len(pixels))))
         return torch.cat(parts, dim=1)
 
     plain = logits(images, "none", 0)
@@ -55,7 +59,7 @@ def score(
     return torch.stack((correct.to(loss.dtype), loss))
 
 
-def evaluate(network, images: Tensor, labels: Tensor, views: str, **options) -> tuple[float, float]:
+def evaluate(network: Network, images: Tensor, labels: Tensor, views: str, **options) -> tuple[float, float]:
     """Fraction of right answers and mean loss; arguments as `score`."""
     correct, loss = score(network, images, labels, views, **options).tolist()
     return correct / len(labels), loss / len(labels)

@@ -21,6 +21,7 @@ from kernels.base import launch
 from kernels.base.timing import no_collection
 
 from .errors import UserError
+from .optimizer import OPTIMIZERS, name_of
 from .recipes import Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -66,7 +67,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def device_of(execution: Execution) -> str:
-    """The device that `auto` stands for, or the one named. UserError for one that is not there."""
+    """The device that `auto` stands for, or the one named. Raises UserError where it is not available."""
     device = execution.device
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available(d))
@@ -81,7 +82,9 @@ def device_of(execution: Execution) -> str:
 
 
 def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
-    """Both with every `auto` replaced. UserError for a device that is not there or a dtype it cannot run."""
+    """Both with every `auto` replaced. Raises UserError for an unavailable device, or a dtype it cannot
+    run.
+    """
     device = device_of(execution)
     kind = device.partition(":")[0]
     if execution.compile not in COMPILE:
@@ -94,7 +97,15 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         raise UserError(
             f"--graph {execution.graph}: CUDA graphs need a CUDA device, this is {device}; leave it out"
         )
-    captured = execution.graph if execution.graph != "auto" else "step" if kind == "cuda" else "off"
+    captured = execution.graph
+    if recipe.optimizer not in OPTIMIZERS:  # its step reads rates from the host
+        if captured in ("step", "run"):
+            raise UserError(
+                f"--graph {captured}: optimizer={name_of(recipe.optimizer)} cannot be captured; leave it out"
+            )
+        captured = "off"
+    elif captured == "auto":
+        captured = "step" if kind == "cuda" else "off"
     threads = execution.threads or torch.get_num_threads()
 
     dtype = recipe.dtype
@@ -198,13 +209,12 @@ def compiled(work: Callable) -> Callable:
 
 
 def capture(*works: Callable[[], None]) -> list[Callable[[], None]]:
-    """Functions that do what each `work()` does on the current CUDA device, to be called one at a time. They
-    share their memory, since nothing that is made in one is read in another. Each has run before, so that
-    nothing is made for the first time while it is captured; what would be compiled then is an error.
+    """Captures each `work()` as a CUDA graph on the current device; returns a function per graph that replays
+    it. The graphs share one memory pool, since none reads what another allocated; call one at a time. Each
+    `work` must have run before: compiling during a capture is an error.
 
-    A replay does what was captured, at the addresses and with the host's values of that time: whatever
-    changes from step to step or from run to run must be read from the device. Nothing is executed during the
-    capture.
+    A replay uses the addresses and host values of the capture: whatever changes from step to step or from run
+    to run must be read from the device. A capture executes nothing.
     """
     torch.cuda.synchronize()
     torch.cuda.empty_cache()  # what the warm-up held; a graph's memory is its own
@@ -219,8 +229,8 @@ def capture(*works: Callable[[], None]) -> list[Callable[[], None]]:
 
 
 def _keep_memory() -> None:
-    """Has glibc keep freed memory instead of returning it, so that the system need not map and clear a
-    step's activations anew. Where there is no glibc, nothing happens.
+    """Tells glibc to keep freed memory, so that the system does not map and clear a step's activations anew.
+    Does nothing without glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -38,8 +38,8 @@ def _umask() -> int:
 
 
 def check_writable(path: Path | str, option: str) -> None:
-    """UserError, naming `option`, unless `path` could be written; makes its folder. Called before work
-    begins.
+    """Raises UserError, naming `option`, if `path` cannot be written; makes its folder. Called before any
+    work begins.
     """
     path = Path(path)
     try:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .recipes import Recipe
 
 CLASSES = 10
 FILTER_INITS = ("default", "dirac")
@@ -107,7 +110,9 @@ class Group(nn.Module):
 
 
 class Stem(nn.Module):
-    """Whitening filters [12 or 24, 3, 2, 2], frozen, then a 1x1 projection with batch norm, or a bias."""
+    """Whitening filters [12 or 24, 3, 2, 2], frozen, then a 1x1 projection with batch norm, or a bias; and an
+    activation.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -140,7 +145,7 @@ class Network(nn.Module):
     once a step for all layers.
     """
 
-    def __init__(self, recipe, ops: SimpleNamespace, channels_last: bool = True):
+    def __init__(self, recipe: Recipe, ops: SimpleNamespace, channels_last: bool = True):
         super().__init__()
         self.recipe, self.ops, self.channels_last = recipe, ops, channels_last
         stem_width = recipe.width(recipe.stem_width) if recipe.stem_width else 0
@@ -164,7 +169,7 @@ class Network(nn.Module):
             x, _ = self._normalised(ops.norm_act, (x,), stem.norm, stats)
         else:
             bias = stem.bias if train_stem else stem.bias.detach()
-            x = ops.stem(x, stem.whiten, bias=bias, activation="gelu")
+            x = ops.stem(x, stem.whiten, bias=bias, activation=self.recipe.stem_activation)
         for group in self.groups:
             x = self._group(group, x, stats)
         return ops.pool_head(x, self.head.weight, self.recipe.logit_scale), torch.cat(stats, dim=1)
@@ -187,7 +192,9 @@ class Network(nn.Module):
             gate = self.ops.se_gate(mean, *group.se.parameters()) if squeeze else gate
         return x
 
-    def _normalised(self, op, inputs: tuple[Tensor, ...], norm: Norm, stats: list[Tensor], **options):
+    def _normalised(
+        self, op: Callable, inputs: tuple[Tensor, ...], norm: Norm, stats: list[Tensor], **options
+    ) -> tuple[Tensor, Tensor | None]:
         """An op that ends in batch norm and activation: returns (y, spatial mean or None), adds to
         `stats`.
         """

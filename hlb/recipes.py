@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from kernels.augment import FLIPS
 from kernels.norm.activations import ACTIVATIONS
@@ -15,6 +18,7 @@ from kernels.views import VIEWS
 
 from .errors import UserError
 from .networks import FILTER_INITS, GROUPS, HEAD_INITS
+from .optimizer import OPTIMIZERS
 from .schedule import SCHEDULES
 
 AVERAGES = ("none", "ema", "lookahead", "tail")
@@ -24,11 +28,11 @@ CHOICES = {
     "master_weights": ("auto", "on", "off"),
     "groups": tuple(GROUPS),
     "activation": tuple(ACTIVATIONS),
+    "stem_activation": tuple(ACTIVATIONS),
     "filter_init": FILTER_INITS,
     "head_init": HEAD_INITS,
     "flip": FLIPS,
     "schedule": tuple(SCHEDULES),
-    "optimizer": ("sgd", "muon"),
     "averaging": AVERAGES,
     "views": tuple(VIEWS),
     "val_views": tuple(VIEWS),
@@ -91,11 +95,14 @@ class Recipe:
     master_weights: str = "auto"
 
     # Network (networks.py). Widths are multiples of base_depth; stem_width 0 is a stem without projection.
+    # Only such a stem has stem_activation. It is GELU, as in airbench, also where the blocks have SiLU: the
+    # other hyperparameters were found with it.
     base_depth: int = 64
     stem_width: float = 0.0
     group_widths: tuple[float, ...] = (1.0, 4.0, 4.0)
     groups: tuple[str, ...] = ("pair", "pair", "pair")
     activation: str = "gelu"
+    stem_activation: str = "gelu"
     filter_init: str = "dirac"
     head_init: str = "unit_std"
     logit_scale: float = 1 / 256
@@ -137,7 +144,9 @@ class Recipe:
     # Loss and optimizer (optimizer.py). Learning rates are for the summed loss. Weight decay is per step at
     # the peak rate: every SGD group's coupled decay is weight_decay / its peak rate.
     label_smoothing: float = 0.2
-    optimizer: str = "muon"  # of the 3x3 filters; everything else is SGD
+    # The optimizer of the 3x3 filters: muon, sgd, or a torch.optim.Optimizer, as torch.optim.AdamW or in
+    # Python a callable that makes one of a list of tensors. Everything else is SGD.
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "muon"
     lr: float = 0.24  # 3x3 filters
     linear_lr: float = 0.67  # head, squeeze-and-excite and projection weights
     bias_lr: float = 0.053
@@ -166,6 +175,12 @@ class Recipe:
             for value in _items(getattr(self, name)):
                 if value not in CHOICES[name]:
                     raise UserError(f"{name}: got {value!r}, accepted are {', '.join(CHOICES[name])}")
+        named = isinstance(self.optimizer, str) and (self.optimizer in OPTIMIZERS or "." in self.optimizer)
+        if not named and not callable(self.optimizer):
+            raise UserError(
+                f"optimizer: got {self.optimizer!r}, accepted are {', '.join(OPTIMIZERS)}, or a "
+                "torch.optim.Optimizer such as torch.optim.AdamW"
+            )
         for name, (low, high) in RANGES.items():
             for value in _items(getattr(self, name)):
                 if not low <= value <= high:

@@ -6,11 +6,15 @@ A schedule is a function of (recipe, total steps, steps per epoch); add one here
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from .recipes import Recipe
 
-def one_cycle(recipe, steps: int, per_epoch: int) -> np.ndarray:
+
+def one_cycle(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
     """~0 -> 1 over the warm-up, down to final_lr, there for the last final_epochs. float64 [steps].
 
     The knots are those of PyTorch's linear OneCycleLR: the peak is step warmup * steps - 1, the last step
@@ -23,7 +27,7 @@ def one_cycle(recipe, steps: int, per_epoch: int) -> np.ndarray:
     )
 
 
-def linear(recipe, steps: int, per_epoch: int) -> np.ndarray:
+def linear(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
     """1 at step 0 (after an optional warm-up from initial_lr) down a straight line that meets final_lr where
     the last final_epochs begin, or would meet it at `steps`.
     """
@@ -36,17 +40,17 @@ def linear(recipe, steps: int, per_epoch: int) -> np.ndarray:
 SCHEDULES = {"one_cycle": one_cycle, "linear": linear}
 
 
-def multipliers(recipe, steps: int, per_epoch: int) -> np.ndarray:
+def multipliers(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
     """The recipe's schedule for filters, linear layers and biases; float64 [steps]."""
     return SCHEDULES[recipe.schedule](recipe, steps, per_epoch)
 
 
-def stem_steps(recipe, steps: int, per_epoch: int) -> int:
+def stem_steps(recipe: Recipe, steps: int, per_epoch: int) -> int:
     """The number of first steps in which the stem's bias trains (0 where the stem has none)."""
     return 0 if recipe.stem_width else min(steps, math.ceil(recipe.whiten_bias_epochs * per_epoch))
 
 
-def stem_multipliers(recipe, steps: int, per_epoch: int) -> np.ndarray:
+def stem_multipliers(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
     """The stem bias's own schedule: 1 at step 0, linearly to 0 at `stem_steps`, where it freezes. float64
     [steps].
     """

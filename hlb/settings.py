@@ -10,6 +10,7 @@ import math
 import typing
 
 from .errors import UserError
+from .optimizer import OPTIMIZERS, factory, name_of
 from .recipes import RECIPES, Recipe
 
 
@@ -30,17 +31,27 @@ def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> 
     for field, value in settings.items():
         if field not in types:
             _unknown("field", field, types)
-        values[field] = read(field, value, types[field])
-    return dataclasses.replace(base, **values)
+        values[field] = value if field == "optimizer" else read(field, value, types[field])
+    changed = dataclasses.replace(base, **values)
+    if "optimizer" in values and changed.optimizer not in OPTIMIZERS:
+        factory(changed.optimizer)  # UserError where there is no such class
+    return changed
+
+
+def fields(recipe: Recipe) -> dict[str, object]:
+    """All fields of a recipe as ledgers and checkpoints hold them: an optimizer by its name."""
+    return dataclasses.asdict(dataclasses.replace(recipe, optimizer=name_of(recipe.optimizer)))
 
 
 def from_fields(fields: dict[str, object]) -> Recipe:
-    """The recipe that `dataclasses.asdict` wrote, as ledgers and checkpoints hold it."""
+    """The recipe of such fields; one that was recorded before a field came has its default. An optimizer need
+    not be there: reading a record trains nothing.
+    """
     if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
         raise UserError("recipe: not the fields of a recipe")
-    name = fields["name"]
-    plain = {field: value for field, value in fields.items() if field != "name"}
-    return recipe(Recipe(name), plain)
+    plain = {field: value for field, value in fields.items() if field not in ("name", "optimizer")}
+    plain = recipe(Recipe(fields["name"]), plain)
+    return dataclasses.replace(plain, optimizer=fields.get("optimizer", Recipe.optimizer))
 
 
 def _split(setting: str) -> tuple[str, str]:
@@ -57,23 +68,15 @@ def _unknown(what: str, name: str, known) -> typing.NoReturn:
 
 
 def read(field: str, value: object, kind: type) -> object:
-    """A field's value from a string or a Python value, or a UserError that says what the field takes."""
+    """A field's value from a string or a Python value. Raises UserError that says what the field takes."""
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, (list, tuple)):
             raise UserError(f"{field}: got {value!r}, accepted is a list such as {field}=1,2,3")
         return tuple(read(field, part, typing.get_args(kind)[0]) for part in parts)
     if kind is bool and isinstance(value, str):
-        words = {
-            "true": True,
-            "on": True,
-            "1": True,
-            "yes": True,
-            "false": False,
-            "off": False,
-            "0": False,
-            "no": False,
-        }
+        words = dict.fromkeys(("true", "on", "1", "yes"), True)
+        words |= dict.fromkeys(("false", "off", "0", "no"), False)
         value = words.get(value.lower(), value)
     elif kind in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         try:

@@ -4,27 +4,38 @@
     loss  = cross entropy(network(x), y)                   forward, then backward into the flat gradients
     running statistics, weights, averages                  the update
 
+`build` makes all of it from a recipe: network, optimizer, averages and the step that trains them.
+
 The host knows a step's `Variant` only, which follows from the recipe. So a step can be compiled, and one step
 or a whole run captured as a CUDA graph: seeds, rates, averages and orders are read from the device.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import averaging, schedule
-from .execution import compiled
+from . import schedule
+from .averaging import Averaging, table
+from .data import Dataset
+from .execution import Execution, compiled, torch_dtype
+from .initial import InitialWeights
+from .networks import Network
+from .optimizer import Optimizer
+from .recipes import AUGMENTATION, Recipe
 
 
 class Round(NamedTuple):
     """Training images shown once each, in an order of their own."""
 
     first: int  # step
-    images: int  # all, or so many of those whose loss was largest
+    images: int  # all, or that many of those whose loss was largest
 
 
 class Variant(NamedTuple):
@@ -36,9 +47,9 @@ class Variant(NamedTuple):
     average: bool = False  # whether weights are averaged
 
 
-def rounds(recipe, examples: int) -> list[Round]:
-    """The rounds of a run over `examples` images: one an epoch, and from epoch `hard_from` on one after the
-    other of the hard images alone, in whole batches.
+def rounds(recipe: Recipe, examples: int) -> list[Round]:
+    """The rounds of a run over `examples` images: one per epoch, and from epoch `hard_from` on rounds of the
+    hard images alone, in whole batches.
     """
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     examples, batch = min(recipe.train_examples or examples, examples), recipe.batch_size
@@ -49,12 +60,12 @@ def rounds(recipe, examples: int) -> list[Round]:
     return whole + [Round(first, hard) for first in range(turn, steps, -(-hard // batch))]
 
 
-def plan(recipe, examples: int) -> list[Variant]:
+def plan(recipe: Recipe, examples: int) -> list[Variant]:
     """The variant of every step of a run over `examples` images."""
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     stem_steps = schedule.stem_steps(recipe, steps, per_epoch)
-    due = averaging.table(recipe, steps, per_epoch).any(axis=1).tolist()
-    found = rounds(recipe, examples)
+    due = table(recipe, steps, per_epoch).any(axis=1).tolist()
+    each = rounds(recipe, examples)
     return [
         Variant(
             recipe.size(step // per_epoch),
@@ -62,19 +73,21 @@ def plan(recipe, examples: int) -> list[Variant]:
             step < stem_steps,
             due[step],
         )
-        for (first, images), end in zip(found, [*(later.first for later in found[1:]), steps])
+        for (first, images), end in zip(each, [*(later.first for later in each[1:]), steps])
         for step in range(first, end)
     ]
 
 
-def work(recipe, examples: int) -> int:
-    """The pixels of all images that a run over `examples` is shown: its steps' time grows with them."""
+def work(recipe: Recipe, examples: int) -> int:
+    """The pixels of all images in a run over `examples` images, to which the time of its steps is
+    proportional.
+    """
     return sum(variant.count * variant.size**2 for variant in plan(recipe, examples))
 
 
 def _alike(grad: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Both flat where both lie in the order of their indices: strides of extents of 1 may differ there, which
-    means nothing, but keeps torch from copying many tensors in one launch.
+    """Both flat where both are contiguous: their strides may still differ in dimensions of extent 1, which
+    keeps torch from copying many tensors in one launch.
     """
     if grad.is_contiguous() and gradient.is_contiguous():
         return grad.view(-1), gradient.view(-1)
@@ -82,27 +95,41 @@ def _alike(grad: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Step:
-    """Training steps of one network on one set: `shuffle(images)` where a round begins, then `step(variant)`.
+    """Training steps of one network on one set of images uint8 [n, h, w, 3] and labels int64 [n]:
+    `shuffle(images)` where a round begins, then `step(variant)`.
 
     `seed` (int64 scalar) keys all draws. `metrics` [steps, 2] has each step's summed loss and number of right
-    answers; `losses` [examples] each image's loss when last seen, where rounds need it. `compile` compiles
-    forward pass and update, each as one graph without a break.
+    answers; `losses` [examples] each image's loss when last seen, where rounds need it. `augment` is the op
+    with the recipe's options. `compile` compiles forward pass and update, each as one graph without a break;
+    the update not where a torch.optim.Optimizer is part of it.
     """
 
-    def __init__(self, network, optimizer, averaging, images, labels, examples, rounds, augment, compile):
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        averaging: Averaging,
+        images: Tensor,
+        labels: Tensor,
+        augment: Callable[..., Tensor],
+        compile: bool,
+    ):
         self.network, self.optimizer, self.averaging = network, optimizer, averaging
+        self.initial = InitialWeights(network, optimizer.arenas)
         self.images, self.labels, self.augment = images, labels, augment
         self.ops, self.recipe = network.ops, network.recipe
         device, batch = images.device, self.recipe.batch_size
+        self.rounds = rounds(self.recipe, len(images))
+        self.examples = examples = min(self.recipe.train_examples or len(images), len(images))
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the round, from 0
-        self.turns = torch.tensor([first for first, _ in rounds], device=device)
+        self.turns = torch.tensor([first for first, _ in self.rounds], device=device)
         self.first = torch.zeros(1, dtype=torch.int64, device=device)
         # The round's order, a row a step; what does not fill a row is beyond the images that are taken.
         self.batches = torch.zeros(-(-examples // batch), batch, dtype=torch.int64, device=device)
         self.order = self.batches.view(-1)[:examples]
         self.metrics = torch.zeros(len(optimizer.rates), 2, device=device)
-        hard = any(images < examples for _, images in rounds)
+        hard = any(count < examples for _, count in self.rounds)
         self.losses = torch.zeros(examples, device=device) if hard else None
         self.untrained = network.running.clone()
         trained = [arena.params for arena in optimizer.arenas]  # of a dtype each
@@ -110,14 +137,15 @@ class Step:
         self.trained = {True: trained, False: unfrozen}
         self.forward, self.update = self._forward, self._update
         if compile:
-            self.forward, self.update = compiled(self._forward), compiled(self._update)
+            self.forward = compiled(self._forward)
+            self.update = self._update if optimizer.plugged else compiled(self._update)
 
     def reset(self, seed: int) -> None:
         """To step 0 of the run of this seed: its initial weights, and nothing of any run before. The
         whitening filters are the caller's.
         """
         self.seed.fill_(seed)
-        self.optimizer.draw(self.seed)
+        self.initial.draw(self.seed)
         self.network.running.copy_(self.untrained)
         self.optimizer.reset()
         self.averaging.reset()
@@ -125,7 +153,7 @@ class Step:
             self.losses.fill_(math.inf)
 
     def shuffle(self, images: int) -> None:
-        """Begins the round of so many images that the next step belongs to: its number and its order."""
+        """Begins the round of `images` images that the next step belongs to: sets its number and order."""
         self.first.copy_(self.optimizer.step_index)
         self.number.copy_((self.turns < self.first).sum())
         order = self.ops.permutation(self.seed, self.number, images)
@@ -139,8 +167,8 @@ class Step:
         trained = self.trained[variant.train_stem]
         gradients = iter(torch.autograd.grad(loss, [p for params in trained for p in params]))
         for params in trained:
-            grads, found = zip(*(_alike(p.grad, gradient) for p, gradient in zip(params, gradients)))
-            torch._foreach_copy_(grads, found)
+            targets, values = zip(*(_alike(p.grad, gradient) for p, gradient in zip(params, gradients)))
+            torch._foreach_copy_(targets, values)
         self.update(loss.detach(), correct, stats, variant.average)
 
     def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,4 +188,23 @@ class Step:
         row = torch.stack((loss.float(), correct.float()))
         self.metrics.index_copy_(0, self.optimizer.step_index, row[None])
         self.ops.update_running_stats(self.network.running, stats, self.recipe.bn_momentum)
-        self.averaging.step(average)
+        if average:
+            self.averaging.average_running()
+        self.optimizer.step(self.averaging.averages if average else None)
+
+
+def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: Dataset) -> Step:
+    """The training step of a recipe on a data set's training images, with all that it trains: `step.network`,
+    `step.optimizer`, `step.averaging`. Recipe and execution are resolved.
+    """
+    device, dtype = torch.device(execution.device), torch_dtype(recipe.dtype)
+    images, labels = (tensor.to(device) for tensor in dataset.tensors[:2])
+    steps, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
+    with device:
+        network = Network(recipe, ops, execution.channels_last).cast(dtype)
+    optimizer = Optimizer(network, steps, per_epoch, channels_last=execution.channels_last)
+    averaging = Averaging(network, optimizer, steps, per_epoch)
+    options = {name: getattr(recipe, name) for name in AUGMENTATION}
+    options |= {"mean": dataset.mean, "std": dataset.std, "dtype": dtype}
+    augment = functools.partial(ops.augment, **options)
+    return Step(network, optimizer, averaging, images, labels, augment, execution.compile == "on")

@@ -22,19 +22,16 @@ from kernels.views import VIEWS
 
 from . import execution, whitening
 from .audit import Audit
-from .averaging import Averaging
 from .data import Dataset
 from .evaluate import score
-from .execution import Execution, apply, compiled, synchronize, torch_dtype
-from .networks import Network
-from .optimizer import Optimizer
-from .recipes import AUGMENTATION, Recipe
-from .step import Step, Variant, plan, rounds, work
+from .execution import Execution, apply, compiled, synchronize
+from .recipes import Recipe
+from .step import Variant, build, plan, work
 
 
 class Clock:
-    """A stopwatch that waits for the device: `with clock:` adds the seconds inside to `clock.seconds`. An
-    `audit` is told when it runs.
+    """A stopwatch that waits for the device: `with clock:` adds the seconds inside to `clock.seconds`. It
+    tells an `audit` when it runs.
     """
 
     def __init__(self, device: torch.device, audit: Audit | None = None):
@@ -73,7 +70,7 @@ class Run:
 
 
 class Watcher:
-    """What an experiment tells whoever watches it; this one watches nothing. Entered around the runs."""
+    """Callbacks of an experiment, which do nothing here. A context manager around the runs."""
 
     def __enter__(self) -> Watcher:
         return self
@@ -97,9 +94,9 @@ class Watcher:
 class Trainer:
     """A recipe built for an execution and a data set; `run(seed)` trains it from scratch.
 
-    `build_seconds` is all of the construction, `first_step_seconds` the first training step (compilation
-    included), `step_seconds` a later one of the largest images, `compile_seconds` what first steps took
-    longer where the step is compiled. `audit` counts the calls of a run (audit.py).
+    `build_seconds` covers the construction, `first_step_seconds` the first training step (compilation
+    included), `step_seconds` a later step of the largest images, `compile_seconds` the extra time of first
+    steps where they are compiled. `audit` counts the calls of a run (audit.py).
     """
 
     def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset, audit: Audit | None = None):
@@ -110,32 +107,21 @@ class Trainer:
         self.ops = kernels.backend(execution.kernels)
         if audit:
             self.ops = audit.counted(self.ops)
-        self.dtype = torch_dtype(recipe.dtype)
-        self.train_images, self.train_labels, self.test_images, self.test_labels = (
-            tensor.to(self.device) for tensor in dataset.tensors
-        )
-        self.examples = min(recipe.train_examples or len(self.train_images), len(self.train_images))
+        self.step = build(recipe, self.ops, execution, dataset)
+        self.network, self.optimizer = self.step.network, self.step.optimizer
+        self.averaging, self.rounds, self.examples = self.step.averaging, self.step.rounds, self.step.examples
+        self.train_images, self.train_labels = self.step.images, self.step.labels
+        self.test_images, self.test_labels = (tensor.to(self.device) for tensor in dataset.tensors[2:])
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
         self.plan = plan(recipe, len(self.train_images))
-        self.rounds = rounds(recipe, len(self.train_images))
         self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)
 
-        self.network = Network(recipe, self.ops, execution.channels_last).to(self.device).cast(self.dtype)
-        self.optimizer = Optimizer(
-            self.network, self.steps, self.per_epoch, channels_last=execution.channels_last
-        )
-        self.averaging = Averaging(self.network, self.optimizer, self.steps, self.per_epoch)
+        forward = compiled(self.network) if execution.compile == "on" else self.network
         colours = {"mean": dataset.mean, "std": dataset.std}
-        changes = {name: getattr(recipe, name) for name in AUGMENTATION}
-        augment = functools.partial(self.ops.augment, **changes, **colours, dtype=self.dtype)
-        compile = execution.compile == "on"
-        state = self.network, self.optimizer, self.averaging, self.train_images, self.train_labels
-        self.step = Step(*state, self.examples, self.rounds, augment, compile)
-        forward = compiled(self.network) if compile else self.network
         self.score = functools.partial(score, self.network, **colours, forward=forward)
-        wide = torch.promote_types(self.dtype, torch.float32)
+        wide = torch.promote_types(self.network.head.weight.dtype, torch.float32)
         self.scores = torch.zeros(2, dtype=wide, device=self.device)
         self.final = recipe.views, recipe.views_fraction
         kinds = (self.final, (recipe.val_views, 1.0))
@@ -147,8 +133,8 @@ class Trainer:
         self.build_seconds = time.perf_counter() - begin
 
     def run(self, seed: int, eval_every: int = 1, watcher: Watcher | None = None) -> Run:
-        """One training run. `eval_every` is the number of epochs between validations; 0 validates never, and
-        nothing is validated where the whole run is one graph.
+        """One training run. `eval_every` is the number of epochs between validations, 0 for none; a run that
+        is one graph has none either.
         """
         watcher = watcher or Watcher()
         begin = time.perf_counter()
@@ -182,8 +168,8 @@ class Trainer:
         return run
 
     def estimate_seconds(self, eval_every: int = 1) -> float:
-        """A forecast of a run's wall-clock seconds from the warm-up's step: smaller images cost by their
-        area, a forward pass a third of a step.
+        """A forecast of a run's wall-clock seconds from a step of the warm-up: cost is proportional to the
+        images' area, and a forward pass is a third of a step.
         """
         recipe, largest = self.recipe, max(self.plan)
         steps = work(recipe, len(self.train_images)) / (largest.size**2 * largest.count)
@@ -205,8 +191,8 @@ class Trainer:
             watcher.step(run, run.steps)
 
     def _row(self, epoch: int, run: Run, validate: bool) -> dict:
-        """An epoch's entry: training loss and accuracy, validation of the network and of its average. What is
-        not known within a graph of the whole run is None.
+        """An epoch's entry: training loss and accuracy, validation of the network and of its average. None
+        for what a graph of the whole run does not tell.
         """
         steps = slice(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
         seen = sum(variant.count for variant in self.plan[steps])
@@ -235,7 +221,7 @@ class Trainer:
         self.scores.copy_(self.score(self.test_images, self.test_labels, views, fraction=fraction))
 
     def _final(self, run: Run) -> None:
-        """The evaluation that counts: the averaged weights where there are, under the recipe's views."""
+        """The final evaluation: of the averaged weights if the recipe has them, under its views."""
         with Clock(self.device, self.audit) as clock, self.averaging.averaged():
             accuracy, loss = self._validate(*self.final)
         run.eval_seconds = clock.seconds
@@ -256,8 +242,8 @@ class Trainer:
         return clock.seconds
 
     def _warm_up(self) -> None:
-        """Training steps and an evaluation in each of their variants on made-up images, so that nothing is
-        compiled or made for the first time under the clock.
+        """Runs every variant of the training step and of the evaluation on made-up images, so that nothing is
+        compiled or allocated for the first time on the clock.
         """
         execution, variants = self.execution, sorted(set(self.plan))
         real = self.step.images, self.step.labels
@@ -307,7 +293,7 @@ class Trainer:
         self.steppers[self.plan[number]]()
 
     def _made_up(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` images and labels that show nothing."""
+        """`count` images and labels without meaning, for the warm-up."""
         pattern, shift = (torch.arange(n, device=self.device) for n in (32 * 32 * 3, count))
         pixels = pattern.mul(7919).to(torch.uint8) + shift.mul(31).to(torch.uint8)[:, None]
         return pixels.view(count, 32, 32, 3), shift % 10

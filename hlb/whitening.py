@@ -12,16 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .networks import Network
+
 
 def filters(covariance: Tensor, eps: float, count: int) -> Tensor:
     """[12, 12] -> [count, 3, 2, 2] in the covariance's dtype; count 24 appends the negated filters (12
     gives none).
     """
     eigenvalues, vectors = torch.linalg.eigh(covariance.cpu())  # 12 x 12: not worth a device call
-    eigenvalues, vectors = (
-        eigenvalues.flip(0),
-        vectors.flip(1).T,
-    )  # rows are filters, largest eigenvalue first
+    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1).T  # rows are filters, largest first
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     vectors = vectors * largest.sign() / (eigenvalues.clamp(min=0) + eps).sqrt()[:, None]
     vectors = torch.cat((vectors, -vectors))[:count]
@@ -29,7 +28,7 @@ def filters(covariance: Tensor, eps: float, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def whiten(network, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def whiten(network: Network, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Sets the stem's frozen filters of `network` from the first `whiten_images` of `images`, uint8 [n, h,
     w, 3].
     """

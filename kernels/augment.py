@@ -51,16 +51,19 @@ def scale_and_shift(
     return tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std))
 
 
-@functools.lru_cache
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device):
-    """`scale_and_shift` as two tensors [3]; kept, so that no step copies from the host."""
+    """`scale_and_shift` as two tensors [3]."""
     return tuple(torch.tensor(values, dtype=dtype, device=device) for values in scale_and_shift(mean, std))
+
+
+_kept_affine = functools.lru_cache(_affine)  # so that no step copies from the host
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """uint8 [..., 3] -> (pixels / 255 - mean) / std, in float32 at least, rounded once to `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
-    scale, shift = _affine(mean, std, wide, pixels.device)
+    affine = _affine if torch.compiler.is_compiling() else _kept_affine  # compiled they are constants
+    scale, shift = affine(mean, std, wide, pixels.device)
     return torch.addcmul(shift, pixels.to(wide), scale).to(dtype)
 
 

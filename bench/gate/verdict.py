@@ -15,6 +15,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hlb.runs.statistics import quantile
+
 LEVEL = 0.005  # chance of a false alarm anywhere among the kernels, and as much again among the recipes
 POWER = 0.8  # with which a loss of accuracy counts as one that could have been seen
 LEAST = 4  # repeats that a bound takes
@@ -72,13 +74,6 @@ def margin(a: Estimate, b: Estimate, level: float) -> float:
     if a.square + b.square == 0:  # a clock too coarse to show a difference
         return 0.0
     return quantile(1 - level, degrees(a, b)) * math.sqrt(a.square + b.square)
-
-
-def quantile(probability: float, degrees: float) -> float:
-    """A quantile of Student's t."""
-    from scipy.stats import t  # takes a third of a second to import
-
-    return float(t.ppf(probability, degrees))
 
 
 def ratio(baseline: Sequence[float], now: Sequence[float], level: float) -> Ratio:

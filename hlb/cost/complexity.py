@@ -1,7 +1,7 @@
-"""What a recipe costs, counted: parameters, FLOPs, steps.
+"""What a recipe costs by counting: parameters, FLOPs, steps.
 
 A multiply-add is two FLOPs. Counted are convolutions and linear layers, over all the outputs that a plain
-convolution computes; what kernels really do stands in passes.py.
+convolution computes; passes.py has what kernels really do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import kernels
 
 from .. import averaging, schedule
 from ..networks import CLASSES, GROUPS, Network
+from ..recipes import Recipe
 from ..step import Variant, plan
 
 
@@ -30,7 +31,7 @@ class Layer:
     input_grad: bool = True
 
 
-def layers(recipe, size: int = 32) -> list[Layer]:
+def layers(recipe: Recipe, size: int = 32) -> list[Layer]:
     """The layers of a recipe's network in order, for images of size x size. The merged stem counts as one 2x2
     convolution.
     """
@@ -57,7 +58,7 @@ def layers(recipe, size: int = 32) -> list[Layer]:
     return out
 
 
-def flops_per_image(recipe, stem_bias: bool = False, size: int = 32) -> tuple[int, int]:
+def flops_per_image(recipe: Recipe, stem_bias: bool = False, size: int = 32) -> tuple[int, int]:
     """(forward, forward + backward) FLOPs of an image of size x size; `stem_bias` while the stem's bias
     trains.
     """
@@ -69,7 +70,7 @@ def flops_per_image(recipe, stem_bias: bool = False, size: int = 32) -> tuple[in
     return forward, forward + backward
 
 
-def parameters(recipe) -> dict[str, int]:
+def parameters(recipe: Recipe) -> dict[str, int]:
     """Numbers of trainable and frozen parameters: the latter are whitening filters and batch-norm weights."""
     with torch.device("meta"):
         network = Network(recipe, kernels.backend("reference"))
@@ -79,7 +80,7 @@ def parameters(recipe) -> dict[str, int]:
     return counts
 
 
-def report(recipe, examples: int = 50000) -> dict:
+def report(recipe: Recipe, examples: int = 50000) -> dict:
     """The entry of `hlb recipes --json` for a recipe: parameters, GFLOP per image of 32x32, TFLOP of all
     training steps, steps, schedule.
     """
@@ -103,7 +104,7 @@ def report(recipe, examples: int = 50000) -> dict:
     }
 
 
-def steps(recipe, examples: int = 50000) -> Counter[tuple[Variant, str]]:
+def steps(recipe: Recipe, examples: int = 50000) -> Counter[tuple[Variant, str]]:
     """How often a run takes each step: (variant, what it averages, as `kernels.sgd.AVERAGES` names it)."""
     variants = plan(recipe, examples)
     kinds = ["none"] * len(variants)

@@ -30,6 +30,7 @@ from kernels.base.chips import Chip
 from kernels.convolution import model, selection
 from kernels.convolution.tiling import Problem
 
+from ..recipes import Recipe
 from . import floor
 from .passes import Pass
 
@@ -65,7 +66,7 @@ class Expectation:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of each of HOW in the seconds."""
+        """The share of each of HOW in the seconds."""
         total = sum((phase.by for phase in self.phases), Counter())
         return {how: total[how] / self.seconds for how in HOW}
 
@@ -78,7 +79,7 @@ class Expectation:
 SHAPES = ("batch_size", "base_depth", "stem_width", "group_widths", "groups", "activation")
 
 
-def of(recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None) -> Expectation:
+def of(recipe: Recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None) -> Expectation:
     """What a run in float16 with a choice of kernels is expected to take; `parts` are those of
     `floor.phases`, if they are there. Inside `launches.as_measured()` with the kernels as they were then.
     Errors as `kernels.choose`.
@@ -101,27 +102,27 @@ def of(recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None) 
 
 
 def _seconds(one: Pass, rates: _Rates, chip: Chip) -> tuple[float, str]:
-    """Of a pass, and how they are known."""
+    """Seconds of a pass, and how they are known."""
     if one.problem is not None:
-        found = selection.estimate(one.problem, chip)
+        estimate = selection.estimate(one.problem, chip)
         if one.form != "cuDNN":
-            apart = found.config.order == "windows" and one.problem.kind == "forward"
-            return found.seconds - (model.apart(one.problem, chip) if apart else 0.0), found.how
-        if found.cudnn is not None:
+            apart = estimate.config.order == "windows" and one.problem.kind == "forward"
+            return estimate.seconds - (model.apart(one.problem, chip) if apart else 0.0), estimate.how
+        if estimate.cudnn is not None:
             # A forward pass of cuDNN was timed with the statistics that it needs; here they are another pass.
             beyond = rates.statistics(one.problem) if one.problem.kind == "forward" else 0.0
-            found = found.replaced or found  # which of cuDNN says the same
-            how = "corrected" if found.corrected and found.how == "measured" else found.how
-            return found.cudnn - beyond, how
+            estimate = estimate.replaced or estimate  # which of cuDNN says the same
+            how = "corrected" if estimate.corrected and estimate.how == "measured" else estimate.how
+            return estimate.cudnn - beyond, how
     return rates.of(one) or (one.seconds(chip), "modelled")
 
 
 class _Rates:
-    """What was measured of the passes of a recipe on a chip: of a run of the same shapes, else of one with
-    the same activation, else of any.
+    """Measured times of a recipe's passes on a chip: of a run with the same shapes, else of one with the same
+    activation, else of any run.
     """
 
-    def __init__(self, recipe, choice: str, chip: Chip):
+    def __init__(self, recipe: Recipe, choice: str, chip: Chip):
         there = _times().get(chip.name, {"recipes": {}, "prepare": {}})
 
         def likeness(run: dict) -> tuple:
@@ -130,14 +131,14 @@ class _Rates:
             return all(same) and sizes, run["shapes"]["activation"] == recipe.activation
 
         run = max(there["recipes"].values(), key=likeness, default={"passes": {}})
-        self.found, self.exact = run["passes"], bool(run["passes"]) and likeness(run)[0]
+        self.rates, self.exact = run["passes"], bool(run["passes"]) and likeness(run)[0]
         chosen = {op: KINDS[name == "reference"] for op, name in kernels.choose(choice).items()}
         self.kind = chosen["conv_bn_act"]
         self.prepare = there["prepare"].get(chosen["patch_covariance"])
 
     def of(self, one: Pass) -> tuple[float, str] | None:
         """(seconds, how they are known)"""
-        rate = self.found.get(f"{one.name} of {self.kind}" if one.name == BETWEEN else one.name)
+        rate = self.rates.get(f"{one.name} of {self.kind}" if one.name == BETWEEN else one.name)
         if rate is None:
             return None
         per = "launches" if one.form == "PyTorch" or not rate["bytes"] else "bytes"
@@ -149,7 +150,7 @@ class _Rates:
 
     def statistics(self, forward: Problem) -> float:
         """Seconds of the pass over z that makes the statistics and, where it is pooled, u and argmax."""
-        rate = self.found.get("_tile_statistics", {"seconds": 0.0, "bytes": 1})
+        rate = self.rates.get("_tile_statistics", {"seconds": 0.0, "bytes": 1})
         values = forward.n * forward.o
         moved = values * forward.h * forward.w * forward.dtype.itemsize
         if forward.pool:

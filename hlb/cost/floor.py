@@ -24,6 +24,7 @@ import torch
 import kernels
 from kernels.base.chips import Chip
 
+from ..recipes import Recipe
 from ..step import rounds
 from . import complexity
 from .passes import Pass, passes
@@ -40,14 +41,14 @@ class Phase:
 
     def total(self, what: str) -> int:
         """Of a field of `Pass`: flops, bytes or launches."""
-        return sum(times * sum(getattr(p, what) for p in found) for times, found in self.work)
+        return sum(times * sum(getattr(p, what) for p in passes) for times, passes in self.work)
 
     def seconds(self, chip: Chip) -> float:
-        return sum(times * sum(p.seconds(chip) for p in found) for times, found in self.work)
+        return sum(times * sum(p.seconds(chip) for p in passes) for times, passes in self.work)
 
 
 def phases(
-    recipe,
+    recipe: Recipe,
     choice: str,
     dtype: torch.dtype = torch.float16,
     examples: int = 50000,
@@ -67,15 +68,15 @@ def phases(
         (times, passes(recipe, choice, *run.part(lambda n=images: run.step.shuffle(n)), known=known))
         for images, times in orders.items()
     )
-    found = [once("prepare", run.prepare), Phase("shuffle", orders.total(), work)]
+    parts = [once("prepare", run.prepare), Phase("shuffle", orders.total(), work)]
     for size in dict.fromkeys(variant.size for variant, _ in steps):
         these = {step: times for step, times in steps.items() if step[0].size == size}
         work = tuple(
             (times, passes(recipe, choice, *run.part(lambda v=variant: run.step(v)), averages, known))
             for (variant, averages), times in these.items()
         )
-        found.append(Phase(f"train at {size}", sum(these.values()), work))
-    return [*found, once("evaluation", run.evaluate)]
+        parts.append(Phase(f"train at {size}", sum(these.values()), work))
+    return [*parts, once("evaluation", run.evaluate)]
 
 
 def seconds(parts: list[Phase], chip: Chip) -> float:

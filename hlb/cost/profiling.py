@@ -50,6 +50,7 @@ from ..recipes import Recipe
 from ..runs import environment
 from ..runs.display import line, print_table
 from ..runs.experiment import begin
+from ..settings import fields
 from ..step import Variant
 from ..train import Clock, Trainer
 from . import complexity
@@ -106,8 +107,8 @@ class Profile:
     @property
     def step(self) -> Row:
         """The sum of the rows."""
-        fields = ("forward", "backward", "floor")
-        return Row("a step", 0, *(sum(getattr(row, name) for row in self.rows) for name in fields))
+        parts = ("forward", "backward", "floor")
+        return Row("a step", 0, *(sum(getattr(row, name) for row in self.rows) for name in parts))
 
     def json(self) -> dict:
         """A record of the profile: what of, on what, and the rows, in seconds."""
@@ -115,7 +116,7 @@ class Profile:
         return {
             "command": shlex.join(["hlb", *sys.argv[1:]]),
             "recipe": self.recipe.name,
-            "recipe_fields": dataclasses.asdict(self.recipe),
+            "recipe_fields": fields(self.recipe),
             "execution": dataclasses.asdict(self.execution),
             "dataset": self.dataset,
             "device_name": environment.device_name(self.execution.device),
@@ -196,20 +197,20 @@ def profile(
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     if device.type == "cuda" and not any(event.get("cat") in WORK for event in events):
         raise UserError("--profile: the profiler sees no kernels here; allow it to, or take --device cpu")
-    found = pieces(events, ranges.parts)
-    trace["traceEvents"] = [*_backward_slices(found), *trace["traceEvents"]]
+    calls = pieces(events, ranges.parts)
+    trace["traceEvents"] = [*_backward_slices(calls), *trace["traceEvents"]]
     write_trace(path, trace)
 
     chip, choice = _chip(recipe, device), execution.kernels if device.type == "cuda" else "reference"
     least = floors(recipe, choice, variant, averages, chip, examples)
-    rows = _rows(times(events, found, device.type == "cuda"), found, ranges.parts, least)
+    rows = _rows(times(events, calls, device.type == "cuda"), calls, ranges.parts, least)
     result = recipe, execution, dataset.name, variant, chip, rows, wall_seconds
     return Profile(Path(path), *result)
 
 
 def _traced(trainer: Trainer, variant: Variant) -> tuple[dict, float]:
-    """The trace of some steps, and the median seconds of one. They have the rates of the first such step of a
-    run, and images in no order.
+    """The trace of a few steps, and the median seconds of one. They use the rates of a run's first such
+    step, and images in no particular order.
     """
     number, seconds = trainer.plan.index(variant), []
     for _ in range(WARM_UP):
@@ -244,7 +245,7 @@ def chrome_trace(work: Callable[[], object], on_device: bool) -> dict:
 
 def pieces(events: Sequence[dict], ops: Sequence[str]) -> list[Piece]:
     """The calls of ops, forward and backward, in a trace's complete events; `ops` are the ranges' names."""
-    found, makers = [], {}
+    calls, makers = [], {}
     current = Piece((), 0, 0, BETWEEN, False)
     for event in sorted(events, key=lambda event: event["ts"]):
         category, name, detail = event.get("cat"), event["name"], event.get("args", {})
@@ -252,15 +253,15 @@ def pieces(events: Sequence[dict], ops: Sequence[str]) -> list[Piece]:
         number = detail.get("Sequence number")
         if category == "user_annotation" and name in ops:
             current = Piece(*extent, name, False)
-            found.append(current)
+            calls.append(current)
         elif name.startswith(NODE):
-            found.append(Piece(*extent, makers.get(number, BETWEEN), True))
+            calls.append(Piece(*extent, makers.get(number, BETWEEN), True))
         elif number is not None and not detail.get("Fwd thread id") and extent[0] == current.thread:
             makers[number] = current.op if event["ts"] < current.end else BETWEEN
-    return found
+    return calls
 
 
-def times(events: Sequence[dict], found: Sequence[Piece], on_device: bool) -> list[Counter]:
+def times(events: Sequence[dict], calls: Sequence[Piece], on_device: bool) -> list[Counter]:
     """Of each step, the seconds of every (op, backward). They add up to the step's: its wall clock, or where
     `on_device` that of all it has the device do.
     """
@@ -271,7 +272,7 @@ def times(events: Sequence[dict], found: Sequence[Piece], on_device: bool) -> li
     )
     spent = [Counter() for _ in steps]
     begun = [start for start, _ in steps]
-    work = _device_work(events, found) if on_device else ((p.start, p, p.end - p.start) for p in found)
+    work = _device_work(events, calls) if on_device else ((p.start, p, p.end - p.start) for p in calls)
     for start, piece, micros in work:
         i = bisect(begun, start) - 1
         if i >= 0 and start < steps[i][1]:
@@ -282,13 +283,13 @@ def times(events: Sequence[dict], found: Sequence[Piece], on_device: bool) -> li
     return spent
 
 
-def _device_work(events: Sequence[dict], found: Sequence[Piece]):
-    """(when it was launched, within which piece or None, microseconds) of all that the device did. A kernel
-    has the id of the operator that launched it.
+def _device_work(events: Sequence[dict], calls: Sequence[Piece]):
+    """(launch time, the piece that launched it or None, microseconds) of everything that the device did. A
+    kernel has the id of the operator that launched it.
     """
     launchers = {e["args"].get("External id"): e for e in events if e.get("cat") == "cpu_op"}
     threads = {}
-    for piece in found:
+    for piece in calls:
         threads.setdefault(piece.thread, []).append(piece)
     for event in events:
         if event.get("cat") in WORK:
@@ -299,10 +300,10 @@ def _device_work(events: Sequence[dict], found: Sequence[Piece]):
             yield by["ts"], mine[i] if inside else None, event["dur"]
 
 
-def _backward_slices(found: Sequence[Piece]) -> list[dict]:
+def _backward_slices(calls: Sequence[Piece]) -> list[dict]:
     """Events that name the op over the calls of its autograd nodes that follow one another."""
     named = []
-    for (thread, op, backward), run in groupby(found, key=lambda p: (p.thread, p.op, p.backward)):
+    for (thread, op, backward), run in groupby(calls, key=lambda p: (p.thread, p.op, p.backward)):
         if backward and op != BETWEEN:
             run = list(run)
             extent = {"ts": run[0].start, "dur": run[-1].end - run[0].start}
@@ -328,7 +329,7 @@ def _chip(recipe: Recipe, device: torch.device) -> Chip:
 def floors(
     recipe: Recipe, choice: str, variant: Variant, averages: str, chip: Chip, examples: int
 ) -> Counter[str]:
-    """The least seconds of a step by part: of a layer by its name, of what is no layer by its op."""
+    """The least seconds of each part of a step: layers by name, everything else by op."""
     rehearsal = Rehearsal(recipe, torch_dtype(recipe.dtype), examples)
     calls, between = rehearsal.part(lambda: rehearsal.step(variant))
     least, groups = Counter(), {}
@@ -342,10 +343,10 @@ def floors(
 
 
 def _rows(
-    spent: Sequence[Counter], found: Sequence[Piece], parts: dict[str, str], least: Counter[str]
+    spent: Sequence[Counter], pieces: Sequence[Piece], parts: dict[str, str], least: Counter[str]
 ) -> list[Row]:
-    """A row a part, in the order of the forward pass, and what is between them."""
-    calls = Counter(piece.op for piece in found if not piece.backward)
+    """A row per part, in the order of the forward pass, and one for what is between the ops."""
+    calls = Counter(piece.op for piece in pieces if not piece.backward)
     ops = {}
     for op in calls:
         ops.setdefault(parts[op], []).append(op)

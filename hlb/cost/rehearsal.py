@@ -1,14 +1,15 @@
-"""The parts of a run on tensors without memory: which ops each calls, and what PyTorch does between them.
+"""The parts of a run on meta tensors: which ops each calls, and what PyTorch does between them.
 
     run = Rehearsal(recipe)
     calls, between = run.part(lambda: run.step(variant))     and run.prepare, run.step.shuffle, run.evaluate
 
-It is the engine's own step and evaluation that run, with the references as ops. So what is counted of a part
-is what a run does, whichever kernels it takes, and no GPU is needed.
+These are the step and the evaluation of a real run, with the references as ops. So what is counted is what a
+run does, whichever kernels it takes, and no GPU is needed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -21,38 +22,44 @@ from torch.utils._pytree import tree_map_only
 import kernels
 from kernels.base.traffic import Traffic
 
-from ..averaging import Averaging
+from ..data import Dataset
 from ..evaluate import score
-from ..networks import Network
-from ..optimizer import Optimizer
-from ..recipes import AUGMENTATION
-from ..step import Step, rounds
+from ..execution import Execution
+from ..optimizer import OPTIMIZERS
+from ..recipes import Recipe
+from ..step import build
 
 COLOURS = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 Call = tuple[str, dict]  # an op and its arguments by name
 
 
 class Rehearsal:
-    """What `train.Trainer` builds of a recipe for sets of so many examples and tests, on `meta`."""
+    """What `train.Trainer` builds of a recipe for sets of so many examples and tests, on `meta`. A
+    torch.optim.Optimizer, of which no op says what it does, counts as SGD.
+    """
 
-    def __init__(self, recipe, dtype: torch.dtype = torch.float16, examples: int = 50000, tests: int = 10000):
-        self.recipe, self.calls, self.between = recipe, [], Traffic()
+    def __init__(
+        self,
+        recipe: Recipe,
+        dtype: torch.dtype = torch.float16,
+        examples: int = 50000,
+        tests: int = 10000,
+    ):
+        changes = {"dtype": str(dtype).removeprefix("torch.")}
+        if recipe.optimizer not in OPTIMIZERS:
+            changes["optimizer"] = "sgd"
+        self.recipe, self.calls, self.between = dataclasses.replace(recipe, **changes), [], Traffic()
         self._outputs: dict[tuple, object] = {}
         ops = {op: self._noted(op, function) for op, function in kernels.BACKENDS["reference"].items()}
-        steps, per_epoch = recipe.steps(examples), recipe.steps_per_epoch(examples)
-        changes = {name: getattr(recipe, name) for name in AUGMENTATION}
-        augment = functools.partial(ops["augment"], **changes, **COLOURS, dtype=dtype)
         with torch.device("meta"):
-            self.network = Network(recipe, SimpleNamespace(**ops)).cast(dtype)
-            self.optimizer = Optimizer(self.network, steps, per_epoch, channels_last=True)
-            self.averaging = Averaging(self.network, self.optimizer, steps, per_epoch)
             train, self.tests = (
                 (torch.empty(n, 32, 32, 3, dtype=torch.uint8), torch.empty(n, dtype=torch.int64))
                 for n in (examples, tests)
             )
-        self.examples = min(recipe.train_examples or examples, examples)
-        state = self.network, self.optimizer, self.averaging
-        self.step = Step(*state, *train, self.examples, rounds(recipe, examples), augment, compile=False)
+            execution = Execution(device="meta", compile="off")
+            dataset = Dataset("without memory", (*train, *self.tests), **COLOURS)
+            self.step = build(self.recipe, SimpleNamespace(**ops), execution, dataset)
+        self.network = self.step.network
 
     def part(self, work: Callable[[], None]) -> tuple[list[Call], Traffic]:
         """The calls of ops in order, and the operators of PyTorch outside them, backward pass included."""
@@ -62,11 +69,11 @@ class Rehearsal:
         return self.calls, self.between
 
     def prepare(self) -> None:
-        """What precedes the first step, but for the whitening filters, which the host makes of 12 x 12
+        """What precedes the first step, without the whitening filters, which the host computes from 12 x 12
         numbers.
         """
         self.step.reset(0)
-        images = self.step.images[: self.examples][: self.recipe.whiten_images]
+        images = self.step.images[: self.step.examples][: self.recipe.whiten_images]
         self.network.ops.patch_covariance(images, **COLOURS, centered=self.recipe.whiten_centered)
 
     def evaluate(self) -> None:
@@ -75,7 +82,7 @@ class Rehearsal:
         score(self.network, *self.tests, recipe.views, **COLOURS, fraction=recipe.views_fraction)
 
     def _noted(self, op: str, function: Callable) -> Callable:
-        """The op, its calls noted and its operators left out of `between`."""
+        """The op, recording its calls and leaving its operators out of `between`."""
         signature = inspect.signature(function)
 
         @functools.wraps(function)
@@ -104,14 +111,14 @@ class Rehearsal:
 
 
 def shown(value):
-    """What the outputs and the cost of an op depend on, of an argument."""
+    """The part of an argument that an op's outputs and cost depend on."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.requires_grad
     return value
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Another tensor without memory, as this one."""
+    """Another meta tensor like this one."""
     fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return fresh.requires_grad_(tensor.requires_grad)
 
@@ -123,11 +130,11 @@ class _Opaque(torch.autograd.Function):
     def forward(ctx, outputs, *wanted: Tensor) -> tuple:
         ctx.wanted = wanted
         ctx.set_materialize_grads(False)
-        found = [out.detach() if isinstance(out, Tensor) else out for out in outputs]
+        detached = [out.detach() if isinstance(out, Tensor) else out for out in outputs]
         ctx.mark_non_differentiable(
-            *(f for f, out in zip(found, outputs) if isinstance(out, Tensor) and not out.requires_grad)
+            *(d for d, out in zip(detached, outputs) if isinstance(out, Tensor) and not out.requires_grad)
         )
-        return tuple(found)
+        return tuple(detached)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple:

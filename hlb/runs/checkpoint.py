@@ -16,18 +16,19 @@ from ..execution import torch_dtype
 from ..files import atomic
 from ..networks import Network
 from ..recipes import Recipe
-from ..settings import from_fields
+from ..settings import fields, from_fields
+from ..train import Run, Trainer
 
 FORMAT = "hlb-checkpoint-1"
 
 
-def save(path: Path | str, trainer, run) -> None:
+def save(path: Path | str, trainer: Trainer, run: Run) -> None:
     """Writes the trainer's network as `run` left it (the averaged weights where the recipe averages)."""
     with trainer.averaging.averaged(), atomic(path) as temporary:
         torch.save(
             {
                 "format": FORMAT,
-                "recipe": dataclasses.asdict(trainer.recipe),
+                "recipe": fields(trainer.recipe),
                 "dataset": trainer.dataset.name,
                 "seed": run.seed,
                 "accuracy": run.accuracy,

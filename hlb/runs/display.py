@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -19,6 +20,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from ..train import Run, Trainer, Watcher
+
+if TYPE_CHECKING:
+    from .experiment import Result
 
 # heading -> how a value is written; a value that is None is left blank
 EPOCH_COLUMNS = {
@@ -60,7 +64,7 @@ def line(console: Console, text: str) -> None:
 def print_table(
     console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int]
 ) -> None:
-    """Prints a table whole; where the terminal is narrow, columns of `words` are broken between them."""
+    """Prints a table without cutting cells; in a narrow terminal the columns `words` wrap between words."""
     table, least = Table(box=None, pad_edge=False), 0
     for i, column in enumerate(zip(headings, *rows)):
         width = max(len(part) for cell in column for part in (cell.split() if i in words else [cell]))
@@ -183,7 +187,7 @@ class Display(Watcher):
 
 
 def synthetic_banner(console: Console, recipe: str, reason: str) -> None:
-    """Says that CIFAR-10 could not be had, so that no one can miss it."""
+    """Prints, so that no one can miss it, that CIFAR-10 is not available."""
     text = (
         "[b]SYNTHETIC DATA: THIS IS NOT CIFAR-10[/b]\n\n"
         f"{escape(reason)}\n\n"
@@ -192,9 +196,8 @@ def synthetic_banner(console: Console, recipe: str, reason: str) -> None:
     console.print(Panel(text, border_style="bold red", style="red", expand=False, padding=(1, 4)))
 
 
-def summarise(console: Console, result, runs: int) -> None:
-    """The statistics of an experiment's finished runs, and on what they were obtained."""
-
+def summarise(console: Console, result: Result, runs: int) -> None:
+    """Prints the statistics of an experiment's finished runs, and what they ran on."""
     if result.interrupted:
         line(console, f"interrupted: {len(result.runs)} of {runs} runs finished")
     if not result.runs:
@@ -220,7 +223,7 @@ def summarise(console: Console, result, runs: int) -> None:
     line(console, result.claim)
 
 
-def _statistics(result) -> Table:
+def _statistics(result: Result) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("", "mean", "std", "min", "max", "95 % interval"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What a result was obtained on: versions, device, commit, memory, and a GPU's power limit, clocks and
+"""The environment of a result: versions, device, commit, memory, and a GPU's power limit, clocks and
 throttling.
 """
 
@@ -31,7 +31,7 @@ def _version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of python, torch, torchvision, triton, CUDA and the driver; None for what is not there."""
+    """Versions of python, torch, torchvision, triton, CUDA and the driver; None where not installed."""
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "python": platform.python_version(),
@@ -61,9 +61,7 @@ def device_name(device: str) -> str:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The commit this code is at and whether its tracked files were changed; (None, None) outside a git
-    checkout.
-    """
+    """The commit of this code and whether tracked files were changed; (None, None) outside a git checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None, None
@@ -73,8 +71,8 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def gpu_state(device: str) -> dict[str, str] | None:
-    """Power limit and draw, clocks, temperature and active throttle reasons as nvidia-smi tells them; None
-    elsewhere.
+    """Power limit and draw, clocks, temperature and active throttle reasons as nvidia-smi reports them; None
+    without a GPU.
     """
     if torch.device(device).type != "cuda":
         return None
@@ -93,7 +91,7 @@ def gpu_state(device: str) -> dict[str, str] | None:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Forgets the device's peak so far, so that `peak_memory` speaks of what follows."""
+    """Resets the device's peak, so that `peak_memory` is of what follows."""
     if torch.device(device).type == "cuda":
         torch.cuda.init()  # before it, a device named with its number has no statistics
         torch.cuda.reset_peak_memory_stats(device)

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..execution import Execution, device_of, out_of_memory_explained, resolve
 from ..files import check_writable
 from ..recipes import Recipe
+from ..settings import fields
 from ..settings import recipe as configure
 from ..train import Run, Trainer, Watcher
 from . import checkpoint, environment, statistics
@@ -99,14 +100,14 @@ class Result:
             "memory": self.memory,
             "record_claim": self.claim,
             "interrupted": self.interrupted,
-            "recipe_fields": dataclasses.asdict(self.recipe),
+            "recipe_fields": fields(self.recipe),
             "execution_fields": dataclasses.asdict(self.execution),
             "versions": environment.versions(),
         }
 
 
 def check_counts(runs: int, eval_every: int, seed: int) -> None:
-    """UserError for a number of runs or epochs, or a first seed, that cannot be."""
+    """Raises UserError for an invalid number of runs, interval of validation or first seed."""
     for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
         if not least <= value < 2**63 - (runs if option == "--seed" else 0):
             raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
@@ -119,8 +120,8 @@ def begin(
     execution: Execution,
     console: Console,
 ) -> tuple[Recipe, Execution, Dataset]:
-    """Recipe and execution, resolved, and the data set; arguments as `train`. A mistake in the settings is
-    told before anything is downloaded, and a data set that stands in for CIFAR-10 is announced.
+    """Recipe and execution, resolved, and the data set; arguments as `train`. Mistakes in the settings are
+    reported before anything is downloaded; a banner says when synthetic data stand in for CIFAR-10.
     """
     first = resolve(configure(default(execution) if recipe is None else recipe, settings), execution)
     dataset = data if isinstance(data, Dataset) else load(data)
@@ -153,7 +154,7 @@ def train(
     auto, cifar10, synthetic, a folder, or a `Dataset`. `eval_every` is in epochs, 0 for never. Each finished
     run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. The table
     goes to `console` (standard output), unless `quiet`. `wall_seconds` count from `started`, a
-    `time.perf_counter()` (now). An interrupt ends with the runs that had finished. Raises UserError.
+    `time.perf_counter()` (now). An interrupt returns the runs that had finished. Raises UserError.
     """
     started = time.perf_counter() if started is None else started
     check_counts(runs, eval_every, seed)

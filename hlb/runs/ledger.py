@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import atomic
+from ..settings import fields
+from ..train import Run, Trainer
 from . import environment
 
 try:
@@ -29,13 +31,13 @@ DEFAULT = Path("results") / "ledger.jsonl"
 TRUE = ("true", "on", "1", "yes")
 
 
-def provenance(trainer) -> dict:
+def provenance(trainer: Trainer) -> dict:
     """What all runs of a trainer have in common: what was asked for, on what, by which code and command."""
     commit, dirty = environment.commit()
     execution = trainer.execution
     return {
         "recipe": trainer.recipe.name,
-        "recipe_fields": dataclasses.asdict(trainer.recipe),
+        "recipe_fields": fields(trainer.recipe),
         "execution": dataclasses.asdict(execution),
         "dataset": trainer.dataset.name,
         "device": execution.device,
@@ -51,7 +53,7 @@ def provenance(trainer) -> dict:
     }
 
 
-def record(run, provenance: dict) -> dict:
+def record(run: Run, provenance: dict) -> dict:
     """A finished run's line: its provenance, all fields of `train.Run`, peak memory in bytes, time in UTC."""
     memory = environment.peak_memory(provenance["device"])
     return {
@@ -120,7 +122,7 @@ def finite(value: object) -> object:
 
 
 def is_run(record: dict) -> bool:
-    """Whether a line of a ledger is a run with all that is compared."""
+    """Whether a line of a ledger is a run with all the fields that are compared."""
     numbers = [record.get(name) for name in ("accuracy", "train_seconds", "eval_seconds")]
     return all(isinstance(record.get(name), dict) for name in ("recipe_fields", "execution")) and (
         record.get("status") == "failed"
@@ -129,7 +131,7 @@ def is_run(record: dict) -> bool:
 
 
 def select(selection: str) -> list[dict]:
-    """The runs that FILE or FILE:field=value,... names. UserError where that is no ledger or selects nothing.
+    """The runs that FILE or FILE:field=value,... names. Raises UserError if there are none.
 
     A field is one of a recipe, of an execution or of a ledger line, in that order where several have it. A
     colon is part of FILE where such a file exists.
@@ -162,16 +164,16 @@ def select(selection: str) -> list[dict]:
 
 def _conditions(selection: str, text: str) -> list[tuple[str, str]]:
     """field=value,... as pairs. A part without = goes on with the value before it: group_widths=1,4,4."""
-    found: list[tuple[str, str]] = []
+    conditions: list[tuple[str, str]] = []
     for part in text.split(",") if text else []:
         field, equals, value = part.partition("=")
         if equals:
-            found.append((field.strip(), value.strip()))
-        elif found:
-            found[-1] = (found[-1][0], f"{found[-1][1]},{part}")
+            conditions.append((field.strip(), value.strip()))
+        elif conditions:
+            conditions[-1] = (conditions[-1][0], f"{conditions[-1][1]},{part}")
         else:
             raise UserError(f"{selection}: got {part!r}, accepted is FILE:field=value,field=value,...")
-    return found
+    return conditions
 
 
 def _fields(record: dict) -> dict:

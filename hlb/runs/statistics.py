@@ -1,4 +1,4 @@
-"""Statistics over runs, what tells two groups of them apart, and what makes a record claim."""
+"""Statistics of runs, tests that compare two groups of runs, and the rule of a record claim."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from statistics import NormalDist
 RECORD_RUNS = 100
 
 
-def _quantile(probability: float, degrees: int) -> float:
+def quantile(probability: float, degrees: float) -> float:
+    """Of Student's t distribution."""
     from scipy.stats import t  # takes a third of a second to import
 
     return float(t.ppf(probability, degrees))
 
 
 def summary(values: Sequence[float]) -> dict[str, object]:
-    """mean, std (n - 1), min, max, ci95 (two-sided, Student's t) and n; what n is too small for is None."""
+    """mean, std (n - 1), min, max, ci95 (two-sided, Student's t) and n; None where n is too small."""
     n = len(values)
     if n == 0:
         return {"mean": None, "std": None, "min": None, "max": None, "ci95": None, "n": 0}
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
-    half = _quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else None
+    half = quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else None
     return {
         "mean": mean,
         "std": std,
@@ -39,13 +40,13 @@ def lower_bound(values: Sequence[float], confidence: float = 0.95) -> float | No
     stats = summary(values)
     if stats["std"] is None:
         return None
-    return stats["mean"] - _quantile(confidence, len(values) - 1) * stats["std"] / math.sqrt(len(values))
+    return stats["mean"] - quantile(confidence, len(values) - 1) * stats["std"] / math.sqrt(len(values))
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, object]:
     """Welch's t test of two means: difference (mean of b less that of a), its two-sided 95 % interval ci95
-    (Welch-Satterthwaite) and p. What cannot be had is None: all of it where a group is empty, ci95 and p
-    where one has a single value, or where no value differs from the others of its group.
+    (Welch-Satterthwaite) and p. All are None where a group is empty; ci95 and p are None where a group has a
+    single value, or where all values of each group are equal.
     """
     if not a or not b:
         return {"difference": None, "ci95": None, "p": None}

@@ -1,4 +1,4 @@
-"""Two groups of runs compared: accuracy and time by Welch's t test, and what follows, in a sentence."""
+"""Compares two groups of runs: Welch's t test of accuracy and of time, and a verdict in a sentence."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ the first digits do.
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared, and how a difference of it is told."""
+    """A quantity that is compared, and how a difference of it is put in words."""
 
     name: str
     title: str
     more: str
     less: str
     unit: str
-    digits: int  # behind the point, in that unit
+    digits: int  # after the decimal point, in that unit
     worth: float  # a difference worth seeing, in that unit
 
 
@@ -49,7 +49,7 @@ MEASURES = (ACCURACY, SECONDS)
 
 @dataclass(frozen=True)
 class Sample:
-    """Runs that are compared as one group. Statistics are over those that did not fail."""
+    """Runs that are compared as one group. Statistics leave out failed runs."""
 
     name: str
     records: list[dict]
@@ -65,7 +65,7 @@ class Sample:
         return [record["train_seconds"] + record["eval_seconds"] for record in self.ok]
 
     def having(self, field: str) -> list[str]:
-        """The values of a ledger field that these runs have, sorted."""
+        """The distinct values of a ledger field among these runs, sorted."""
         return sorted({str(record.get(field)) for record in self.records})
 
     def json(self) -> dict:
@@ -80,8 +80,8 @@ class Sample:
 def compare(a: Sample, b: Sample) -> dict:
     """What `hlb compare --json` prints: statistics of A and of B, the differences B - A, warnings, a verdict.
 
-    Accuracies are fractions. A difference that cannot be tested has p and ci95 None; so has the one of times
-    where the runs are from several devices.
+    Accuracies are fractions. p and ci95 are None for a difference that cannot be tested, and for that of
+    times where the runs are from several devices.
     """
     differences = {m.name: statistics.welch(a.values(m), b.values(m)) for m in MEASURES}
     one_device = len({*a.having("device_name"), *b.having("device_name")}) == 1
@@ -97,26 +97,26 @@ def compare(a: Sample, b: Sample) -> dict:
 
 
 def _warnings(a: Sample, b: Sample) -> list[str]:
-    found = []
+    lines = []
     for field, what in (("device_name", "devices"), ("dataset", "data sets"), ("views", "test-time views")):
         one, other = a.having(field), b.having(field)
         for name, values in (("A", one), ("B", other)):
             if len(values) > 1:
-                found.append(f"{name} mixes {what}: {'; '.join(values)}")
+                lines.append(f"{name} mixes {what}: {'; '.join(values)}")
         if one != other:
-            found.append(f"A and B differ in their {what}: {'; '.join(one)} in A, {'; '.join(other)} in B")
+            lines.append(f"A and B differ in their {what}: {'; '.join(one)} in A, {'; '.join(other)} in B")
     for name, sample in (("A", a), ("B", b)):
         failed = len(sample.records) - len(sample.ok)
         if failed:
-            found.append(f"{failed} of {name}'s {len(sample.records)} runs failed and are in no mean")
+            lines.append(f"{failed} of {name}'s {len(sample.records)} runs failed and are in no mean")
         again = len(sample.records) - len({_identity(record) for record in sample.records})
         if again:
-            found.append(f"{again} of {name}'s runs repeat another's recipe and seed, and prove nothing new")
-    lines = {json.dumps(record, sort_keys=True) for record in a.records}
-    both = sum(json.dumps(record, sort_keys=True) in lines for record in b.records)
+            lines.append(f"{again} of {name}'s runs repeat another's recipe and seed, and prove nothing new")
+    of_a = {json.dumps(record, sort_keys=True) for record in a.records}
+    both = sum(json.dumps(record, sort_keys=True) in of_a for record in b.records)
     if both:
-        found.append(f"{both} runs are in A and in B")
-    return found
+        lines.append(f"{both} runs are in A and in B")
+    return lines
 
 
 def _identity(record: dict) -> str:
@@ -125,7 +125,7 @@ def _identity(record: dict) -> str:
 
 
 def scale(measure: Measure, mean: float) -> float:
-    """What turns a difference from `mean` into the measure's unit: points, or per cent of the mean."""
+    """The factor from a difference to the measure's unit: points, or per cent of the mean."""
     return 100 if measure is ACCURACY else 100 / mean
 
 
@@ -170,7 +170,7 @@ def _verdict(a: Sample, b: Sample, differences: dict, one_device: bool) -> str:
 
 
 def _reach(measure: Measure, one: list[float], other: list[float]) -> str:
-    """How many runs it takes to see a difference worth seeing, with a probability of 80 %."""
+    """How many runs it takes to detect a difference that matters, with a probability of 80 %."""
     of_one, of_other = statistics.summary(one), statistics.summary(other)
     difference = measure.worth / scale(measure, of_one["mean"])
     needed = statistics.runs_needed(of_one["std"], of_other["std"], difference)
@@ -184,7 +184,7 @@ def _reach(measure: Measure, one: list[float], other: list[float]) -> str:
 
 
 def show(console: Console, comparison: dict) -> None:
-    """Prints a comparison: what A and B are, a table, warnings and the verdict."""
+    """Prints a comparison: the selections, a table, warnings and the verdict."""
     for name in "AB":
         line(console, f"{name}: {comparison[name]['selection']}")
     rows = []
@@ -210,7 +210,7 @@ def show(console: Console, comparison: dict) -> None:
 
 
 def signed(value: float, written: Callable[[float], str]) -> str:
-    """`value` as `written` has it, with its sign."""
+    """`value` formatted by `written`, with its sign."""
     return f"{'-' if value < 0 else '+'}{written(abs(value))}"
 
 

@@ -1,8 +1,7 @@
-"""What a sweep found: statistics of each configuration, its differences from the first, and a verdict."""
+"""The result of a sweep: statistics of each configuration, differences from the first, and a verdict."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from ..runs import statistics
 from ..runs.display import line, print_table, seconds
+from ..settings import fields
 from .compare import (
     ACCURACY,
     LEVEL,
@@ -31,12 +31,12 @@ DIFFERENCES = ("configuration", "points", "p", "in accuracy", "time %", "p", "in
 
 
 @dataclass
-class Findings:
-    """What `sweep` returns: the configurations, and of each a sample, the planned runs that there are."""
+class SweepResult:
+    """What `sweep` returns: the configurations, and a sample of each, its finished runs."""
 
     configurations: list[Configuration]
     samples: list[Sample]
-    runs: int  # planned of each
+    runs: int  # planned, of each configuration
     dataset: str
     ledger: str
     interrupted: bool = False
@@ -44,14 +44,14 @@ class Findings:
     @cached_property
     def tests(self) -> dict[str, list[dict]]:
         """By measure, Welch's test of every other configuration against the first; p is Holm's over these."""
-        found = {}
+        tests = {}
         for measure in MEASURES:
             first, *others = (sample.values(measure) for sample in self.samples)
-            found[measure.name] = [statistics.welch(first, other) for other in others]
-            tested = [test for test in found[measure.name] if test["p"] is not None]
+            tests[measure.name] = [statistics.welch(first, other) for other in others]
+            tested = [test for test in tests[measure.name] if test["p"] is not None]
             for test, p in zip(tested, statistics.holm([test["p"] for test in tested])):
                 test["p"] = p
-        return found
+        return tests
 
     def json(self) -> dict:
         """What `hlb sweep --json` prints."""
@@ -70,7 +70,7 @@ class Findings:
                     "against_first": {name: tests[i - 1] for name, tests in self.tests.items()}
                     if i
                     else None,
-                    "recipe_fields": dataclasses.asdict(configuration.recipe),
+                    "recipe_fields": fields(configuration.recipe),
                 }
                 for i, (configuration, sample) in enumerate(zip(self.configurations, self.samples))
             ],
@@ -80,7 +80,7 @@ class Findings:
 
     @property
     def devices(self) -> list[str]:
-        """Names of the devices that the runs were on."""
+        """Names of the devices that the runs used."""
         return sorted({name for sample in self.samples for name in sample.having("device_name")})
 
     @property
@@ -114,29 +114,29 @@ class Findings:
         return f"Against {first.name}, {'; '.join(real)}. No other difference is real at 5 %.{note}"
 
 
-def report(console: Console, findings: Findings) -> None:
+def report(console: Console, result: SweepResult) -> None:
     """Prints the tables and the verdict of a sweep."""
-    runs, samples = sum(len(sample.records) for sample in findings.samples), findings.samples
-    if findings.interrupted:
-        line(console, f"interrupted: {runs} of {findings.runs * len(samples)} runs have finished")
+    runs, samples = sum(len(sample.records) for sample in result.samples), result.samples
+    if result.interrupted:
+        line(console, f"interrupted: {runs} of {result.runs * len(samples)} runs have finished")
     if not runs:
         return
     console.print()
-    print_table(console, STATISTICS, _statistics(findings), words=(0,))
+    print_table(console, STATISTICS, _statistics(result), words=(0,))
     if len(samples) > 1:
         line(console, f"\nagainst {samples[0].name} (p by Welch's t test, Holm-corrected within its column):")
-        print_table(console, DIFFERENCES, _differences(findings), words=(0, 3, 6))
+        print_table(console, DIFFERENCES, _differences(result), words=(0, 3, 6))
     console.print()
-    devices = "; ".join(findings.devices)
-    line(console, f"data: {findings.dataset}   seconds: training and final evaluation   device: {devices}")
-    if len(findings.devices) > 1:
+    devices = "; ".join(result.devices)
+    line(console, f"data: {result.dataset}   seconds: training and final evaluation   device: {devices}")
+    if len(result.devices) > 1:
         line(console, "warning: the runs are from several devices, whose times differ for that reason alone")
-    line(console, findings.verdict)
+    line(console, result.verdict)
 
 
-def _statistics(findings: Findings) -> list[tuple[str, ...]]:
+def _statistics(result: SweepResult) -> list[tuple[str, ...]]:
     rows = []
-    for sample in findings.samples:
+    for sample in result.samples:
         content = sample.json()
         cells = [str(content["n"]), str(content["failed"])]
         for measure, written in ((ACCURACY, "{:.4f}".format), (SECONDS, seconds)):
@@ -149,11 +149,11 @@ def _statistics(findings: Findings) -> list[tuple[str, ...]]:
     return rows
 
 
-def _differences(findings: Findings) -> list[tuple[str, ...]]:
+def _differences(result: SweepResult) -> list[tuple[str, ...]]:
     rows = []
-    first, *others = findings.samples
+    first, *others = result.samples
     for i, sample in enumerate(others):
-        cells = [_cells(m, findings.tests[m.name][i], first.values(m)) for m in MEASURES]
+        cells = [_cells(m, result.tests[m.name][i], first.values(m)) for m in MEASURES]
         rows.append((sample.name, *cells[0], *cells[1]))
     return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import random
@@ -14,14 +13,16 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..execution import Execution, resolve
 from ..recipes import Recipe
+from ..settings import fields
 from ..settings import recipe as configure
 
+DEFAULTS = fields(Recipe(name=""))
 LARGEST = 10_000  # configurations
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A grid that is asked for by its name: settings of each of its configurations, runs of each."""
+    """A predefined grid: the settings of each configuration, and how many runs of each."""
 
     recipe: str
     runs: int
@@ -49,7 +50,7 @@ Key = tuple[str, str, int]  # recipe, data set, seed: what tells runs of one dev
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of a grid: its name, the values of the fields that are swept, and what it resolves to."""
+    """A point of a grid: its name, the values of the swept fields, the resolved recipe and execution."""
 
     name: str
     values: dict[str, object]
@@ -76,7 +77,7 @@ def grid(
     seed: int = 0,
 ) -> list[Configuration]:
     """Every combination of the settings' alternatives, resolved; the last field varies fastest. With `draw`,
-    so many of them, for the same seed the same. Raises UserError, also where two of them are one.
+    that many of them, drawn by the seed. Raises UserError, also where two of them resolve to the same.
     """
     fields: dict[str, list[str]] = {}
     for setting in settings:
@@ -104,8 +105,8 @@ def grid(
 
 
 def ready(name: str, settings: list[str], execution: Execution = Execution()) -> list[Configuration]:
-    """The configurations of READY[name], each with these settings, which have a value each. Raises UserError,
-    also for a setting of what the grid has values of.
+    """The configurations of READY[name], each with these settings of one value each. Raises UserError, also
+    for a setting of a field that the grid varies.
     """
     chosen, common = READY[name], {}
     changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
@@ -122,36 +123,41 @@ def _resolved(
     recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
 ) -> list[Configuration]:
     """A configuration of each point, named by what it has of the fields `swept`."""
-    found: dict[Recipe, Configuration] = {}
+    configurations: dict[Recipe, Configuration] = {}
     for point in points:
         resolved, how = resolve(configure(recipe, point), execution)
         name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
         name = name or resolved.name
-        if resolved in found:
-            raise UserError(f"--set: {found[resolved].name} and {name} are the same; leave one of them out")
+        if resolved in configurations:
+            same = configurations[resolved].name
+            raise UserError(f"--set: {same} and {name} are the same; leave one of them out")
         values = {field: getattr(resolved, field) for field in swept}
-        found[resolved] = Configuration(name, values, resolved, how)
-    return list(found.values())
+        configurations[resolved] = Configuration(name, values, resolved, how)
+    return list(configurations.values())
+
+
+def _text(recipe_fields: dict) -> str:
+    """The fields of a recipe as a key has them; what a run did before a field came is the field's default."""
+    return json.dumps(DEFAULTS | recipe_fields, sort_keys=True)
 
 
 def key(record: dict) -> Key:
     """A ledger record's key."""
-    return json.dumps(record["recipe_fields"], sort_keys=True), record.get("dataset"), record.get("seed")
+    return _text(record["recipe_fields"]), record.get("dataset"), record.get("seed")
 
 
-def plan(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
+def all_runs(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
     """All runs (configuration, seed) by their keys, in the order of `order`."""
     planned = {}
-    fields = [dataclasses.asdict(configuration.recipe) for configuration in configurations]
-    names = [json.dumps(recipe_fields, sort_keys=True) for recipe_fields in fields]
+    names = [_text(fields(configuration.recipe)) for configuration in configurations]
     for i, seed in order(len(configurations), seeds):
         planned[names[i], dataset, seed] = i, seed
     return planned
 
 
 def order(configurations: int, seeds: range) -> Iterator[tuple[int, int]]:
-    """All runs (configuration, seed): every configuration in turn, back and forth from seed to seed, so that
-    a machine which drifts hits all alike.
+    """All runs (configuration, seed): every configuration in turn, forwards and backwards from seed to seed,
+    so that a machine's drift affects all of them alike.
     """
     for i, seed in enumerate(seeds):
         turn = range(configurations)
@@ -160,8 +166,8 @@ def order(configurations: int, seeds: range) -> Iterator[tuple[int, int]]:
 
 
 def shares(runs: list[tuple[int, int]], processes: int) -> list[list[tuple[int, int]]]:
-    """`runs` dealt out, each to a process that has the fewest, and of these to one that has the fewest of its
-    configuration, so that no configuration is tied to a device.
+    """Deals `runs` out: each to a process that has the fewest, among these to one with the fewest runs of
+    that configuration, so that no configuration is tied to a device.
     """
     dealt: list[list[tuple[int, int]]] = [[] for _ in range(processes)]
     had = [Counter() for _ in range(processes)]

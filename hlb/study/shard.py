@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, on one machine or several, as shares of one job."""
+"""One job shared by all processes that torchrun starts, on one machine or several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import data as sets
 from ..errors import UserError
 from ..execution import Execution, available
 
-# How long a process waits for the others, which may be in a long run. One that ends ends the wait at once.
+# How long a process waits for the others, which may be in a long run. If one exits, the wait ends at once.
 PATIENCE = datetime.timedelta(hours=24)
 TORCHRUN = "torchrun --nproc-per-node 8 -m hlb sweep ... --shard"
 
@@ -45,7 +45,7 @@ def local(execution: Execution, sharded: bool) -> Execution:
 
 @contextlib.contextmanager
 def processes(sharded: bool) -> Iterator[tuple[int, int]]:
-    """Connects torchrun's processes; gives this one's number and how many they are. Alone, that is (0, 1)."""
+    """Connects torchrun's processes; gives this one's rank and their number, (0, 1) for a single process."""
     if not sharded:
         yield 0, 1
         return
@@ -57,7 +57,9 @@ def processes(sharded: bool) -> Iterator[tuple[int, int]]:
 
 
 def gather(value: object) -> list:
-    """Every process's `value`, in their order, once all have called it. UserError when one of them ended."""
+    """Every process's `value`, by rank, once all have called it. Raises UserError if one of them has
+    exited.
+    """
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()

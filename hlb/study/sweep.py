@@ -1,5 +1,5 @@
-"""A sweep: runs of every configuration of a grid, interleaved, in a ledger that it goes on from when started
-again; by one process or by all that torchrun starts.
+"""A sweep: runs of every configuration of a grid, interleaved, by one process or by all that torchrun starts.
+Its ledger lets it resume where it stopped.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..step import work
 from ..train import Trainer
 from . import shard
 from .compare import Sample
-from .findings import Findings, report
-from .grid import READY, Configuration, Key, grid, key, plan, ready, shares
+from .findings import SweepResult, report
+from .grid import READY, Configuration, Key, all_runs, grid, key, ready, shares
 
 CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
 LARGEST = 1_000_000  # runs
@@ -76,14 +76,14 @@ def sweep(
     ledger: str | Path | None = None,
     sharded: bool = False,
     console: Console | None = None,
-) -> Findings | None:
+) -> SweepResult | None:
     """Trains what `grid` makes of a recipe (as `train`) and the settings, or the ready grid that is `named`,
     each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
     `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
-    interrupt ends with what had finished. Raises UserError, where it can before anything is downloaded.
+    interrupt returns the runs that had finished. Raises UserError, if possible before anything is downloaded.
     """
     if named is not None and named not in READY:
         raise UserError(f"--grid: got {named!r}, accepted are {', '.join(READY)}")
@@ -120,36 +120,36 @@ def sweep(
         sets, devices = map(set, zip(*shard.gather((dataset.name, device))))
         if len(sets) > 1:
             raise UserError(f"--data: got {' and '.join(sorted(sets))}; name one that every machine has")
-        planned = plan(configurations, dataset.name, range(seed, seed + runs))
-        found: dict[Key, dict] = {}
+        planned = all_runs(configurations, dataset.name, range(seed, seed + runs))
+        finished: dict[Key, dict] = {}
         for theirs in shard.gather(_read(ledger, planned, devices)):
-            found |= theirs
-        _announce(console, configurations, dataset.name, len(planned), found, ledger, size)
+            finished |= theirs
+        _announce(console, configurations, dataset.name, len(planned), finished, ledger, size)
 
-        left = [run for name, run in planned.items() if name not in found]
-        finished, interrupted = {}, False
+        left = [run for name, run in planned.items() if name not in finished]
+        new, interrupted = {}, False
         try:
             for record in _records(configurations, shares(left, size)[rank], dataset, eval_every, console):
                 ledgers.append(ledger, record)
-                finished[key(record)] = record
-            for theirs in shard.gather(finished):
-                found |= theirs
+                new[key(record)] = record
+            for theirs in shard.gather(new):
+                finished |= theirs
         except KeyboardInterrupt:
-            found, interrupted = found | finished, True
+            finished, interrupted = finished | new, True
     if rank > 0:
         return None
     there = _read(ledger, planned, devices)
     if size > 1:
-        for name in found.keys() - there.keys():  # of machines with a ledger of their own
-            ledgers.append(ledger, found[name])
-    found |= there
+        for name in finished.keys() - there.keys():  # of machines with a ledger of their own
+            ledgers.append(ledger, finished[name])
+    finished |= there
     samples = [Sample(configuration.name, []) for configuration in configurations]
     for name, (i, _) in planned.items():
-        if name in found:
-            samples[i].records.append(found[name])
-    findings = Findings(configurations, samples, runs, dataset.name, str(ledger), interrupted)
-    report(console, findings)
-    return findings
+        if name in finished:
+            samples[i].records.append(finished[name])
+    result = SweepResult(configurations, samples, runs, dataset.name, str(ledger), interrupted)
+    report(console, result)
+    return result
 
 
 def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
@@ -160,16 +160,18 @@ def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
 
 
 def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
-    """The planned runs that a ledger has from one of the devices, by their key; of several the first."""
+    """The planned runs that a ledger has of these devices, by key; the first where it has several of a
+    key.
+    """
     try:
         records = ledgers.load(path) if path.is_file() else []
     except OSError as error:
         raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
-    found = {}
+    runs = {}
     for record in filter(ledgers.is_run, records):
         if key(record) in planned and record.get("device_name") in devices:
-            found.setdefault(key(record), record)
-    return found
+            runs.setdefault(key(record), record)
+    return runs
 
 
 def _records(
@@ -210,7 +212,7 @@ def _records(
 
 
 def _full(device: str, trainers: int) -> bool:
-    """Whether no trainer can be built beside so many that are kept."""
+    """Whether there is no room for another trainer beside those that are kept."""
     if not device.startswith("cuda"):
         return trainers == CACHED
     free, total = torch.cuda.mem_get_info(device)
@@ -237,7 +239,7 @@ def _built(configuration: Configuration, dataset: Dataset) -> tuple[Trainer, dic
 
 @contextlib.contextmanager
 def _named(configuration: Configuration) -> Iterator[None]:
-    """Says with a UserError whose it is."""
+    """Adds the configuration's name to a UserError."""
     try:
         with out_of_memory_explained(configuration.recipe):
             yield
@@ -250,28 +252,30 @@ def _announce(
     configurations: list[Configuration],
     dataset: str,
     planned: int,
-    found: dict[Key, dict],
+    finished: dict[Key, dict],
     ledger: Path,
     processes: int,
 ) -> None:
-    """Says what there is to do and what is there already, and whether that was obtained in another way."""
+    """Prints how many runs are planned and how many the ledger has, and warns where those ran in another
+    way.
+    """
     first, count = configurations[0], len(configurations)
     counts = {
         "configurations": count,
         "runs of each": planned // count,
-        f"in {ledger} already": len(found),
-        "to do": planned - len(found),
+        f"in {ledger} already": len(finished),
+        "to do": planned - len(finished),
         **({"processes": processes} if processes > 1 else {}),
     }
     kind = first.execution.device.partition(":")[0]
     shown = "   ".join(f"{name}: {number}" for name, number in counts.items())
     line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
     ways = {_way(*environment.commit(), dataclasses.asdict(c.execution)) for c in configurations}
-    other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in found.values())
+    other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in finished.values())
     if other:
         line(console, f"warning: {other} of those are of another commit or were executed in another way")
 
 
 def _way(commit: str | None, dirty: bool | None, execution: dict) -> str:
-    """By which code and how a run was executed; which of a machine's GPUs it was on does not matter."""
+    """Which code executed a run, and how; which of a machine's GPUs it ran on does not matter."""
     return json.dumps([commit, dirty, {**execution, "device": None}], sort_keys=True)

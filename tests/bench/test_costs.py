@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,15 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hlb
 import kernels
 from bench.report import kernel_costs
-from hlb.averaging import Averaging
 from hlb.cli import main
 from hlb.cost import complexity, passes
 from hlb.cost.rehearsal import COLOURS, Rehearsal
+from hlb.data import Dataset
 from hlb.evaluate import score
-from hlb.networks import Network
-from hlb.optimizer import Optimizer
-from hlb.recipes import AUGMENTATION
-from hlb.step import Step, Variant, rounds
+from hlb.execution import Execution
+from hlb.step import Variant, build
 from kernels import se_gate
 from kernels.base import chips, launch
 from kernels.base.correctness import leaves
@@ -152,20 +150,15 @@ class Fake:
     """
 
     def __init__(self, recipe):
-        self.recipe, ops = recipe, kernels.backend("triton")
-        changes = {name: getattr(recipe, name) for name in AUGMENTATION}
-        augment = functools.partial(ops.augment, **changes, **COLOURS, dtype=torch.float16)
-        self.mode = FakeTensorMode()
+        self.recipe, self.mode = recipe, FakeTensorMode()
+        execution = Execution(device="cpu", compile="off")
         with self.mode:
-            self.network = Network(recipe, ops).cast(torch.float16)
-            optimizer = Optimizer(self.network, steps=10, per_epoch=5, channels_last=True)
-            averaging = Averaging(self.network, optimizer, 10, 5)
             self.images = torch.empty(10000, 32, 32, 3, dtype=torch.uint8)
             self.labels = torch.empty(10000, dtype=torch.int64)
-            state = self.network, optimizer, averaging, self.images, self.labels
-            self.examples = 10000
-            found = rounds(recipe, self.examples)
-            self.step = Step(*state, self.examples, found, augment, compile=False)
+            dataset = Dataset("fake", 2 * (self.images, self.labels), **COLOURS)
+            resolved = dataclasses.replace(recipe, dtype="float16")
+            self.step = build(resolved, kernels.backend("triton"), execution, dataset)
+        self.network = self.step.network
 
     def evaluate(self) -> None:
         fraction = self.recipe.views_fraction
@@ -181,7 +174,7 @@ PARTS = {  # of a run
     "step": lambda run: run.step(Variant(32, run.recipe.batch_size, False)),
     "step of the stem": lambda run: run.step(Variant(32, 300, True)),
     "step of smaller images": lambda run: run.step(Variant(24, run.recipe.batch_size, False)),
-    "shuffle": lambda run: run.step.shuffle(run.examples),
+    "shuffle": lambda run: run.step.shuffle(run.step.examples),
     "evaluation": lambda run: run.evaluate(),
 }
 

@@ -11,6 +11,7 @@ import hlb
 import kernels
 from hlb import schedule, settings
 from hlb.cost import complexity
+from hlb.initial import InitialWeights
 from hlb.networks import Network
 from hlb.optimizer import Optimizer
 
@@ -139,3 +140,50 @@ def test_recipe_survives_the_ledger():
 def test_remainder_of_an_epoch_is_dropped_or_a_batch_of_its_own(drop_last, per_epoch, steps):
     recipe = hlb.recipe("seed", {"drop_last": drop_last})
     assert (recipe.steps_per_epoch(EXAMPLES), recipe.steps(EXAMPLES)) == (per_epoch, steps)
+
+
+def called(ops, op: str, seen: list):
+    """The ops, one of which notes its options."""
+    call = getattr(ops, op)
+    setattr(ops, op, lambda *args, **options: (seen.append(options), call(*args, **options))[1])
+    return ops
+
+
+@pytest.mark.parametrize("settings, activation", [
+    ({"activation": "silu"}, "gelu"), ({"stem_activation": "silu"}, "silu"),
+    ({"stem_width": 1.0, "stem_activation": "silu"}, None),
+])  # fmt: skip
+def test_activation_of_the_stem_is_a_field_of_its_own(settings, activation):
+    seen = []
+    recipe = hlb.recipe("smoke", {"base_depth": 2} | settings)
+    with torch.device("meta"):
+        network = Network(recipe, called(kernels.backend("reference"), "stem", seen))
+        network(torch.empty(2, 3, 32, 32))
+    assert [options.get("activation") for options in seen] == [activation]
+
+
+@pytest.mark.parametrize("name", ["smoke", "seed", "record95"])
+def test_initial_weights_are_uniform_between_the_ends_of_each_elements_range(name):
+    """By the distributions that modules state, drawn here one by one."""
+    recipe = hlb.recipe(name, {"base_depth": 8, "dtype": "float32"})
+    network = Network(recipe, kernels.backend("reference"))
+    optimizer = Optimizer(network, 10, 5, channels_last=True)
+    initial = InitialWeights(network, optimizer.arenas)
+    bounds = {}
+    network.reset(lambda tensor, bound: (bounds.update({tensor.data_ptr(): bound}), tensor.zero_()))
+    fixed = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+    initial.draw(torch.tensor(3))
+    for name, start in fixed.items():
+        p = network.get_parameter(name).detach()
+        bound = bounds.get(p.data_ptr(), 0.0)
+        random = p != start
+        assert p.abs().max() <= max(bound, start.abs().max())
+        if random.sum() > 500:
+            assert p[random].std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        if name.endswith("filters") and recipe.filter_init == "dirac":
+            rows = p.shape[1]
+            assert torch.equal(p[:rows], start[:rows]) and random[rows:].all()
+        elif "norm" in name:
+            assert not random.any()
+        else:
+            assert random.double().mean() > 0.99

@@ -237,6 +237,10 @@ class Averaged:
         self.optimizer.reset()
         self.averaging.reset()
 
+    def step(self) -> None:
+        self.averaging.average_running()
+        self.optimizer.step(self.averaging.averages)
+
     def move(self) -> None:
         for arena in self.optimizer.arenas:
             arena.load(arena.value + torch.randn_like(arena.value))
@@ -260,7 +264,7 @@ def test_ema_averages_every_nth_step_of_the_last_epochs():
         for step in range(1, STEPS + 1):
             run.move()
             moved = run.weights()
-            run.averaging.step()
+            run.step()
             assert torch.equal(run.weights(), moved)
             if step in (6, 8, 10, 12):
                 slow = run.weights() if slow is None else 0.9**2 * slow + (1 - 0.9**2) * run.weights()
@@ -274,7 +278,7 @@ def test_network_has_its_own_weights_after_a_look_at_the_average(dtype):
     run.reset()
     for _ in range(STEPS):
         run.move()
-        run.averaging.step()
+        run.step()
     own = run.weights(), run.values()
     with run.averaging.averaged():
         assert (run.weights() != own[0]).double().mean() > 0.9
@@ -288,7 +292,7 @@ def test_ema_of_a_16_bit_network_averages_the_master_weights():
     seen = []
     for step in range(1, 10):
         run.move()
-        run.averaging.step()
+        run.step()
         if step in (6, 8):
             seen.append(run.values())
     with run.averaging.averaged():
@@ -300,9 +304,9 @@ def test_there_is_no_average_before_the_last_epochs():
     run = Averaged(**EMA)
     run.reset()
     for _ in range(5):
-        run.averaging.step()
+        run.step()
     assert not run.averaging.active
-    run.averaging.step()
+    run.step()
     assert run.averaging.active
     run.reset()
     assert not run.averaging.active
@@ -313,7 +317,7 @@ def test_network_keeps_an_adopted_average():
     run.reset()
     for _ in range(9):
         run.move()
-        run.averaging.step()
+        run.step()
     with run.averaging.averaged():
         average = run.weights()
     run.averaging.adopt()
@@ -332,7 +336,7 @@ def test_lookahead_pulls_the_network_to_its_slow_weights_every_nth_step():
             if step % 3 == 0:
                 decay = 0.9**3 * (step / STEPS) ** 3
                 fast = slow = decay * slow + (1 - decay) * fast
-            run.averaging.step()
+            run.step()
             assert_near(run.weights(), fast, 1e-5, f"step {step}")
 
 
@@ -341,7 +345,7 @@ def test_lookahead_ends_with_the_slow_weights():
     run.reset()
     for step in range(1, STEPS + 1):
         run.move()
-        run.averaging.step()
+        run.step()
         if step == STEPS - STEPS % 3:
             slow = run.weights()
     assert torch.equal(run.weights(), slow)
@@ -350,7 +354,7 @@ def test_lookahead_ends_with_the_slow_weights():
 def test_lookahead_has_no_average_apart_from_the_network():
     run = Averaged(**LOOKAHEAD)
     run.reset()
-    run.averaging.step()
+    run.step()
     assert not run.averaging.active
 
 
@@ -372,7 +376,8 @@ def test_kernels_train_the_network_as_the_references_do(optimizer, dtype):
         for _ in range(2):
             for p in (p for arena in trained.arenas for p in arena.params):
                 p.grad.copy_(torch.randn(p.shape, generator=generator))
-            averaging.step()
+            averaging.average_running()
+            trained.step(averaging.averages)
             assert not any(arena.grad.any() for arena in trained.arenas)
         results.append([*(arena.value for arena in trained.arenas), *averaging.slow])
         assert all(torch.equal(a.compute, a.value.to(a.compute.dtype)) for a in trained.arenas)
