@@ -30,7 +30,7 @@ import torch
 from ..base.chips import Chip
 from . import model
 from .candidates import by_windows, candidates, fits, restricted
-from .candidates import only as only  # launches.only
+from .candidates import only as only  # selection.only
 from .model import precision
 from .tiling import ORDERS, PASSES, Config, Problem
 
