@@ -62,7 +62,7 @@ def test_types_and_tensors_are_the_same(dtype):
     )
 
 
-@pytest.mark.parametrize("shape", [[], [3], [4, 6], [2.0], (4, 4)])
+@pytest.mark.parametrize("shape", [[], [3], [4, 6], [2.5], (4, 4)])
 def test_shapes_that_are_none_are_refused_alike(shape):
     with as_it_comes(), pytest.raises((TypeError, ValueError, AssertionError)) as before:
         core.block_type(tl.float32, shape)
