@@ -47,6 +47,8 @@ class Phase:
     name: str
     steps: int
     by: Counter
+    convolutions: float = 0.0  # seconds of it
+    least: float = 0.0  # seconds that all else takes at least
 
     @property
     def seconds(self) -> float:
@@ -71,6 +73,16 @@ class Expectation:
         return {how: total[how] / self.seconds for how in HOW}
 
     @property
+    def convolutions(self) -> float:
+        """Seconds of all convolutions."""
+        return sum(phase.convolutions for phase in self.phases)
+
+    @property
+    def reachable(self) -> float:
+        """Seconds of the run if all but its convolutions took the least that it can."""
+        return self.convolutions + sum(phase.least for phase in self.phases)
+
+    @property
     def measured_share(self) -> float:
         return self.shares["measured"]
 
@@ -81,13 +93,14 @@ SHAPES = ("batch_size", "base_depth", "stem_width", "group_widths", "groups", "a
 
 def of(recipe: Recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None = None) -> Expectation:
     """What a run in float16 with a choice of kernels is expected to take; `parts` are those of
-    `floor.phases`, if they are there. Inside `launches.as_measured()` with the kernels as they were then.
+    `floor.phases`, if they are there. Inside `selection.as_measured()` with the kernels as they were then.
     Errors as `kernels.choose`.
     """
     rates = _Rates(recipe, choice, chip)
     phases = []
     for phase in floor.phases(recipe, choice) if parts is None else parts:
         by: Counter = Counter()
+        convolutions = least = 0.0
         if phase.name == "prepare" and rates.prepare:
             by["scaled"] = rates.prepare
         else:
@@ -97,7 +110,9 @@ def of(recipe: Recipe, choice: str, chip: Chip, parts: list[floor.Phase] | None 
                     if phase.name == "evaluation" and how == "measured" and not one.problem:
                         how = "scaled"  # no such batch was profiled
                     by[how] += times * seconds
-        phases.append(Phase(phase.name, phase.steps, by))
+                    convolutions += times * seconds if one.problem else 0.0
+                    least += 0.0 if one.problem else times * one.seconds(chip)
+        phases.append(Phase(phase.name, phase.steps, by, convolutions, least))
     return Expectation(chip.name, tuple(phases))
 
 

@@ -139,6 +139,10 @@ def _show_launched(recipe: Recipe, launched: Launched) -> None:
     print(f"modelled floor on {name}: {run['seconds']:.3f} s (launches {run['launch_seconds']:.3f} s of it)")
     shares = ", ".join(f"{100 * share:.0f} % {how}" for how, share in expectation.shares.items())
     print(f"expected on {name}: {expectation.seconds:.3f} s ({shares}); no measurement of this run")
+    print(
+        f"of it convolutions: {expectation.convolutions:.3f} s; "
+        f"with all else at its floor: {expectation.reachable:.3f} s"
+    )
 
 
 def _print_passes(passes: list[Pass], chip: chips.Chip) -> None:

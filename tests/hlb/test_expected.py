@@ -63,8 +63,14 @@ def test_record94_is_expected_below_0_58_s_with_the_tuned_kernels_and_below_0_70
 
 
 def test_measured_facts_tell_what_runs_are_expected_to_take():
-    wanted = [[f"`{name}`", *(f"{one.seconds:.3f}" for one in tuned(name))] for name in ("record94", "seed")]
+    wanted = []
+    for name in ("record94", "seed"):
+        then, now = tuned(name)
+        seconds = then.seconds, now.seconds, now.convolutions, now.reachable
+        wanted.append([f"`{name}`", *(f"{one:.3f}" for one in seconds)])
+        assert sum(phase.least for phase in now.phases) < now.seconds - now.convolutions
     assert rows(FACTS, "with the kernels as measured") == wanted
+    assert tuned("seed")[1].reachable > 2
 
 
 def test_a_rewritten_kernel_takes_its_part_of_what_was_measured_and_no_operators_beside_it(monkeypatch):
