@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import textwrap
 import typing
 
 from rich.console import Console
@@ -69,7 +70,9 @@ class Parser(errors.Parser):
 
     def format_help(self) -> str:
         return self.description or HELP.format(
-            recipes=", ".join(RECIPES), devices="cpu, cuda, mps", dtypes=", ".join(DTYPES)
+            recipes=textwrap.shorten(", ".join(RECIPES), 62, placeholder=" ..."),
+            devices="cpu, cuda, mps",
+            dtypes=", ".join(DTYPES),
         )
 
 
