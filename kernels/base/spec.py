@@ -139,19 +139,19 @@ def covering(space: dict[str, tuple], valid: Callable[[Case], bool] = lambda cas
     Greedy and deterministic: each case takes, field by field, the value that covers most pairs that are still
     open.
     """
-    names = list(space)
-    everything = [Case(**dict(zip(names, values))) for values in itertools.product(*space.values())]
-    candidates = [case for case in everything if valid(case)]
+    names, numbers = list(space), {}  # a number for each pair, which is its bit
 
-    def pairs(case: Case) -> set:
+    def pairs(case: Case) -> int:
         items = list(case.items())
-        return set(itertools.combinations(items, 2)) or set(items)
+        paired = itertools.combinations(items, 2) if len(items) > 1 else items
+        return sum(1 << numbers.setdefault(pair, len(numbers)) for pair in paired)
 
-    covers = [(case, pairs(case)) for case in candidates]
-    open_pairs = set().union(*(covered for _, covered in covers)) if covers else set()
-    chosen = []
+    everything = (Case(**dict(zip(names, values))) for values in itertools.product(*space.values()))
+    covers = [(case, pairs(case)) for case in everything if valid(case)]
+    open_pairs, chosen = (1 << len(numbers)) - 1, []
     while open_pairs:
-        best, covered = max(covers, key=lambda item: len(item[1] & open_pairs))
+        best, covered = max(covers, key=lambda item: (item[1] & open_pairs).bit_count())
         chosen.append(best)
-        open_pairs -= covered
+        open_pairs &= ~covered
+        covers = [item for item in covers if item[1] & open_pairs]
     return chosen
