@@ -219,7 +219,7 @@ def test_recipes_prints_the_phases_and_the_floor(capsys):
             str(phase["launches"]),
             f"{phase['seconds']:.4f}",
         ]
-    assert lines[-2] == (
+    assert lines[-3] == (
         f"modelled floor on {chip.name.removeprefix('NVIDIA ')}: {told['seconds']:.3f} s "
         f"(launches {told['launch_seconds']:.3f} s of it)"
     )
