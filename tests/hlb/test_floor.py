@@ -223,7 +223,7 @@ def test_recipes_prints_the_phases_and_the_floor(capsys):
         f"modelled floor on {chip.name.removeprefix('NVIDIA ')}: {told['seconds']:.3f} s "
         f"(launches {told['launch_seconds']:.3f} s of it)"
     )
-    assert len(lines) == start + 3 + len(told["phases"])
+    assert len(lines) == start + 4 + len(told["phases"]) and lines[-1].startswith("of it convolutions: ")
     assert "no measurement" in lines[start - 1]
 
 
