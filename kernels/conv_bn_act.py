@@ -279,12 +279,16 @@ def measured(
     return op(x, filters, weight, bias, running, **options, by_kernel=chosen)
 
 
-@torch.compiler.assume_constant_result
 def _by_kernel(extents: tuple, device: torch.device, wants_dx: bool) -> str:
     """For x [n, c, h, w] and filters [o, c, size, size]."""
     n, c, h, w, o, size, pool, dtype = extents
     problem = Problem("forward", n, h, w, c, o, size, pool, dtype)
     return selection.by_kernel(problem, chips.current(device), wants_dx)
+
+
+# As torch.compiler.assume_constant_result does; that imports all of torch._dynamo, whether anything is ever
+# compiled or not, and so half of what `import hlb` would take.
+_by_kernel._dynamo_marked_constant = True
 
 
 def _make(case: Case, dtype: torch.dtype, device) -> dict:

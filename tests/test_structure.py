@@ -1,6 +1,8 @@
 """The house: imports run one way, no folder and no module grows too large."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +77,11 @@ def test_no_folder_has_more_than_20_modules():
 def test_no_module_but_a_kernel_page_is_longer_than_400_lines():
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name for name, length in lengths.items() if length > LONGEST} == PAGES
+
+
+def test_importing_hlb_imports_no_compiler():
+    """torch._dynamo, with sympy and more, would be a third of the start-up time of every command."""
+    code = "import sys, hlb.cli; print(*{'.'.join(name.split('.')[:2]) for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "hlb.cli" in run.stdout.split()
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "scipy", "matplotlib"} & {*run.stdout.split()}
