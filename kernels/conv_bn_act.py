@@ -10,7 +10,7 @@ x [n, c, h, w], filters [o, c, 3, 3], y and residual [n, o, h', w'], all channel
 of v in float32, u as rounded to its dtype. In training mean and var are the batch's, in evaluation running.
 
     forward   A  the convolution, pool and tile statistics (convolution/conv_passes.py); their merge
-              B  y from u, and its spatial mean (norm/norm_passes.py, as C and D)
+              B  y from u, and its spatial mean (norm/norm_passes.py; C and D: norm/norm_gradients.py)
     backward  C  the sums of dz = dy * act'(...), which are d bias and d weight
               D  du, and d gate
               E  d x and F  d filters (convolution/conv_passes.py), expanding a pooled du as they load it
@@ -46,7 +46,7 @@ from .base.spec import EVALUATED, Case, KernelSpec
 from .convolution import conv, conv_passes, selection, tiling
 from .convolution.selection import ALL
 from .convolution.tiling import Problem
-from .norm import norm_act, norm_passes
+from .norm import norm_act, norm_gradients, norm_passes
 from .norm.activations import ACTIVATIONS
 from .norm.norm_passes import float32_like, image_like
 
@@ -141,12 +141,12 @@ def _train_backward(
     together, d_gate = places is None or _reads_pooled(kinds, by_kernel), _gate_gradient(u, gate)
     of_u = [together or (config is not None and config.order == "windows") for _, config in hows]
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
-    both = norm_passes.sums(*saved, *norm, activation=activation)
+    both = norm_gradients.sums(*saved, *norm, activation=activation)
     read = {}  # the gradient of u, or of z, and argmax if a gradient of the convolution needs it
     for pooled in sorted(set(of_u)):
         dz = torch.empty_like(u) if pooled else _like_y(x, filters, pool=False)
         expanded, read[pooled] = (None, (dz, places)) if pooled else (places, (dz, None))
-        norm_passes.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
+        norm_gradients.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
     d_filters, *dx = (conv.gradient(how, *read[pooled], x, filters) for how, pooled in zip(hows, of_u))
     return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
 

@@ -27,7 +27,7 @@ MODULES = {
 MOST = 20  # modules of a folder
 LONGEST = 400  # lines
 # Longer, and why: a kernel page holds formula, reference, kernels, launch and bytes of an op.
-PAGES = {"kernels.conv_bn_act", "kernels.muon", "kernels.norm.norm_act", "kernels.norm.norm_passes",
+PAGES = {"kernels.conv_bn_act", "kernels.muon", "kernels.norm.norm_act",
          "kernels.augment", "kernels.stem"}  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from kernels.convolution import conv, conv_gradients, conv_passes, model, tiling
 from kernels.convolution.candidates import candidates
 from kernels.convolution.conv import make_filters, make_images
 from kernels.convolution.tiling import Config, Problem
-from kernels.norm import norm_passes
+from kernels.norm import norm_gradients, norm_passes
 
 from ..check import check
 
@@ -222,7 +222,7 @@ def unpool(problem: Problem, device: str) -> float:
         nothing = t.sums.new_empty(0)
         norm = t.stats, one, one, mean, t.sums
         return partial(
-            norm_passes.gradient, t.u, None, t.dy, None, argmax, *norm, dx, nothing, activation=ACTIVATION
+            norm_gradients.gradient, t.u, None, t.dy, None, argmax, *norm, dx, nothing, activation=ACTIVATION
         )
 
     first = inputs()

@@ -17,7 +17,7 @@ With m = n * h' * w' values per channel and xhat = (v - mean) * rstd, the gradie
     du = dv * gate,       d gate = sum of dv * u           per image and channel
     d x = du at the first of the largest of its window, else 0
 
-The Triton version runs as the passes A to D of norm_passes.py.
+The Triton version runs as the passes A and B of norm_passes.py, C and D of norm_gradients.py.
 
 Bytes, training: x read twice and y written once forward; x and dy read twice and dx written once backward;
 with a pool x read once, u written once and read once in place of x, and u in its place backward.
@@ -35,22 +35,9 @@ from torch import Tensor
 from ..base.launch import cdiv, expect, register
 from ..base.spec import EVALUATED, Case, KernelSpec
 from .activations import ACTIVATIONS
-from .norm_passes import (
-    STATISTICS,
-    SUMS,
-    SUMS_OF_IMAGES,
-    float32_like,
-    gradient,
-    groups_of,
-    image_like,
-    merge,
-    normalise,
-    shrunk,
-    spans,
-    statistics,
-    sums,
-    tiles_of,
-)
+from .norm_gradients import gradient, sums
+from .norm_passes import float32_like, image_like, merge, normalise, shrunk, statistics
+from .tiles import STATISTICS, SUMS, SUMS_OF_IMAGES, groups_of, spans, tiles_of
 
 TILE = 1 << 19  # values whose float32 copy stays in a CPU's cache
 

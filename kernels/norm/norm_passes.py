@@ -7,13 +7,11 @@ those of norm_act.py.
     A  statistics   (mean, M2) per tile of rows; with a pool also u and argmax, its place in the window
        merge        of all tiles, by Chan's formula, into mean, variance and rstd
     B  normalise    y from u, and its spatial mean; with a pool and running statistics, all of evaluation
-    C  sums         dz and its two sums, recomputing z from u
-    D  gradient     dv and d gate from dz and the sums; back through the pool
 
-v is never stored: u * gate is recomputed in float32 wherever it is needed, so the gradient of the gate is
-exact, and x itself is u where nothing pools. Everything is accumulated in float32, tiles in a fixed order;
-the last program of a merge or of sums adds up what all of them left (base/arrival.py). v - mean is taken
-before it is scaled: of a constant channel it is 0, and rstd a million.
+C and D are those of norm_gradients.py. v is never stored: u * gate is recomputed in float32 wherever it is
+needed, and x itself is u where nothing pools. Everything is accumulated in float32, tiles in a fixed order;
+the last program of a merge adds up what all of them left (base/arrival.py). v - mean is taken before it is
+scaled: of a constant channel it is 0, and rstd a million.
 Source of the merge: Chan, Golub, LeVeque (1983).
 """
 
@@ -23,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ..base.arrival import counters, last
-from ..base.launch import cdiv, launch, power_of_2, tl, triton
+from ..base.launch import cdiv, launch, tl, triton
 from .activations import ACTIVATIONS
+from .tiles import STATISTICS, WARPS, grid, groups_of, spans, tiles_of
 
 
 @triton.jit
@@ -252,201 +251,6 @@ def _normalise(
         tl.store(p_spatial + tl.program_id(0) * C + cols, tl.sum(b_total, axis=0) / HW, mask=cols < C)
 
 
-@triton.jit
-def _sums(
-    p_u,  # [m, C]
-    p_gate,  # float32 [n, C]
-    p_dy,  # [m, C]
-    p_dmean,  # float32 [n, C]
-    p_mean,  # [C]
-    p_rstd,  # [C]
-    p_weight,  # [C]
-    p_bias,  # [C]
-    p_partial,  # [tiles, 2, C]: sums of dz and of dz * (v - mean)
-    p_sums,  # [2, C]: of dz and of dz * xhat
-    p_arrived,  # int32, for each block of columns
-    m,
-    HW: tl.constexpr,
-    C: tl.constexpr,
-    GATE: tl.constexpr,
-    DMEAN: tl.constexpr,
-    SLOPE: tl.constexpr,
-    SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    tile, tiles = tl.program_id(0), tl.num_programs(0)
-    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
-    m_cols = cols < C
-    b_mean = tl.load(p_mean + cols, mask=m_cols, other=0.0)
-    b_rstd = tl.load(p_rstd + cols, mask=m_cols, other=0.0)
-    b_scale = tl.load(p_weight + cols, mask=m_cols, other=0.0) * b_rstd
-    b_bias = tl.load(p_bias + cols, mask=m_cols, other=0.0)
-    first = tile.to(tl.int64) * SPAN
-    o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
-    b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    b_sum_centred = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for start in tl.range(0, SPAN, ROWS, num_stages=STAGES):
-        rows = tile * SPAN + start + tl.arange(0, ROWS)  # [ROWS]
-        m_all = (rows < m)[:, None] & m_cols[None, :]  # [ROWS, COLS]
-        o_tile = (first + start) * C
-        b_v = tl.load(p_u + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
-        b_dy = tl.load(p_dy + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
-        if GATE:
-            b_v *= _per_image(p_gate, rows, cols, m_all, HW, C)
-        if DMEAN:
-            b_dy += _per_image(p_dmean, rows, cols, m_all, HW, C) * (1 / HW)
-        b_centred = b_v - b_mean[None, :]
-        b_dz = b_dy * SLOPE(b_centred * b_scale[None, :] + b_bias[None, :])
-        b_sum += b_dz  # 0 outside the mask, as dy is
-        b_sum_centred += b_dz * b_centred
-    o_partial = tile * 2 * C + cols
-    tl.store(p_partial + o_partial, tl.sum(b_sum, axis=0), mask=m_cols)
-    tl.store(p_partial + o_partial + C, tl.sum(b_sum_centred, axis=0), mask=m_cols)
-
-    if last(p_arrived + tl.program_id(1), tiles):
-        b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-        b_sum_centred = tl.zeros((ROWS, COLS), dtype=tl.float32)
-        for start in tl.range(0, tiles, ROWS, loop_unroll_factor=2):  # four loads in flight
-            t = start + tl.arange(0, ROWS)[:, None]
-            m_tiles = (t < tiles) & m_cols[None, :]  # [ROWS, COLS]
-            o_tiles = t * 2 * C + cols[None, :]
-            b_sum += tl.load(p_partial + o_tiles, mask=m_tiles, other=0.0, cache_modifier=".cg")
-            b_sum_centred += tl.load(p_partial + o_tiles + C, mask=m_tiles, other=0.0, cache_modifier=".cg")
-        tl.store(p_sums + cols, tl.sum(b_sum, axis=0), mask=m_cols)
-        b_rstd = tl.load(p_rstd + cols, mask=m_cols, other=0.0)  # not kept: registers of the loop above
-        tl.store(p_sums + C + cols, tl.sum(b_sum_centred, axis=0) * b_rstd, mask=m_cols)
-
-
-@triton.jit
-def _gradient(
-    p_u,  # [m, C]
-    p_gate,  # float32 [n, C]
-    p_dy,  # [m, C]
-    p_dmean,  # float32 [n, C]
-    p_argmax,  # int8 [m, C], with POOL
-    p_mean,  # [C]
-    p_rstd,  # [C]
-    p_weight,  # [C]
-    p_bias,  # [C]
-    p_sums,  # [2, C]: of dz and of dz * xhat
-    p_dx,  # [n, H, W, C]
-    p_dgate,  # float32 [n, C], with GATE: then a program has one image
-    m,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    POOL: tl.constexpr,
-    GATE: tl.constexpr,
-    DMEAN: tl.constexpr,
-    SLOPE: tl.constexpr,
-    SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    PH: tl.constexpr = H // 2 if POOL else H  # the extents of u
-    PW: tl.constexpr = W // 2 if POOL else W
-    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
-    b_mean = tl.load(p_mean + cols, mask=cols < C, other=0.0)
-    b_rstd = tl.load(p_rstd + cols, mask=cols < C, other=0.0)
-    b_weight = tl.load(p_weight + cols, mask=cols < C, other=0.0)
-    b_bias = tl.load(p_bias + cols, mask=cols < C, other=0.0)
-    # dv = scale * dz - offset - slope * (v - mean)
-    b_scale = b_rstd * b_weight
-    b_offset = tl.load(p_sums + cols, mask=cols < C, other=0.0) / m * b_scale
-    b_slope = tl.load(p_sums + C + cols, mask=cols < C, other=0.0) / m * b_scale * b_rstd
-    first = tl.program_id(0).to(tl.int64) * SPAN
-    o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
-    b_dgate = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    for start in tl.range(0, SPAN, ROWS, num_stages=STAGES):
-        o_rows = start + tl.arange(0, ROWS)  # [ROWS]
-        rows = tl.program_id(0) * SPAN + o_rows
-        m_rows = (o_rows < SPAN) & (rows < m)
-        m_all = m_rows[:, None] & (cols < C)[None, :]  # [ROWS, COLS]
-        o_tile = (first + start) * C
-        b_u = tl.load(p_u + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
-        b_v = b_u
-        if GATE:
-            b_gate = _per_image(p_gate, rows, cols, m_all, PH * PW, C)
-            b_v = b_u * b_gate
-        b_dy = tl.load(p_dy + o_tile + o_all, mask=m_all, other=0.0).to(tl.float32)
-        if DMEAN:
-            b_dy += _per_image(p_dmean, rows, cols, m_all, PH * PW, C) * (1 / (PH * PW))
-        b_centred = b_v - b_mean[None, :]
-        b_dz = b_dy * SLOPE(b_centred * b_scale[None, :] + b_bias[None, :])
-        b_du = b_dz * b_scale[None, :] - b_offset[None, :] - b_centred * b_slope[None, :]
-        if GATE:
-            b_dgate += tl.where(m_all, b_du * b_u, 0.0)
-            b_du *= b_gate
-        b_dx = b_du.to(p_dx.dtype.element_ty)
-        if POOL:
-            b_argmax = tl.load(p_argmax + o_tile + o_all, mask=m_all, other=0)
-            p_image = p_dx + (first + start) // (PH * PW) * (H * W * C)
-            o_windows = _corners(first + start, rows, cols, H, W, C)
-            # The last window of an odd row or column also clears what the pool dropped beside it.
-            for place in tl.static_range(9):
-                dy, dx = place // 3, place % 3
-                m_place = m_all
-                if dy == 2:
-                    m_place = m_place & ((rows // PW % PH == PH - 1) & (H % 2 == 1))[:, None]
-                if dx == 2:
-                    m_place = m_place & ((rows % PW == PW - 1) & (W % 2 == 1))[:, None]
-                inside = dy < 2 and dx < 2
-                b_place = tl.where((b_argmax == dy * 2 + dx) & inside, b_dx, 0.0).to(b_dx.dtype)
-                tl.store(p_image + (dy * W + dx) * C + o_windows, b_place, mask=m_place)
-        else:
-            tl.store(p_dx + o_tile + o_all, b_dx, mask=m_all)
-    if GATE:
-        tl.store(p_dgate + tl.program_id(0) * C + cols, tl.sum(b_dgate, axis=0), mask=cols < C)
-
-
-BLOCK = 2048  # values of a tile
-# About as many programs at most, and columns of each, where each leaves a partial result.
-STATISTICS = {"programs": 512, "widest": 64}
-SUMS = {"programs": 396, "widest": 32}  # three on each multiprocessor of an H200, all of them at once
-SUMS_OF_IMAGES = SUMS | {"programs": 264}  # two: what is read per image takes registers
-TILES = 4  # of a program that leaves none, at most
-MANY = 2048  # of such programs, at least, where each has several tiles
-MERGED = 128  # tiles that a program merges, at most
-STAGES = 3  # tiles that a program has loaded or asked for
-WARPS = 8
-
-
-def spans(m: int, c: int, programs: int, widest: int) -> dict[str, int]:
-    """SPAN, ROWS and COLS of a kernel that leaves a partial result per program: few programs, long spans. Of
-    what would be spans of two tiles each is one: without a loop, programs need half as many registers.
-    """
-    cols = min(widest, power_of_2(c))
-    rows = BLOCK // cols
-    steps = cdiv(cdiv(m, rows) * cdiv(c, cols), programs)
-    steps = 1 if steps == 2 else steps
-    return {"SPAN": rows * steps, "ROWS": rows, "COLS": cols}
-
-
-def tiles_of(m: int, c: int, image: int = 0) -> dict[str, int]:
-    """Those of a kernel that leaves none, or one per image: spans of a few tiles, or of its `image` rows."""
-    cols = min(64, power_of_2(c))
-    if not image:
-        rows = BLOCK // cols
-        tiles = cdiv(m, rows) * cdiv(c, cols)
-        return {"SPAN": rows * max(1, min(TILES, tiles // MANY)), "ROWS": rows, "COLS": cols}
-    rows = min(BLOCK // cols, power_of_2(image))
-    return {"SPAN": image, "ROWS": rows, "COLS": min(power_of_2(c), max(cols, BLOCK // rows))}
-
-
-def groups_of(tiles: int, c: int) -> dict[str, int]:
-    """TILES, GROUPS and COLS of a merge: about as many tiles in a group as there are groups."""
-    together = min(MERGED, 1 << power_of_2(tiles).bit_length() // 2)
-    groups = min(MERGED, power_of_2(cdiv(tiles, together)))
-    return {"TILES": together, "GROUPS": groups, "COLS": min(16, power_of_2(c))}
-
-
-def _grid(m: int, c: int, blocks: dict[str, int]) -> tuple[int, int]:
-    return cdiv(m, blocks["SPAN"]), cdiv(c, blocks["COLS"])
-
-
 def image_like(
     like: Tensor, h: int, w: int, dtype: torch.dtype | None = None, channels: int | None = None
 ) -> Tensor:
@@ -478,11 +282,11 @@ def statistics(
     oh, ow = shrunk(x, pool)
     m = n * oh * ow
     blocks = spans(m, c, **STATISTICS)
-    grid = _grid(m, c, blocks)
-    partial = float32_like(x, grid[0], 2, c)
+    programs = grid(m, c, blocks)
+    partial = float32_like(x, programs[0], 2, c)
     launch(
         _tile_statistics,
-        grid,
+        programs,
         x,
         gate if gate is not None else x,
         u,
@@ -553,7 +357,7 @@ def normalise(
     blocks = tiles_of(m, c, oh * ow if spatial.numel() else 0)
     launch(
         _normalise,
-        _grid(m, c, blocks),
+        grid(m, c, blocks),
         x,
         gate if gate is not None else x,
         mean,
@@ -574,100 +378,6 @@ def normalise(
         RUNNING=running,
         EPS=eps,
         ACTIVATION=ACTIVATIONS[activation].forward,
-        num_warps=WARPS,
-        **blocks,
-    )
-
-
-def sums(
-    u: Tensor,
-    gate: Tensor | None,
-    dy: Tensor,
-    d_mean: Tensor | None,
-    stats: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    activation: str,
-) -> Tensor:
-    """Pass C: the sums of dz and of dz * xhat [2, c], which are d bias and d weight."""
-    n, c, h, w = u.shape
-    m = n * h * w
-    blocks = spans(m, c, **(SUMS if gate is None and d_mean is None else SUMS_OF_IMAGES))
-    grid = _grid(m, c, blocks)
-    partial, both = float32_like(u, grid[0], 2, c), float32_like(u, 2, c)
-    launch(
-        _sums,
-        grid,
-        u,
-        gate if gate is not None else u,
-        dy,
-        d_mean if d_mean is not None else u,
-        stats,
-        rstd,
-        weight,
-        bias,
-        partial,
-        both,
-        counters(u),
-        m,
-        HW=h * w,
-        C=c,
-        GATE=gate is not None,
-        DMEAN=d_mean is not None,
-        SLOPE=ACTIVATIONS[activation].slope,
-        STAGES=STAGES,
-        num_warps=WARPS,
-        **blocks,
-    )
-    return both
-
-
-def gradient(
-    u: Tensor,
-    gate: Tensor | None,
-    dy: Tensor,
-    d_mean: Tensor | None,
-    argmax: Tensor | None,
-    stats: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    both_sums: Tensor,
-    dx: Tensor,
-    d_gate: Tensor,
-    *,
-    activation: str,
-) -> None:
-    """Pass D: writes d gate, if there is a gate, and dx: with `argmax` that of what was pooled, else of u."""
-    n, c, h, w = u.shape
-    m = n * h * w
-    blocks = tiles_of(m, c, h * w if gate is not None else 0)
-    launch(
-        _gradient,
-        _grid(m, c, blocks),
-        u,
-        gate if gate is not None else u,
-        dy,
-        d_mean if d_mean is not None else u,
-        argmax if argmax is not None else u,
-        stats,
-        rstd,
-        weight,
-        bias,
-        both_sums,
-        dx,
-        d_gate,
-        m,
-        H=dx.shape[2],
-        W=dx.shape[3],
-        C=c,
-        POOL=argmax is not None,
-        GATE=gate is not None,
-        DMEAN=d_mean is not None,
-        SLOPE=ACTIVATIONS[activation].slope,
-        STAGES=STAGES,
         num_warps=WARPS,
         **blocks,
     )

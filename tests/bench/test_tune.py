@@ -17,7 +17,7 @@ from kernels.base import chips, launch, timing
 from kernels.base.spec import Case
 from kernels.convolution import model, selection
 from kernels.convolution.tiling import PASSES, Config, Problem
-from kernels.norm import norm_passes
+from kernels.norm import norm_passes, tiles
 
 pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="runs kernels through the interpreter")
 
@@ -122,7 +122,7 @@ def test_cudnn_is_timed_with_all_that_the_kernel_gives(kind, pool):
         found, partials = found
         rows = (t.u if pool else found).permute(1, 0, 2, 3).flatten(1)
         m = rows.shape[1]
-        span = norm_passes.spans(m, 16, **norm_passes.STATISTICS)["SPAN"]
+        span = tiles.spans(m, 16, **tiles.STATISTICS)["SPAN"]
         stats, _ = norm_passes.merge(partials, span, m, 0.0)
         assert torch.allclose(stats, torch.stack((rows.mean(1), rows.var(1))), atol=1e-5)
         if pool:

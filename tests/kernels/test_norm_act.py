@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from kernels.base import arrival, launch
 from kernels.base.correctness import check
 from kernels.base.spec import Case
-from kernels.norm import norm_act, norm_passes
+from kernels.norm import norm_act, norm_passes, tiles
 from kernels.norm.activations import ACTIVATIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,11 +49,11 @@ def image(*shape: int, dtype=torch.float32):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_few_programs_walking_many_tiles_give_the_same(case, offset, monkeypatch):
-    monkeypatch.setattr(norm_passes, "BLOCK", 32)  # 4 rows of 8 channels
-    for few in (norm_passes.STATISTICS, norm_passes.SUMS, norm_passes.SUMS_OF_IMAGES):
+    monkeypatch.setattr(tiles, "BLOCK", 32)  # 4 rows of 8 channels
+    for few in (tiles.STATISTICS, tiles.SUMS, tiles.SUMS_OF_IMAGES):
         monkeypatch.setitem(few, "programs", 3)
-    monkeypatch.setattr(norm_passes, "MANY", 1)
-    monkeypatch.setattr(norm_passes, "MERGED", 2)
+    monkeypatch.setattr(tiles, "MANY", 1)
+    monkeypatch.setattr(tiles, "MERGED", 2)
     fields = case | {"activation": "gelu", "offset": offset, "training": True}
     assert not check(norm_act.SPEC, Case(**fields), torch.float32, DEVICE)
 
@@ -115,11 +115,11 @@ def test_statistics_have_float32_accuracy_in_every_dtype(dtype, mean):
 @pytest.mark.parametrize("merged, span, m", [(4, 8, 303), (4, 16, 33), (128, 3, 9), (128, 64, 24)])
 @pytest.mark.parametrize("mean", [0.5, 100.0])
 def test_merged_statistics_are_those_of_all_rows(mean, merged, span, m, places, monkeypatch):
-    monkeypatch.setattr(norm_passes, "MERGED", merged)
+    monkeypatch.setattr(tiles, "MERGED", merged)
     rows = torch.randn(m, 20, dtype=torch.float64) + mean
-    tiles = zip(*(place.split(span) for place in rows.tensor_split(places)))  # tile i is of place i % places
-    tiles = [tile for several in tiles for tile in several]
-    partial = torch.stack([torch.stack((t.mean(0), (t - t.mean(0)).square().sum(0))) for t in tiles])
+    parts = zip(*(place.split(span) for place in rows.tensor_split(places)))  # tile i is of place i % places
+    parts = [tile for several in parts for tile in several]
+    partial = torch.stack([torch.stack((t.mean(0), (t - t.mean(0)).square().sum(0))) for t in parts])
     stats, rstd = norm_passes.merge(partial.float().to(DEVICE), span, m, EPS, places)
     assert_near(stats[0], rows.mean(0), 1e-6, "mean")
     assert_near(stats[1], rows.var(0), 1e-6 * mean, "variance")
