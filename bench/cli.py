@@ -14,7 +14,7 @@ from rich.console import Console
 
 import kernels
 from hlb import UserError
-from hlb.errors import Parser, exit_status, positive
+from hlb.errors import Parser, exit_status, expect_known, positive
 from hlb.files import check_writable
 from hlb.runs import ledger
 from kernels.base import timing
@@ -170,9 +170,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
             parser.set_defaults(**{option: None})
     options = parser.parse_intermixed_args(arguments)
     options.mode = mode
-    for name in options.names:
-        if name not in kernels.CATALOGUE:
-            raise UserError(f"NAME: got {name!r}, accepted are {', '.join(kernels.CATALOGUE)}")
+    expect_known("NAME", kernels.CATALOGUE, *options.names)
     _check_files(options)
     return options
 

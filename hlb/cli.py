@@ -18,7 +18,7 @@ from .data import FOLDER, cache_dir, load
 from .errors import UserError, exit_status, whole
 from .evaluate import evaluate
 from .execution import COMPILE, GRAPHS, Execution, apply, available, out_of_memory_explained, resolve
-from .files import check_writable
+from .files import check_output
 from .recipes import DTYPES, RECIPES
 from .runs import checkpoint, environment, ledger
 from .runs.display import duration, print_table
@@ -186,8 +186,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     outputs = [path for path in outputs if os.path.isfile(path) or not os.path.exists(path)]  # no devices
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise UserError(f"--json, --ledger, --save, --profile: {', '.join(outputs)} names one file twice")
-    if options.json not in (None, "-"):
-        check_writable(options.json, "--json")
+    check_output(options.json, "--json")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -291,8 +290,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    if options.json not in (None, "-"):
-        check_writable(options.json, "--json")
+    check_output(options.json, "--json")
     network, made_by, about = checkpoint.load(options.model)
     settings = {"dtype": options.dtype} if options.dtype is not None else {}
     settings |= {"views": options.views, "views_fraction": 1.0} if options.views is not None else {}

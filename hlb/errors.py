@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -12,6 +12,13 @@ class UserError(ValueError):
 
     The command line prints it and ends with status 2.
     """
+
+
+def expect_known(what: str, accepted: Iterable[str], *values: object) -> None:
+    """Raises UserError, naming `what` it is, for the first of the values that is not accepted."""
+    for value in values:
+        if value not in accepted:
+            raise UserError(f"{what}: got {value!r}, accepted are {', '.join(accepted)}")
 
 
 def exit_status(program: str, work: Callable[[], int]) -> int:

@@ -20,7 +20,7 @@ import kernels
 from kernels.base import launch
 from kernels.base.timing import no_collection
 
-from .errors import UserError
+from .errors import UserError, expect_known
 from .optimizer import OPTIMIZERS, name_of
 from .recipes import Recipe
 
@@ -72,7 +72,7 @@ def device_of(execution: Execution) -> str:
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available(d))
     if device.partition(":")[0] not in DEVICES[1:]:
-        raise UserError(f"--device: got {device!r}, accepted are {', '.join(DEVICES)}")
+        expect_known("--device", DEVICES, device)
     if not available(device):
         raise UserError(
             f"--device {device}: torch {torch.__version__} finds no such device here; leave --device out, "
@@ -87,12 +87,10 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     """
     device = device_of(execution)
     kind = device.partition(":")[0]
-    if execution.compile not in COMPILE:
-        raise UserError(f"--compile: got {execution.compile!r}, accepted are {', '.join(COMPILE)}")
+    expect_known("--compile", COMPILE, execution.compile)
     if not 0 <= execution.threads <= 1024:
         raise UserError(f"--threads: got {execution.threads}, accepted is 1 to 1024 (0 is PyTorch's choice)")
-    if execution.graph not in GRAPHS:
-        raise UserError(f"--graph: got {execution.graph!r}, accepted are {', '.join(GRAPHS)}")
+    expect_known("--graph", GRAPHS, execution.graph)
     if execution.graph in ("step", "run") and kind != "cuda":
         raise UserError(
             f"--graph {execution.graph}: CUDA graphs need a CUDA device, this is {device}; leave it out"

@@ -37,6 +37,12 @@ def _umask() -> int:
     return mask
 
 
+def check_output(target: str | None, option: str) -> None:
+    """As `check_writable`, of what may also be standard output (-), or not asked for (None)."""
+    if target not in (None, "-"):
+        check_writable(target, option)
+
+
 def check_writable(path: Path | str, option: str) -> None:
     """Raises UserError, naming `option`, if `path` cannot be written; makes its folder. Called before any
     work begins.

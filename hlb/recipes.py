@@ -16,7 +16,7 @@ from kernels.augment import FLIPS
 from kernels.norm.activations import ACTIVATIONS
 from kernels.views import VIEWS
 
-from .errors import UserError
+from .errors import UserError, expect_known
 from .networks import FILTER_INITS, GROUPS, HEAD_INITS
 from .optimizer import OPTIMIZERS
 from .schedule import SCHEDULES
@@ -172,9 +172,7 @@ class Recipe:
 
     def __post_init__(self):
         for name in CHOICES:
-            for value in _items(getattr(self, name)):
-                if value not in CHOICES[name]:
-                    raise UserError(f"{name}: got {value!r}, accepted are {', '.join(CHOICES[name])}")
+            expect_known(name, CHOICES[name], *_items(getattr(self, name)))
         named = isinstance(self.optimizer, str) and (self.optimizer in OPTIMIZERS or "." in self.optimizer)
         if not named and not callable(self.optimizer):
             raise UserError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hlb import UserError
-from hlb.errors import Parser, exit_status
+from hlb.errors import Parser, exit_status, expect_known
 from hlb.files import check_writable
 from hlb.runs import environment, ledger
 from hlb.runs.display import line
@@ -103,9 +103,7 @@ def _peers(asked: list[str]) -> tuple[tuple[str, str], ...]:
 def _steps(text: str | None, peers: bool) -> list[Step]:
     """The steps that were asked for, in order; that of peers only where there are some."""
     asked = NAMES if text is None else [name.strip() for name in text.split(",")]
-    for name in asked:
-        if name not in NAMES:
-            raise UserError(f"--steps: got {name!r}, accepted are {', '.join(NAMES)}")
+    expect_known("--steps", NAMES, *asked)
     if text is not None and "peers" in asked and not peers:
         raise UserError("--steps: peers needs --peer NAME=COMMAND")
     return [step for step in STEPS if step.name in asked and (peers or step.name != "peers")]

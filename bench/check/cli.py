@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from hlb import UserError
-from hlb.errors import Parser, exit_status, positive
-from hlb.files import check_writable
+from hlb.errors import Parser, exit_status, expect_known, positive
+from hlb.files import check_output
 from kernels import CATALOGUE
 from kernels.base import launch
 
@@ -42,10 +42,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE|-")
     parser.add_argument("--jobs", type=positive)
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.names if name not in CATALOGUE]:
-        raise UserError(f"no op {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
-    if options.json not in (None, "-"):
-        check_writable(options.json, "--json")
+    expect_known("NAME", CATALOGUE, *options.names)
+    check_output(options.json, "--json")
     return options
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 import kernels
 from hlb import RECIPES, UserError
-from hlb.errors import Parser, exit_status
+from hlb.errors import Parser, exit_status, expect_known
 from hlb.files import check_writable
 from hlb.runs import environment, ledger
 
@@ -109,13 +109,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--static", action="store_true")
     parser.add_argument("--from", type=Path, dest="checked")
     options = parser.parse_args(arguments)
-    for option, names, known in (
-        ("NAME", options.names, kernels.CATALOGUE),
-        ("--recipe", options.recipe, RECIPES),
-    ):
-        for name in names:
-            if name not in known:
-                raise UserError(f"{option}: got {name!r}, accepted are {', '.join(known)}")
+    expect_known("NAME", kernels.CATALOGUE, *options.names)
+    expect_known("--recipe", RECIPES, *options.recipe)
     for option, least in LEAST.items():
         value = getattr(options, option)
         if not least <= value < math.inf:

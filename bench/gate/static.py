@@ -20,6 +20,7 @@ from rich.console import Console
 
 import kernels
 from hlb import UserError
+from hlb.errors import expect_known
 from hlb.files import atomic, check_writable
 
 from . import snapshot
@@ -173,8 +174,7 @@ def run(
     red.
     """
     file = baseline or BASELINE
-    if unknown := [name for name in names if name not in kernels.CATALOGUE]:
-        raise UserError(f"no op {unknown[0]!r}; there are {', '.join(kernels.CATALOGUE)}")
+    expect_known("NAME", kernels.CATALOGUE, *names)
     for option, path in {
         "--baseline": file if update else None,
         "--junit": junit,

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from hlb import UserError
+from hlb.errors import expect_known
 from kernels.base import chips, launch
 from kernels.base.launch import Launch, triton
 from kernels.base.spec import Case, KernelSpec
@@ -48,8 +49,8 @@ def run(
     chip of CHIPS or the one that is here. Returns the exit status, 1 where a kernel does not compile. Raises
     UserError where nothing can be compiled.
     """
-    if chip not in (None, *CHIPS):
-        raise UserError(f"--chip: got {chip!r}, accepted are {', '.join(CHIPS)}")
+    if chip is not None:
+        expect_known("--chip", CHIPS, chip)
     if not launch.INSTALLED:
         raise UserError("needs triton, which is not installed here")
     if launch.INTERPRETED:

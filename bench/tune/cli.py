@@ -11,7 +11,7 @@ import torch
 
 from hlb import UserError
 from hlb.errors import Parser, exit_status, positive
-from hlb.files import check_writable
+from hlb.files import check_output
 from kernels.base import launch
 from kernels.convolution import selection
 
@@ -55,8 +55,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE|-")
     parser.add_argument("--jobs", type=positive)
     options = parser.parse_args(arguments)
-    if options.json not in (None, "-"):
-        check_writable(options.json, "--json")
+    check_output(options.json, "--json")
     return options
 
 

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from ..data import Dataset
-from ..errors import UserError
+from ..errors import UserError, expect_known
 from ..execution import Execution, apply, out_of_memory_explained
 from ..files import check_writable
 from ..recipes import Recipe
@@ -85,8 +85,8 @@ def sweep(
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
     interrupt returns the runs that had finished. Raises UserError, if possible before anything is downloaded.
     """
-    if named is not None and named not in READY:
-        raise UserError(f"--grid: got {named!r}, accepted are {', '.join(READY)}")
+    if named is not None:
+        expect_known("--grid", READY, named)
     for option, value in (("--recipe", recipe), ("--random", draw)):
         if named is not None and value is not None:
             raise UserError(f"{option}: the configurations are those of --grid {named}; leave it out")

@@ -558,7 +558,7 @@ def test_a_compiler_that_aborts_takes_no_other_launch_with_it(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["no_such_op"], "no op 'no_such_op'; there are augment, "),
+        (["no_such_op"], "NAME: got 'no_such_op', accepted are augment, "),
         (["--jobs", "0"], "--jobs: got '0'"),
         (["--json", "/proc/no/where"], "--json: cannot write"),
     ],

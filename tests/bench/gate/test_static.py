@@ -324,7 +324,7 @@ def test_a_baseline_of_something_else_is_one_line(gate):
 
 
 def test_an_unknown_op_is_named(gate):
-    with pytest.raises(UserError, match="^no op 'bogus'; there are augment, "):
+    with pytest.raises(UserError, match="^NAME: got 'bogus', accepted are augment, "):
         gate(record(), "bogus")
 
 
