@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels import conv_bn_act
 from kernels.base.correctness import TOLERANCE
+from kernels.convolution import tiling
+from kernels.convolution.tiling import Problem
 
 DTYPES = tuple(TOLERANCE)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -56,3 +59,12 @@ def assert_agrees(
         results.append({"output": output.detach(), **{f"d {name}": x.grad for name, x in leaves.items()}})
     for name, expected in results[1].items():
         assert_near(results[0][name], expected, TOLERANCE[dtype], name)
+
+
+def recipe_passes(dtype: torch.dtype) -> set[Problem]:
+    """The passes of the recipes' convolution blocks."""
+    return {
+        Problem(kind, case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
+        for case in conv_bn_act.SPEC.cases
+        for kind in tiling.PASSES
+    }
