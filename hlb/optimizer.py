@@ -108,7 +108,7 @@ def factory(optimizer: str | Callable) -> Callable[..., torch.optim.Optimizer]:
         module, _, name = optimizer.rpartition(".")
         try:
             make = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # whatever a module of somebody's may raise
             raise UserError(f"optimizer: got {optimizer!r}, which cannot be imported: {error}") from None
     wrong = isinstance(make, type) and not issubclass(make, torch.optim.Optimizer)
     if wrong or not callable(make):
@@ -137,6 +137,8 @@ class TorchOptimizer:
         given = {key: value for key, value in given.items() if key in takes and key not in bound}
         self.make = functools.partial(make, self.values, **given)
         self.reset()
+        self._try()
+        self.reset()
 
     def reset(self) -> None:
         """A new optimizer, which knows nothing of the run before."""
@@ -151,6 +153,16 @@ class TorchOptimizer:
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise UserError(f"optimizer: {self.name} needs a closure that evaluates the loss anew")
+
+    def _try(self) -> None:
+        """A step without gradients, before anything is trained: some optimizers refuse dense ones."""
+        for value in self.values:
+            value.grad = torch.zeros_like(value)
+        try:
+            self.optimizer.step()
+        except (RuntimeError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"optimizer: {self.name} cannot update the 3x3 filters: {why}") from None
 
     def step(self, rate: float) -> None:
         """An update of the values at this rate; the gradients are zero afterwards."""

@@ -153,7 +153,8 @@ def test_only_the_forward_pass_is_compiled(data, monkeypatch):
 @pytest.mark.parametrize("setting, says", [
     ("adamw", "accepted are sgd, muon, or a torch.optim.Optimizer such as torch.optim.AdamW"),
     ("torch.optim.Adm", "cannot be imported"), ("no.such.Optimizer", "cannot be imported"),
-    (".AdamW", "cannot be imported"), ("torch.nn.Linear", "not a torch.optim.Optimizer"),
+    (".AdamW", "cannot be imported"), ("..AdamW", "cannot be imported"),
+    ("torch.nn.Linear", "not a torch.optim.Optimizer"),
     ("torch.pi", "not a torch.optim.Optimizer"), ("", "accepted are sgd, muon"),
 ])  # fmt: skip
 def test_what_is_no_optimizer_is_a_mistake_in_one_line(setting, says, capsys):
@@ -165,7 +166,7 @@ def test_what_is_no_optimizer_is_a_mistake_in_one_line(setting, says, capsys):
 @pytest.mark.parametrize("optimizer, says", [
     ("torch.optim.LBFGS", "needs a closure"), ("torch.optim.Muon", "cannot be made for the 3x3 filters"),
     (lambda values: values[0], "made a Tensor"), ("torch.optim.Optimizer", "cannot be made"),
-    (3, "accepted are sgd, muon"),
+    (3, "accepted are sgd, muon"), ("torch.optim.SparseAdam", "cannot update the 3x3 filters: .* dense"),
 ])  # fmt: skip
 def test_an_optimizer_that_cannot_take_the_filters_is_a_mistake_in_one_line(optimizer, says):
     with pytest.raises(hlb.UserError, match=says) as error:
