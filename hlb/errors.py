@@ -151,11 +151,15 @@ class Options(argparse.Namespace):
 
     def only(self, read: Iterable[str], why: str) -> None:
         """Raises UserError for an option that was given but is none of those that are `read`: it would do
-        nothing. `why` says so.
+        nothing, and `why` says so.
         """
+        self.without(self.given.keys() - {*read}, why)
+
+    def without(self, unread: Iterable[str], why: str) -> None:
+        """Raises UserError for one of these options that was given: here none of them is read."""
         for name, written in self.given.items():
-            if name not in read:
-                raise UserError(f"{written}: {why}")
+            if name in unread:
+                raise UserError(f"{written}: {why}; leave {written} out")
 
 
 class Parser(argparse.ArgumentParser):
