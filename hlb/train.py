@@ -256,7 +256,7 @@ class Trainer:
             self.step.shuffle(images)
         everything = execution.compile == "on" or self.device.type == "cuda"
         first = [self.timed_step(variant) for variant in (variants if everything else variants[-1:])]
-        again = [self.timed_step(variants[-1])]  # which may be slow for reasons of its own: one is no forecast
+        again = [self.timed_step(variants[-1])]  # one may be slow by chance, and is no forecast
         while len(again) < TIMED and sum(again) < TIMING * self.steps * min(again):
             again.append(self.timed_step(variants[-1]))
         self.first_step_seconds, self.step_seconds = first[0], min(again)
