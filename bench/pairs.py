@@ -65,10 +65,13 @@ def settings_of(text: str) -> tuple[dict[str, str], dict[str, object]]:
     return fields, execution
 
 
-def trainer(name: str, settings: str) -> Trainer:
-    """A trainer of the recipe `name` with `field=value,field=value` changed."""
+def chosen(name: str, settings: str) -> tuple[Recipe, Execution]:
+    """The recipe `name` with `field=value,field=value` changed, and where it runs. Raises UserError."""
     fields, execution = settings_of(settings)
-    chosen, where = resolve(recipe(name, fields), Execution(**execution))
+    return resolve(recipe(name, fields), Execution(**execution))
+
+
+def trainer(chosen: Recipe, where: Execution) -> Trainer:
     return Trainer(chosen, where, made_up_data(chosen.batch_size))
 
 
@@ -105,7 +108,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def _main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    trainers = [trainer(options.recipe, settings) for settings in (options.a, options.b)]
+    both = [chosen(options.recipe, settings) for settings in (options.a, options.b)]
+    trainers = [trainer(*one) for one in both]
     pairs = measure(*trainers, options.pairs)
     ratios = sorted(x / y for x, y in pairs)
     say = functools.partial(print, file=sys.stderr if options.json == "-" else sys.stdout)

@@ -184,7 +184,7 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else [*args]
         options, rest = super().parse_known_args(words, Options() if namespace is None else namespace)
         flags = {word.partition("=")[0] for word in words[: words.index("--") if "--" in words else None]}
-        given = dict(options.given)
+        given = dict(getattr(options, "given", {}))
         for action in self._actions:
             if written := flags.intersection(action.option_strings):
                 given[action.dest] = max(written, key=len)
