@@ -47,8 +47,8 @@ def read(field: str, value: object, kind: type) -> object:
             number = float(value)
         except (ValueError, OverflowError):
             number = math.nan
-        if math.isfinite(number) and (kind is float or number.is_integer()):
-            value = kind(number)
+        fits = math.isfinite(number) and (kind is float or number.is_integer())
+        value = kind(number) if fits else str(value)
     if type(value) is not kind:
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
         raise UserError(f"{field}: got {value!r}, accepted is {name}")

@@ -96,7 +96,8 @@ def print_table(
     kept = fitting(widths, expendable, console.width if console.is_terminal else math.inf)
     table = Table(box=None, pad_edge=False)
     for i in kept:
-        table.add_column(headings[i], justify="left" if i in words else "right", min_width=widths[i])
+        side = "left" if i in words else "right"
+        table.add_column(headings[i], justify=side, min_width=widths[i], no_wrap=i not in words)
     for row in rows:
         table.add_row(*(Text(row[i]) for i in kept))  # as it is: a string may hold markup
     least = sum(widths[i] for i in kept) + 2 * (len(kept) - 1)

@@ -45,7 +45,7 @@ def test_examples_of_the_help_are_valid_command_lines(capsys, arguments):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_all_options_of_its_command_and_no_other(command, capsys):
     said = set(re.findall(r"--[a-z-]+", helped([command, "--help"], capsys)))
-    said -= {"--help", "--nproc-per-node", *(["--views"] if command == "train" else [])}  # of other commands
+    said -= {"--help", "--nproc-per-node", *{"train": ["--views"], "eval": ["--save"]}.get(command, [])}
     (subparsers,) = (action for action in parser()._actions if action.dest == "command")
     there = {option for action in subparsers.choices[command]._actions for option in action.option_strings}
     assert said == there - {"-h", "--help"}
