@@ -202,7 +202,8 @@ def show(console: Console, comparison: dict) -> None:
         mean = "" if test["difference"] is None else signs(test["difference"])
         rows.append(("B - A", "", "", mean, "", interval(test["ci95"], signs), probability(test["p"])))
     console.print()
-    print_table(console, ("", "n", "failed", "mean", "std", "95 % interval", "p"), rows, words=(0,))
+    headings = ("", "n", "failed", "mean", "std", "95 % interval", "p")
+    print_table(console, headings, rows, words=(0,), expendable=(2, 4, 1))
     console.print()
     for warning in comparison["warnings"]:
         line(console, f"warning: {warning}")
