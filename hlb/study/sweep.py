@@ -24,7 +24,7 @@ from ..recipes import Recipe
 from ..runs import environment
 from ..runs import ledger as ledgers
 from ..runs.display import duration, line, seconds, synthetic_banner
-from ..runs.experiment import check_counts, default
+from ..runs.experiment import check_counts, check_interpreted, default
 from ..step import work
 from ..train import Trainer
 from . import shard
@@ -112,6 +112,7 @@ def sweep(
         console.quiet = console.quiet or rank > 0
         dataset = shard.load(data)
         for configuration in configurations:
+            check_interpreted(configuration.recipe, configuration.execution)
             configuration.recipe.steps(len(dataset.tensors[0]))  # UserError where a batch is never full
         if data == "auto" and dataset.name == "synthetic":
             synthetic_banner(console, first.recipe.name, dataset.note)
