@@ -13,7 +13,7 @@ from kernels.base import launch
 PROGRAMS = {"hlb": hlb.cli.main, "bench": bench.__main__.main}
 HUGE = "9" * 30
 # Tests run kernels in Triton's interpreter, except on a GPU, where --device cpu has none.
-INTERPRETER = " h in Triton's interpreter" if launch.INTERPRETED else "--kernels triton"
+INTERPRETER = " min in Triton's interpreter" if launch.INTERPRETED else "--kernels triton"
 # A command, and what its line has to name. folder/, text.txt, runs.jsonl and empty.jsonl are there.
 INPUTS = (
     ("hlb --nonsense", "--nonsense"),
