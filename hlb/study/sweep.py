@@ -104,6 +104,8 @@ def sweep(
         raise UserError(
             f"--runs: got {runs:,} of {len(configurations)}, accepted are {LARGEST:,} runs in all"
         )
+    for configuration in configurations:
+        check_interpreted(configuration.recipe, configuration.execution)
     ledger = default_ledger(first.recipe.name) if ledger is None else Path(ledger)
     check_writable(ledger, "--ledger")
     console = console or Console(file=sys.stdout)
@@ -112,7 +114,6 @@ def sweep(
         console.quiet = console.quiet or rank > 0
         dataset = shard.load(data)
         for configuration in configurations:
-            check_interpreted(configuration.recipe, configuration.execution)
             configuration.recipe.steps(len(dataset.tensors[0]))  # UserError where a batch is never full
         if data == "auto" and dataset.name == "synthetic":
             synthetic_banner(console, first.recipe.name, dataset.note)
