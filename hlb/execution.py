@@ -68,7 +68,7 @@ def cpu_has_bfloat16() -> bool:
 
 def device_of(execution: Execution) -> str:
     """The device that `auto` stands for, or the one named. Raises UserError where it is not available."""
-    device = execution.device
+    device = str(execution.device)  # a torch.device, too
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available(d))
     if device.partition(":")[0] not in DEVICES[1:]:
@@ -199,6 +199,26 @@ def apply(recipe: Recipe, execution: Execution) -> None:
         functorch.autograd_cache_allow_custom_autograd_functions = True
     if execution.device == "cpu":
         _keep_memory()
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Inside, torch makes float32 tensors on the CPU and keeps gradients, whatever the caller has set for his
+    own work.
+    """
+    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if elsewhere else contextlib.nullcontext():
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def cpus() -> int:
+    """Logical processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compiled(work: Callable) -> Callable:

@@ -23,17 +23,20 @@ def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> 
     """
     if not isinstance(base, Recipe):
         base = RECIPES.get(base) or _unknown("recipe", base, RECIPES)
+    if not isinstance(settings, (dict, list, tuple)):
+        raise UserError(f"settings: got {settings!r}, accepted is a dict of fields, or a list of field=value")
     if not isinstance(settings, dict):
         settings = dict(_split(setting) for setting in settings)
     types = typing.get_type_hints(Recipe)
     types.pop("name")
     values = {}
-    for field, value in settings.items():
+    own = {field: value for field, value in vars(base).items() if field in types}  # a caller's, perhaps
+    for field, value in (own | settings).items():
         if field not in types:
             _unknown("field", field, types)
         values[field] = value if field == "optimizer" else read(field, value, types[field])
     changed = dataclasses.replace(base, **values)
-    if "optimizer" in values and changed.optimizer not in OPTIMIZERS:
+    if "optimizer" in settings and changed.optimizer not in OPTIMIZERS:
         factory(changed.optimizer)  # UserError where there is no such class
     return changed
 
@@ -55,7 +58,7 @@ def from_fields(fields: dict[str, object]) -> Recipe:
 
 
 def _split(setting: str) -> tuple[str, str]:
-    field, equals, value = setting.partition("=")
+    field, equals, value = str(setting).partition("=")
     if not equals:
         raise UserError(f"--set: got {setting!r}, accepted is field=value")
     return field.strip(), value.strip()
@@ -69,6 +72,8 @@ def _unknown(what: str, name: str, known) -> typing.NoReturn:
 
 def read(field: str, value: object, kind: type) -> object:
     """A field's value from a string or a Python value. Raises UserError that says what the field takes."""
+    if hasattr(value, "tolist"):  # of NumPy or torch
+        value = value.tolist()
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, (list, tuple)):

@@ -1,4 +1,6 @@
-"""Checkpoints: a network's weights with the recipe that made them. Loaded with `weights_only=True`."""
+"""Checkpoints: a network's weights with the recipe that made them, and what its images were: the statistics that
+they were normalised with and the names of their classes. Loaded with `weights_only=True`.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,8 @@ from ..settings import fields, from_fields
 from ..train import Run, Trainer
 
 FORMAT = "hlb-checkpoint-1"
+# Of these sets, whose names need not be told, files of older versions lack statistics and classes.
+KNOWN = {"cifar10": CIFAR10_CLASSES, "synthetic": synthetic.CLASSES}
 
 
 def save(path: Path | str, trainer: Trainer, run: Run) -> None:
@@ -30,6 +34,7 @@ def save(path: Path | str, trainer: Trainer, run: Run) -> None:
                 "format": FORMAT,
                 "recipe": fields(trainer.recipe),
                 "dataset": trainer.dataset.name,
+                **_images(trainer.dataset),
                 "seed": run.seed,
                 "accuracy": run.accuracy,
                 "views": run.views,
@@ -47,28 +52,66 @@ def load(
 ) -> tuple[Network, Recipe, dict]:
     """The network on `device` in evaluation mode, its recipe, and the checkpoint's other entries.
 
-    `dtype` replaces the recipe's. Raises UserError for a file that is missing, damaged or not a checkpoint
-    of this program.
+    The network takes normalised images: `hlb.load` gives one that predicts. `dtype` replaces the recipe's.
+    Raises UserError for a file that is missing, damaged or not a checkpoint of this program. `mean`, `std` and
+    `classes` are absent where an older version wrote the file, of another set than CIFAR-10 and the built-in
+    one.
     """
-    foreign = f"{path} is not a checkpoint of this program, or is damaged; give a file that --save wrote"
+    if dtype is not None:
+        expect_known("dtype", DTYPES, dtype)
+    content = _read(path)
+    try:
+        recipe, about = from_fields(content["recipe"]), _about(content)
+        recipe = dataclasses.replace(recipe, dtype=dtype) if dtype else recipe
+        classes = len(content["weights"]["head.weight"])
+        with torch.device("meta"):  # no memory for what a damaged file may say
+            network = Network(recipe, kernels.backend("reference"), channels_last, classes=classes)
+        network.load_state_dict(content["weights"], assign=True)
+        network = network.cast(torch_dtype(recipe.dtype))
+        if len(about.get("classes", range(classes))) != classes:
+            raise ValueError("classes")
+    except Exception:  # what a damaged file holds fails in many ways
+        raise UserError(FOREIGN.format(path)) from None
+    network = network.to(device).eval()
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network, recipe, about
+
+
+def _read(path: Path | str) -> dict:
+    """What torch finds in the file. Raises UserError where it is missing, unreadable, or not ours."""
     if not os.path.isfile(path):
         raise UserError(f"no file {path}; give a checkpoint that --save wrote")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.load, about files that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # torch.load raises many kinds for a file that is not its own
-        raise UserError(foreign) from None
+        raise UserError(FOREIGN.format(path)) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(foreign)
-    try:
-        recipe = from_fields(content["recipe"])
-        recipe = dataclasses.replace(recipe, dtype=dtype) if dtype else recipe
-        network = Network(recipe, kernels.backend("reference"), channels_last)
-        network.load_state_dict(content["weights"])
-    except (UserError, RuntimeError, KeyError, AttributeError, TypeError):
-        raise UserError(foreign) from None
-    network = network.cast(torch_dtype(recipe.dtype)).to(device).eval()
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return network, recipe, {key: value for key, value in content.items() if key not in ("weights", "recipe")}
+        raise UserError(FOREIGN.format(path))
+    return content
+
+
+def _images(dataset: Dataset) -> dict:
+    """What a checkpoint says of the images of its data set."""
+    return {"mean": list(dataset.mean), "std": list(dataset.std), "classes": list(dataset.classes)}
+
+
+def _about(content: dict) -> dict:
+    """The entries beside recipe and weights; ValueError where one is not what `save` writes."""
+    about = {key: value for key, value in content.items() if key not in ("weights", "recipe")}
+    name = about["dataset"]
+    if "mean" not in about and name in KNOWN:
+        about |= {"mean": list(MEAN), "std": list(STD), "classes": list(KNOWN[name])}
+    if not isinstance(name, str):
+        raise ValueError("dataset")
+    if "mean" in about:
+        numbers = [*about["mean"], *about["std"]]
+        if len(about["mean"]) != 3 or len(about["std"]) != 3 or not all(map(math.isfinite, numbers)):
+            raise ValueError("mean, std")
+        if min(about["std"]) <= 0 or not all(isinstance(word, str) for word in about["classes"]):
+            raise ValueError("std, classes")
+    return about

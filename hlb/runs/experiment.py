@@ -5,8 +5,10 @@ front door.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +17,16 @@ from rich.console import Console
 
 from ..data import Dataset, load
 from ..errors import UserError
-from ..execution import Execution, device_of, out_of_memory_explained, resolve
+from ..execution import Execution, device_of, out_of_memory_explained, resolve, torch_defaults
 from ..files import check_writable
 from ..recipes import Recipe
 from ..settings import fields
 from ..settings import recipe as configure
-from ..train import Run, Trainer, Watcher
+from ..train import Callback, Run, Trainer
 from . import checkpoint, environment, statistics
 from . import ledger as ledgers
+from .callbacks import Callbacks, checked
+from .classifier import Classifier
 from .display import Display, summarise, synthetic_banner
 
 
@@ -33,7 +37,8 @@ def default(execution: Execution) -> str:
 
 @dataclass
 class Result:
-    """What `train` returns: the resolved recipe and execution, the finished runs, and the last run's network.
+    """What `train` returns: the resolved recipe and execution, the finished runs, and the last run's network
+    with what its predictions need (None where the runs were interrupted).
 
     Statistics are dicts of mean, std, min, max, ci95 and n over the runs that did not fail.
     """
@@ -42,11 +47,18 @@ class Result:
     execution: Execution
     dataset: str
     runs: list[Run]
-    network: torch.nn.Module | None
+    classifier: Classifier | None
     device_name: str
     memory: dict
     wall_seconds: float
     interrupted: bool = False
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """As `train.Trainer` builds it: of normalised images, and for more than predictions. To predict, take
+        `classifier`.
+        """
+        return self.classifier and self.classifier.network
 
     def _ok(self) -> list[Run]:
         return [run for run in self.runs if run.status == "ok"]
@@ -106,11 +118,20 @@ class Result:
         }
 
 
-def check_counts(runs: int, eval_every: int, seed: int) -> None:
-    """Raises UserError for an invalid number of runs, interval of validation or first seed."""
-    for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
-        if not least <= value < 2**63 - (runs if option == "--seed" else 0):
-            raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
+def check_counts(runs: int, eval_every: int, seed: int) -> tuple[int, int, int]:
+    """The three as Python's integers (NumPy's are no JSON). Raises UserError for an invalid number of runs,
+    interval of validation or first seed.
+    """
+    counts = {"--runs": (runs, 1), "--eval-every": (eval_every, 0), "--seed": (seed, 0)}
+    checked = []
+    for option, (value, least) in counts.items():
+        whole = hasattr(value, "__index__") and not isinstance(value, bool)
+        if not whole or not least <= value < 2**63 - (checked[0] if option == "--seed" else 0):
+            raise UserError(
+                f"{option}: got {value!r}, accepted is a whole number from {least} up, below 2**63"
+            )
+        checked.append(operator.index(value))
+    return tuple(checked)
 
 
 def begin(
@@ -132,6 +153,7 @@ def begin(
     return *first, dataset
 
 
+@torch_defaults()
 def train(
     recipe: str | Recipe | None = None,
     *,
@@ -143,6 +165,7 @@ def train(
     eval_every: int = 1,
     ledger: str | Path | None = ledgers.DEFAULT,
     save: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     console: Console | None = None,
     started: float | None = None,
@@ -152,29 +175,33 @@ def train(
     `recipe` is a name of `hlb.RECIPES`, a `Recipe`, or None for the default: record94, on a CPU cpu94, or
     smoke where `data` is "auto" and CIFAR-10 cannot be had. `settings` replaces fields, as `--set`. `data` is
     auto, cifar10, synthetic, a folder, or a `Dataset`. `eval_every` is in epochs, 0 for never. Each finished
-    run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. The table
-    goes to `console` (standard output), unless `quiet`. `wall_seconds` count from `started`, a
-    `time.perf_counter()` (now). An interrupt returns the runs that had finished. Raises UserError.
+    run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. `callbacks`
+    are instances of `hlb.Callback`, called in this order. The table goes to `console` (standard output),
+    unless `quiet`. `wall_seconds` count from `started`, a `time.perf_counter()` (now). An interrupt returns
+    the runs that had finished. Raises UserError.
     """
     started = time.perf_counter() if started is None else started
-    check_counts(runs, eval_every, seed)
+    runs, eval_every, seed = check_counts(runs, eval_every, seed)
+    callbacks = Callbacks(checked(callbacks))
     for option, path in (("--ledger", ledger), ("--save", save)):
         if path is not None:
             check_writable(path, option)
     console = console or Console(file=sys.stdout, quiet=quiet)
+    if not quiet:
+        callbacks = Callbacks([Display(console), callbacks])
     recipe, execution, dataset = begin(recipe, settings, data, execution, console)
 
     finished, interrupted = [], False
     environment.reset_peak_memory(execution.device)
-    with out_of_memory_explained(recipe), Watcher() if quiet else Display(console) as watcher:
+    with out_of_memory_explained(recipe), callbacks:
         trainer = Trainer(recipe, execution, dataset)
         provenance = ledgers.provenance(trainer)
-        watcher.started(trainer, runs, eval_every)
+        callbacks.started(trainer, runs, eval_every)
         try:
             for i in range(runs):
-                run = trainer.run(seed + i, eval_every, watcher)
+                run = trainer.run(seed + i, eval_every, callbacks)
                 finished.append(run)
-                watcher.finished(run)
+                callbacks.finished(run)
                 if ledger is not None:
                     ledgers.append(ledger, ledgers.record(run, provenance))
                 if save is not None and run.status == "ok":
@@ -187,7 +214,7 @@ def train(
         execution,
         dataset.name,
         finished,
-        None if interrupted else trainer.network,
+        None if interrupted else Classifier(trainer.network, dataset.mean, dataset.std, dataset.classes),
         provenance["device_name"],
         environment.peak_memory(execution.device),
         time.perf_counter() - started,
