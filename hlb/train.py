@@ -301,4 +301,4 @@ class Trainer:
         """`count` images and labels without meaning, for the warm-up."""
         pattern, shift = (torch.arange(n, device=self.device) for n in (32 * 32 * 3, count))
         pixels = pattern.mul(7919).to(torch.uint8) + shift.mul(31).to(torch.uint8)[:, None]
-        return pixels.view(count, 32, 32, 3), shift % 10
+        return pixels.view(count, 32, 32, 3), shift % len(self.dataset.classes)

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +26,10 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from . import synthetic
-from .errors import UserError
-from .files import atomic
-
-# Per-channel mean and standard deviation of CIFAR-10's training images, in [0, 1].
-MEAN = (0.4913997551666284, 0.48215855929693703, 0.4465309133731618)
-STD = (0.24703223246328265, 0.24348512800005527, 0.26158784172796434)
+from .. import synthetic
+from ..errors import UserError
+from ..files import atomic
+from .dataset import CLASSES, Dataset
 
 STALL_SECONDS = 10  # a download that brings no byte for this long is given up
 FOLDER = "cifar-10-batches-py"
@@ -42,21 +38,6 @@ SHAPES = ((50000, 32, 32, 3), (50000,), (10000, 32, 32, 3), (10000,))
 
 class DownloadError(UserError):
     """CIFAR-10 is not on disk and could not be fetched."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A labelled set: `tensors` are training images uint8 [N, 32, 32, 3] and labels int64 [N], then the
-    test ones.
-
-    `mean` and `std` are the per-channel values that images are normalised with, in [0, 1].
-    """
-
-    name: str  # "cifar10" or "synthetic"
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor]
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-    note: str = ""  # why it is not the set that was hoped for
 
 
 def cache_dir() -> Path:
@@ -71,12 +52,12 @@ def load(data: str = "auto") -> Dataset:
     `auto` is CIFAR-10 if it is on disk or can be downloaded, else the synthetic set: its name tells.
     """
     if data == "synthetic":
-        return Dataset("synthetic", synthetic.make())
+        return Dataset("synthetic", synthetic.make(), classes=synthetic.CLASSES)
     if data == "auto":
         try:
             return cifar10()
         except DownloadError as error:
-            return Dataset("synthetic", synthetic.make(), note=str(error))
+            return Dataset("synthetic", synthetic.make(), classes=synthetic.CLASSES, note=str(error))
     if data == "cifar10":
         return cifar10()
     root = Path(os.path.expanduser(data))
@@ -100,8 +81,8 @@ def cifar10(root: Path | None = None) -> Dataset:
     if root is not None:
         verify(root)
     if tensors.exists():
-        return Dataset("cifar10", _read_tensors(tensors))
-    dataset = Dataset("cifar10", read(root))
+        return Dataset("cifar10", _read_tensors(tensors), classes=CLASSES)
+    dataset = Dataset("cifar10", read(root), classes=CLASSES)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _write_tensors(tensors, dataset.tensors)
