@@ -121,7 +121,8 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     backends = _resolve_kernels(execution.kernels, device, dtype)
     compile = execution.compile
     if compile == "auto":
-        compile = "on" if kind == "cuda" and not _needs_no_compiler(backends, captured) else "off"
+        useful = kind == "cuda" and launch.INSTALLED  # Inductor's code for a GPU is Triton's, none on Windows
+        compile = "on" if useful and not _needs_no_compiler(backends, captured) else "off"
     return (
         dataclasses.replace(recipe, dtype=dtype, master_weights=master),
         dataclasses.replace(

@@ -5,6 +5,7 @@ they were normalised with and the names of their classes. Loaded with `weights_o
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from pathlib import Path
@@ -13,17 +14,20 @@ import torch
 
 import kernels
 
-from ..errors import UserError
+from .. import synthetic
+from ..data.dataset import CLASSES, MEAN, STD, Dataset
+from ..errors import UserError, expect_known
 from ..execution import torch_dtype
 from ..files import atomic
 from ..networks import Network
-from ..recipes import Recipe
+from ..recipes import DTYPES, Recipe
 from ..settings import fields, from_fields
 from ..train import Run, Trainer
 
 FORMAT = "hlb-checkpoint-1"
-# Of these sets, whose names need not be told, files of older versions lack statistics and classes.
-KNOWN = {"cifar10": CIFAR10_CLASSES, "synthetic": synthetic.CLASSES}
+FOREIGN = "{} is not a checkpoint of this program, or is damaged; give a file that --save wrote"
+# The classes of the sets that are normalised by CIFAR-10's statistics, for files of older versions, which lack both.
+KNOWN = {"cifar10": CLASSES, "synthetic": synthetic.CLASSES}
 
 
 def save(path: Path | str, trainer: Trainer, run: Run) -> None:
@@ -67,9 +71,10 @@ def load(
         with torch.device("meta"):  # no memory for what a damaged file may say
             network = Network(recipe, kernels.backend("reference"), channels_last, classes=classes)
         network.load_state_dict(content["weights"], assign=True)
+        numbers = all(tensor.is_floating_point() for tensor in network.state_dict().values())
+        if not numbers or len(about.get("classes", range(classes))) != classes:
+            raise ValueError("weights, classes")
         network = network.cast(torch_dtype(recipe.dtype))
-        if len(about.get("classes", range(classes))) != classes:
-            raise ValueError("classes")
     except Exception:  # what a damaged file holds fails in many ways
         raise UserError(FOREIGN.format(path)) from None
     network = network.to(device).eval()

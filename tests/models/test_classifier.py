@@ -1,0 +1,142 @@
+"""A trained model from its file: what it predicts, what it refuses, what older files lack."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.export import Dim
+
+import hlb
+from hlb import cli, data, synthetic
+
+TINY = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 2.0,
+        "whiten_images": 50, "dtype": "float32"}  # fmt: skip
+# Nothing like CIFAR-10's: with those the network sees other images.
+COLOURS = {"mean": (0.1, 0.2, 0.7), "std": (0.9, 0.5, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> hlb.Dataset:
+    return hlb.Dataset("synthetic", synthetic.make(120, 60), **COLOURS, classes=synthetic.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, dataset):
+    """A run's checkpoint and its result."""
+    path = tmp_path_factory.mktemp("trained") / "model.pt"
+    return path, hlb.train("smoke", settings=TINY, data=dataset, save=path, ledger=None, quiet=True)
+
+
+@pytest.fixture
+def older(trained, tmp_path):
+    """A function that writes a checkpoint as it was before it had statistics, of a set of that name."""
+
+    def write(name: str):
+        content = torch.load(trained[0], weights_only=True) | {"dataset": name}
+        path = tmp_path / "older.pt"
+        torch.save({key: content[key] for key in content if key not in ("mean", "std", "classes")}, path)
+        return path
+
+    return write
+
+
+def test_predictions_have_the_accuracy_of_the_run_they_come_from(trained, dataset):
+    path, result = trained
+    model, (images, labels) = hlb.load(path), dataset.tensors[2:]
+    classes = model.predict(images)
+    assert classes.dtype == torch.int64 and classes.shape == labels.shape
+    assert float((classes == labels).double().mean()) == result.accuracy["mean"]
+    assert model.classes == synthetic.CLASSES and (model.mean, model.std) == tuple(COLOURS.values())
+    logits = model.predict(images, logits=True)
+    assert logits.shape == (60, 10) and logits.dtype == torch.float32
+    assert torch.equal(logits.argmax(1), classes)
+
+
+def test_what_training_returns_predicts_as_its_file_does(trained, dataset):
+    path, result = trained
+    images = dataset.tensors[2]
+    logits = hlb.load(path).predict(images, logits=True)
+    assert torch.equal(result.classifier.predict(images, logits=True), logits)
+    assert result.network is result.classifier.network and not result.network.training
+
+
+def test_images_may_be_numpys_or_none_at_all_and_do_not_depend_on_each_other(trained, dataset):
+    model, images = hlb.load(trained[0]), dataset.tensors[2]
+    logits = model.predict(images, logits=True)
+    assert torch.equal(model.predict(images.numpy(), logits=True), logits)
+    mirrored = images.numpy()[:, :, ::-1]  # negative strides
+    torch.testing.assert_close(model.predict(mirrored, logits=True), logits)  # its views are both mirror images
+    one_by_one = torch.cat([model.predict(image[None], logits=True) for image in images[:5]])
+    torch.testing.assert_close(one_by_one, logits[:5])
+    assert model.predict(images[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("images, names", [
+    (torch.zeros(2, 32, 32, 3), "got float32 [2, 32, 32, 3]"),
+    (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "got uint8 [2, 3, 32, 32]"),
+    (torch.zeros(32, 32, 3, dtype=torch.uint8), "got uint8 [32, 32, 3]"),
+    (np.zeros((2, 28, 28, 3), np.uint8), "got uint8 [2, 28, 28, 3]"),
+    (np.zeros((2, 32, 32, 3), np.int64), "got int64"),
+    ([np.zeros((32, 32, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)], "got list"),
+    (["cat.png"], "got list"), (None, "got NoneType"),
+])  # fmt: skip
+def test_images_that_are_none_are_refused_by_what_they_are(trained, images, names):
+    with pytest.raises(hlb.UserError) as refused:
+        hlb.load(trained[0]).predict(images)
+    assert names in str(refused.value) and "uint8 [n, 32, 32, 3]" in str(refused.value)
+
+
+def test_the_model_can_be_exported_for_batches_of_any_size(trained, dataset):
+    model, images = hlb.load(trained[0]), dataset.tensors[2]
+    exported = torch.export.export(model, (images[:4],), dynamic_shapes=({0: Dim("n")},))
+    torch.testing.assert_close(exported.module()(images), model.predict(images, logits=True))
+
+
+def test_evaluation_normalises_as_training_did(trained, dataset, monkeypatch, capsys):
+    path, result = trained
+    others = hlb.Dataset("synthetic", dataset.tensors, classes=synthetic.CLASSES)  # with CIFAR-10's statistics
+    monkeypatch.setattr(cli, "load", lambda _: others)
+    assert cli.main(["eval", str(path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == result.accuracy["mean"]
+
+
+def test_a_set_of_other_classes_is_refused_before_it_is_evaluated(trained, dataset, monkeypatch, capsys):
+    few = [tensor[dataset.tensors[i | 1] < 3] for i, tensor in enumerate(dataset.tensors)]
+    monkeypatch.setattr(cli, "load", lambda _: hlb.Dataset("few", few))
+    assert cli.main(["eval", str(trained[0]), "--data", "few"]) == 2
+    assert "few has 3 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, classes", [("cifar10", data.CLASSES), ("synthetic", synthetic.CLASSES)])
+def test_an_older_file_of_a_known_set_has_its_statistics_and_classes(older, name, classes):
+    model = hlb.load(older(name))
+    assert model.classes == classes
+    assert (model.mean, model.std) == (data.dataset.MEAN, data.dataset.STD)
+
+
+def test_an_older_file_of_another_set_says_why_it_cannot_predict_and_is_evaluated(older, dataset, monkeypatch, capsys):
+    path = older("mine")
+    with pytest.raises(hlb.UserError, match="older version, without the statistics of its data set mine"):
+        hlb.load(path)
+    assert hlb.load_checkpoint(path)[2]["dataset"] == "mine"
+    monkeypatch.setattr(cli, "load", lambda _: dataset)
+    assert cli.main(["eval", str(path), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("option, wrong", [("device", "gpu"), ("dtype", "float8")])
+def test_a_device_or_dtype_that_there_is_not_is_told_as_such(trained, option, wrong):
+    with pytest.raises(hlb.UserError, match=f"{option}.*{wrong}"):
+        hlb.load(trained[0], **{option: wrong})
+
+
+def test_a_model_of_other_classes_and_dtype_comes_back_as_it_was(dataset, tmp_path):
+    kept = [tensor[dataset.tensors[i | 1] < 3] for i, tensor in enumerate(dataset.tensors)]
+    three = hlb.Dataset("three", kept, classes=("disk", "ring", "square"))
+    changes = {"dtype": "bfloat16", "train_examples": 30, "batch_size": 10, "epochs": 1.0, "views": "flip+shift"}
+    path = tmp_path / "three.pt"
+    result = hlb.train("smoke", settings=TINY | changes, data=three, save=path, ledger=None, quiet=True)
+    model = hlb.load(path)
+    assert model.classes == three.classes and model.network.head.weight.dtype == torch.bfloat16
+    logits = model.predict(three.tensors[2], logits=True)
+    assert logits.shape[1] == 3 and torch.equal(result.classifier.predict(three.tensors[2], logits=True), logits)
