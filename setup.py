@@ -33,7 +33,7 @@ setup(
         "bench.report": ["*.json"],
     },
     python_requires=">=3.10",
-    install_requires=["torch>=2.11", "torchvision", "numpy", "rich", "scipy", "matplotlib"],
+    install_requires=["torch>=2.11", "torchvision", "numpy", "pillow", "rich", "scipy", "matplotlib"],
     extras_require={
         # Triton 3.6.0's interpreter, which the kernel tests use, needs numpy below 2.4.
         "test": [

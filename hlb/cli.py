@@ -300,7 +300,9 @@ def _eval(options: argparse.Namespace) -> int:
     dataset = load(about["dataset"] if options.data == "auto" else options.data)
     classes = len(network.head.weight)
     if len(dataset.classes) != classes:
-        raise UserError(f"--data: {dataset.name} has {len(dataset.classes)} classes, {options.model} has {classes}")
+        raise UserError(
+            f"--data: {dataset.name} has {len(dataset.classes)} classes, {options.model} has {classes}"
+        )
     # Of the images it was trained on, if the file says them.
     colours = {name: about.get(name, getattr(dataset, name)) for name in ("mean", "std")}
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])

@@ -3,7 +3,6 @@
 import importlib.util
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -36,10 +35,26 @@ def example(name: str):
 
 
 def test_every_example_is_run_here_and_says_how_to_start_it():
-    tested = {name.removeprefix("test_the_example_of_") for name in globals() if name.startswith("test_the_example")}
-    assert tested == EXAMPLES.keys() and len(tested) >= 4
+    assert len(EXAMPLES) >= 4
     for name, path in EXAMPLES.items():
+        assert any(test.startswith(f"test_the_example_of_{name}") for test in globals())
         assert f"    python examples/{name}.py" in path.read_text(encoding="utf-8")
+
+
+def test_the_example_of_own_data_in_arrays_and_in_a_folder(tmp_path, monkeypatch, capsys):
+    own_data = example("own_data")
+    sizes = TINY | {"train_examples": 0}
+    accuracy, words = own_data.main(**sizes | {"epochs": 4.0})
+    assert accuracy > 0.9 and len(words) == 5 and set(words) <= {"dark", "bright"}
+    for name, shade in (("black", 20), ("white", 230)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("RGB", (40, 36), (shade, shade + i % 5, shade)).save(
+                tmp_path / "images" / name / f"{i}.png"
+            )
+    monkeypatch.setenv("HLB_CACHE", str(tmp_path / "cache"))
+    _, words = own_data.main(str(tmp_path / "images"), tmp_path / "model.pt", **sizes, batch_size=12)
+    assert set(words) <= {"black", "white"} and hlb.load(tmp_path / "model.pt").classes == ("black", "white")
 
 
 def test_the_example_of_own_optimizer():
@@ -56,5 +71,8 @@ def test_the_example_of_own_callback(capsys):
 def test_the_example_of_sweep(tmp_path, capsys):
     sweep = example("sweep").main
     accuracies = sweep(data="synthetic", **TINY)
-    assert len(accuracies) == 3 and len((tmp_path / "results" / "sweep-example.jsonl").read_text().splitlines()) == 9
+    assert (
+        len(accuracies) == 3
+        and len((tmp_path / "results" / "sweep-example.jsonl").read_text().splitlines()) == 9
+    )
     assert sweep(data="synthetic", **TINY) == accuracies  # nothing is trained again

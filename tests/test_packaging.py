@@ -41,6 +41,9 @@ def required(requirements: list[str]) -> set[str]:
     return {re.match(r"[\w-]+", line)[0] for line in requirements}
 
 
+IMPORTED_AS = {"PIL": "pillow"}
+
+
 def imported(path: Path) -> set[str]:
     """The packages that a module imports, at its top or within."""
     names = set()
@@ -49,7 +52,7 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module)
-    return {name.split(".")[0] for name in names}
+    return {IMPORTED_AS.get(top, top) for top in (name.split(".")[0] for name in names)}
 
 
 def test_the_default_install_has_every_package_that_the_code_imports(given):
@@ -90,7 +93,9 @@ def test_without_a_checkout_what_needs_one_is_one_line(monkeypatch, tmp_path, ca
     assert out == "" and err.count("\n") == 1 and "needs a checkout" in err and arguments[0] in err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["check", "--help"], ["pairs", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["report", "--help"], ["check", "--help"], ["pairs", "--help"]]
+)
 def test_without_a_checkout_the_rest_of_bench_runs(monkeypatch, tmp_path, capsys, arguments):
     monkeypatch.setattr(program, "CHECKOUT", tmp_path / "setup.py")
     with pytest.raises(SystemExit) as ended:

@@ -37,9 +37,7 @@ class Classifier(nn.Module):
     it. `predict` is for people: it takes NumPy's arrays, checks what it gets, and goes in batches.
     """
 
-    def __init__(
-        self, network: Network, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]
-    ):
+    def __init__(self, network: Network, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]):
         super().__init__()
         self.network = network.eval()
         self.recipe, self.views = network.recipe, network.recipe.views

@@ -81,7 +81,9 @@ def test_numbers_of_numpy_and_torch_are_those_of_python_also_in_the_ledger(datas
 
 
 def test_a_recipe_that_was_made_of_numpys_numbers_reaches_the_ledger(dataset, expected, tmp_path):
-    recipe = hlb.Recipe(**{**vars(hlb.recipe("smoke", TINY)), "base_depth": np.int64(4), "group_widths": [1, 4, 4]})
+    recipe = hlb.Recipe(
+        **{**vars(hlb.recipe("smoke", TINY)), "base_depth": np.int64(4), "group_widths": [1, 4, 4]}
+    )
     path = tmp_path / "ledger.jsonl"
     result = hlb.train(recipe, data=dataset, ledger=path, quiet=True)
     assert losses(result) == expected and len(ledger.load(path)) == 1
@@ -94,7 +96,9 @@ def test_a_count_that_is_none_is_refused_by_name(option, value):
         hlb.train("smoke", data="nowhere", **{option: value})
 
 
-@pytest.mark.parametrize("settings", [None, "epochs=1", 3, [3], {"epochs": None}, {"epochs": np.array([1, 2])}])
+@pytest.mark.parametrize(
+    "settings", [None, "epochs=1", 3, [3], {"epochs": None}, {"epochs": np.array([1, 2])}]
+)
 def test_settings_that_are_none_are_refused(settings):
     with pytest.raises(hlb.UserError, match="settings|--set|epochs"):
         hlb.train("smoke", data="nowhere", settings=settings)

@@ -93,7 +93,9 @@ def test_callbacks_change_no_bit_of_training(dataset):
     ]
 
 
-@pytest.mark.parametrize("wrong", [hlb.Callback(), hlb.Callback, [hlb.Callback], [print], [None], None, "all"])
+@pytest.mark.parametrize(
+    "wrong", [hlb.Callback(), hlb.Callback, [hlb.Callback], [print], [None], None, "all"]
+)
 def test_what_is_no_callback_is_refused_before_anything_is_built(wrong):
     with pytest.raises(hlb.UserError, match="callbacks: got .*hlb.Callback"):
         hlb.train("smoke", data="nowhere", callbacks=wrong)

@@ -66,7 +66,9 @@ def test_images_may_be_numpys_or_none_at_all_and_do_not_depend_on_each_other(tra
     logits = model.predict(images, logits=True)
     assert torch.equal(model.predict(images.numpy(), logits=True), logits)
     mirrored = images.numpy()[:, :, ::-1]  # negative strides
-    torch.testing.assert_close(model.predict(mirrored, logits=True), logits)  # its views are both mirror images
+    torch.testing.assert_close(
+        model.predict(mirrored, logits=True), logits
+    )  # its views are both mirror images
     one_by_one = torch.cat([model.predict(image[None], logits=True) for image in images[:5]])
     torch.testing.assert_close(one_by_one, logits[:5])
     assert model.predict(images[:0]).shape == (0,)
@@ -95,7 +97,9 @@ def test_the_model_can_be_exported_for_batches_of_any_size(trained, dataset):
 
 def test_evaluation_normalises_as_training_did(trained, dataset, monkeypatch, capsys):
     path, result = trained
-    others = hlb.Dataset("synthetic", dataset.tensors, classes=synthetic.CLASSES)  # with CIFAR-10's statistics
+    others = hlb.Dataset(
+        "synthetic", dataset.tensors, classes=synthetic.CLASSES
+    )  # with CIFAR-10's statistics
     monkeypatch.setattr(cli, "load", lambda _: others)
     assert cli.main(["eval", str(path), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == result.accuracy["mean"]
@@ -108,14 +112,18 @@ def test_a_set_of_other_classes_is_refused_before_it_is_evaluated(trained, datas
     assert "few has 3 classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, classes", [("cifar10", data.CLASSES), ("synthetic", synthetic.CLASSES)])
+@pytest.mark.parametrize(
+    "name, classes", [("cifar10", data.dataset.CLASSES), ("synthetic", synthetic.CLASSES)]
+)
 def test_an_older_file_of_a_known_set_has_its_statistics_and_classes(older, name, classes):
     model = hlb.load(older(name))
     assert model.classes == classes
     assert (model.mean, model.std) == (data.dataset.MEAN, data.dataset.STD)
 
 
-def test_an_older_file_of_another_set_says_why_it_cannot_predict_and_is_evaluated(older, dataset, monkeypatch, capsys):
+def test_an_older_file_of_another_set_says_why_it_cannot_predict_and_is_evaluated(
+    older, dataset, monkeypatch, capsys
+):
     path = older("mine")
     with pytest.raises(hlb.UserError, match="older version, without the statistics of its data set mine"):
         hlb.load(path)
@@ -133,10 +141,18 @@ def test_a_device_or_dtype_that_there_is_not_is_told_as_such(trained, option, wr
 def test_a_model_of_other_classes_and_dtype_comes_back_as_it_was(dataset, tmp_path):
     kept = [tensor[dataset.tensors[i | 1] < 3] for i, tensor in enumerate(dataset.tensors)]
     three = hlb.Dataset("three", kept, classes=("disk", "ring", "square"))
-    changes = {"dtype": "bfloat16", "train_examples": 30, "batch_size": 10, "epochs": 1.0, "views": "flip+shift"}
+    changes = {
+        "dtype": "bfloat16",
+        "train_examples": 30,
+        "batch_size": 10,
+        "epochs": 1.0,
+        "views": "flip+shift",
+    }
     path = tmp_path / "three.pt"
     result = hlb.train("smoke", settings=TINY | changes, data=three, save=path, ledger=None, quiet=True)
     model = hlb.load(path)
     assert model.classes == three.classes and model.network.head.weight.dtype == torch.bfloat16
     logits = model.predict(three.tensors[2], logits=True)
-    assert logits.shape[1] == 3 and torch.equal(result.classifier.predict(three.tensors[2], logits=True), logits)
+    assert logits.shape[1] == 3 and torch.equal(
+        result.classifier.predict(three.tensors[2], logits=True), logits
+    )
