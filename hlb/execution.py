@@ -210,9 +210,9 @@ def torch_defaults() -> Iterator[None]:
     dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu") if elsewhere else contextlib.nullcontext():
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
+        cpu = torch.device("cpu") if elsewhere else contextlib.nullcontext()
+        with cpu, torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         torch.set_default_dtype(dtype)
 

@@ -15,7 +15,7 @@ import bench.__main__ as program
 
 ROOT = Path(__file__).parents[1]
 TOPS = ("hlb", "kernels", "bench")
-# Imported where they are there: triton comes with torch, on Linux; the others are of the tests and of an extra.
+# Imported where they are there: triton comes with torch, on Linux; pytest by the benchmarks that are its.
 BESIDE = {"triton", "pytest"}
 
 

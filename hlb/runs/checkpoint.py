@@ -1,5 +1,5 @@
-"""Checkpoints: a network's weights with the recipe that made them, and what its images were: the statistics that
-they were normalised with and the names of their classes. Loaded with `weights_only=True`.
+"""Checkpoints: a network's weights with the recipe that made them, the statistics that its images were
+normalised with and the names of their classes. Loaded with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..train import Run, Trainer
 
 FORMAT = "hlb-checkpoint-1"
 FOREIGN = "{} is not a checkpoint of this program, or is damaged; give a file that --save wrote"
-# The classes of the sets that are normalised by CIFAR-10's statistics, for files of older versions, which lack both.
+# Sets that are normalised by CIFAR-10's statistics, and their classes: files of older versions have neither.
 KNOWN = {"cifar10": CLASSES, "synthetic": synthetic.CLASSES}
 
 
@@ -56,10 +56,10 @@ def load(
 ) -> tuple[Network, Recipe, dict]:
     """The network on `device` in evaluation mode, its recipe, and the checkpoint's other entries.
 
-    The network takes normalised images: `hlb.load` gives one that predicts. `dtype` replaces the recipe's.
-    Raises UserError for a file that is missing, damaged or not a checkpoint of this program. `mean`, `std` and
-    `classes` are absent where an older version wrote the file, of another set than CIFAR-10 and the built-in
-    one.
+    The network takes normalised images: `hlb.load` gives a model that takes pixels. `dtype` replaces the
+    recipe's. `mean`, `std` and `classes` are absent where an older version wrote the file, of another set than
+    CIFAR-10 or the built-in one. Raises UserError for a file that is missing, damaged or not a checkpoint of
+    this program.
     """
     if dtype is not None:
         expect_known("dtype", DTYPES, dtype)

@@ -87,7 +87,7 @@ def load(path: Path | str, device: str = "cpu", dtype: str | None = None) -> Cla
     network, _, about = checkpoint.load(path, device, dtype)
     if "mean" not in about:
         raise UserError(
-            f"{path} is of an older version, without the statistics of its data set {about['dataset']}; train "
-            "again, or take hlb.load_checkpoint, and normalise as in training"
+            f"{path} is of an older version, without the statistics of its data set {about['dataset']}; "
+            "train again, or take hlb.load_checkpoint and normalise as in training"
         )
     return Classifier(network.requires_grad_(False), about["mean"], about["std"], about["classes"])

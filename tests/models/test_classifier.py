@@ -8,7 +8,8 @@ import torch
 from torch.export import Dim
 
 import hlb
-from hlb import cli, data, synthetic
+from hlb import cli, synthetic
+from hlb.data.dataset import CLASSES, MEAN, STD
 
 TINY = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 2.0,
         "whiten_images": 50, "dtype": "float32"}  # fmt: skip
@@ -112,13 +113,11 @@ def test_a_set_of_other_classes_is_refused_before_it_is_evaluated(trained, datas
     assert "few has 3 classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name, classes", [("cifar10", data.dataset.CLASSES), ("synthetic", synthetic.CLASSES)]
-)
+@pytest.mark.parametrize("name, classes", [("cifar10", CLASSES), ("synthetic", synthetic.CLASSES)])
 def test_an_older_file_of_a_known_set_has_its_statistics_and_classes(older, name, classes):
     model = hlb.load(older(name))
     assert model.classes == classes
-    assert (model.mean, model.std) == (data.dataset.MEAN, data.dataset.STD)
+    assert (model.mean, model.std) == (MEAN, STD)
 
 
 def test_an_older_file_of_another_set_says_why_it_cannot_predict_and_is_evaluated(
