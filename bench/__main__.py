@@ -29,9 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     for words in () if CHECKOUT.exists() else OF_A_CHECKOUT:
         if arguments[:1] == [words[0]] and {*words} <= {*arguments}:
-            print(
-                f"bench {' '.join(words)}: needs a checkout of the repository; run it there", file=sys.stderr
-            )
+            print(f"bench {' '.join(words)}: needs a checkout of hlb; run it there", file=sys.stderr)
             return 2
     if arguments[:1] == ["card"]:
         from .card import cli as card

@@ -16,18 +16,20 @@ ROOT = Path(__file__).parents[1]
 MODULES = ("crypt", "fcntl", "grp", "nis", "posix", "pty", "pwd", "readline", "resource", "spwd", "syslog",
            "termios", "tty")  # fmt: skip
 FUNCTIONS = {
-    "os": """
-        chown chroot ctermid fchmod fchown fork forkpty getegid geteuid getgid getgroups getloadavg
-        getpgid getpgrp getpriority getresuid getsid getuid killpg lchown mkfifo mknod nice openpty
-        posix_fadvise posix_fallocate posix_spawn pread pwrite sched_getaffinity sched_setaffinity
-        sched_yield sendfile setpgid setpriority setsid setuid statvfs sync sysconf tcgetpgrp uname wait
-        wait3 wait4 waitid
-    """.split(),
-    "signal": """
-        SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGUSR1 SIGUSR2 alarm pause pthread_kill
-        pthread_sigmask setitimer siginterrupt sigwait
-    """.split(),
-}
+    "os": (
+        "chown", "chroot", "ctermid", "fchmod", "fchown", "fork", "forkpty", "getegid", "geteuid",
+        "getgid", "getgroups", "getloadavg", "getpgid", "getpgrp", "getpriority", "getresuid", "getsid",
+        "getuid", "killpg", "lchown", "mkfifo", "mknod", "nice", "openpty", "posix_fadvise",
+        "posix_fallocate", "posix_spawn", "pread", "pwrite", "sched_getaffinity", "sched_setaffinity",
+        "sched_yield", "sendfile", "setpgid", "setpriority", "setsid", "setuid", "statvfs", "sync",
+        "sysconf", "tcgetpgrp", "uname", "wait", "wait3", "wait4", "waitid"
+    ),
+    "signal": (
+        "SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP", "SIGUSR1",
+        "SIGUSR2", "alarm", "pause", "pthread_kill", "pthread_sigmask", "setitimer", "siginterrupt",
+        "sigwait"
+    ),
+}  # fmt: skip
 LINUX = ROOT / "bench" / "card"  # says at once that it needs Linux
 TINY = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 1.0,
         "whiten_images": 50, "dtype": "float32"}  # fmt: skip

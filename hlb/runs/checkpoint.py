@@ -57,9 +57,9 @@ def load(
     """The network on `device` in evaluation mode, its recipe, and the checkpoint's other entries.
 
     The network takes normalised images: `hlb.load` gives a model that takes pixels. `dtype` replaces the
-    recipe's. `mean`, `std` and `classes` are absent where an older version wrote the file, of another set than
-    CIFAR-10 or the built-in one. Raises UserError for a file that is missing, damaged or not a checkpoint of
-    this program.
+    recipe's. `mean`, `std` and `classes` are absent where an older version wrote the file, of a set that is
+    neither CIFAR-10 nor the built-in one. Raises UserError for a file that is missing, damaged or not a
+    checkpoint of this program.
     """
     if dtype is not None:
         expect_known("dtype", DTYPES, dtype)
