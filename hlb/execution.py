@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import os
 import re
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import kernels
 from kernels.base import launch
 from kernels.base.timing import no_collection
 
-from .errors import UserError, expect_known
+from .errors import UserError, expect_known, read
 from .optimizer import OPTIMIZERS, name_of
 from .recipes import Recipe
 
@@ -45,6 +46,12 @@ class Execution:
     threads: int = 0  # CPU threads; 0 is PyTorch's own choice
     deterministic: bool = False
 
+    def __post_init__(self):
+        for name, kind in typing.get_type_hints(Execution).items():
+            value = getattr(self, name)
+            value = str(value) if isinstance(value, torch.device) else value
+            object.__setattr__(self, name, read(name, value, kind))
+
 
 def available(device: str) -> bool:
     """Whether torch can use the device: cpu, cuda (or cuda:N), mps."""
@@ -68,7 +75,7 @@ def cpu_has_bfloat16() -> bool:
 
 def device_of(execution: Execution) -> str:
     """The device that `auto` stands for, or the one named. Raises UserError where it is not available."""
-    device = str(execution.device)  # a torch.device, too
+    device = execution.device
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available(d))
     if device.partition(":")[0] not in DEVICES[1:]:
@@ -88,8 +95,11 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     device = device_of(execution)
     kind = device.partition(":")[0]
     expect_known("--compile", COMPILE, execution.compile)
-    if not 0 <= execution.threads <= 1024:
-        raise UserError(f"--threads: got {execution.threads}, accepted is 1 to 1024 (0 is PyTorch's choice)")
+    if not 0 <= execution.threads <= cpus():
+        raise UserError(
+            f"--threads: got {execution.threads}, accepted is 1 to {cpus()}, the cores of this process "
+            "(0 is PyTorch's choice)"
+        )
     expect_known("--graph", GRAPHS, execution.graph)
     if execution.graph in ("step", "run") and kind != "cuda":
         raise UserError(

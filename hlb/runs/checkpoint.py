@@ -5,6 +5,7 @@ normalised with and the names of their classes. Loaded with `weights_only=True`.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import warnings
@@ -32,7 +33,7 @@ KNOWN = {"cifar10": CLASSES, "synthetic": synthetic.CLASSES}
 
 def save(path: Path | str, trainer: Trainer, run: Run) -> None:
     """Writes the trainer's network as `run` left it (the averaged weights where the recipe averages)."""
-    with trainer.averaging.averaged(), atomic(path) as temporary:
+    with trainer.averaging.averaged(), atomic(path) as temporary, io.BytesIO() as file:
         torch.save(
             {
                 "format": FORMAT,
@@ -47,8 +48,9 @@ def save(path: Path | str, trainer: Trainer, run: Run) -> None:
                     for name, tensor in trainer.network.state_dict().items()
                 },
             },
-            temporary,
+            file,  # of a full disk torch makes a RuntimeError
         )
+        temporary.write_bytes(file.getbuffer())
 
 
 def load(
