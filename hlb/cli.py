@@ -214,12 +214,8 @@ def _eval(options: Options) -> int:
     apply(resolved, execution)
     network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)
     dataset = load(about["dataset"] if options.data == "auto" else options.data)
-    classes = len(network.head.weight)
-    if len(dataset.classes) != classes:
-        raise UserError(
-            f"--data: {dataset.name} has {len(dataset.classes)} classes, {options.model} has {classes}"
-        )
-    # Of the images it was trained on, if the file says them.
+    checkpoint.check_classes(network, about, dataset)
+    # Of the images that it was trained on, if the file says them.
     colours = {name: about.get(name, getattr(dataset, name)) for name in ("mean", "std")}
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
     with out_of_memory_explained(resolved), Clock(execution.device) as clock:

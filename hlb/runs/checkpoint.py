@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import kernels
 
@@ -27,6 +28,7 @@ from ..train import Run, Trainer
 
 FORMAT = "hlb-checkpoint-1"
 FOREIGN = "{} is not a checkpoint of this program, or is damaged; give a file that --save wrote"
+IMAGES = ("mean", "std", "classes")  # what is kept of a Dataset
 # Sets that are normalised by CIFAR-10's statistics, and their classes: files of older versions have neither.
 KNOWN = {"cifar10": CLASSES, "synthetic": synthetic.CLASSES}
 
@@ -39,7 +41,7 @@ def save(path: Path | str, trainer: Trainer, run: Run) -> None:
                 "format": FORMAT,
                 "recipe": fields(trainer.recipe),
                 "dataset": trainer.dataset.name,
-                **_images(trainer.dataset),
+                **{name: getattr(trainer.dataset, name) for name in IMAGES},
                 "seed": run.seed,
                 "accuracy": run.accuracy,
                 "views": run.views,
@@ -73,8 +75,8 @@ def load(
         with torch.device("meta"):  # no memory for what a damaged file may say
             network = Network(recipe, kernels.backend("reference"), channels_last, classes=classes)
         network.load_state_dict(content["weights"], assign=True)
-        numbers = all(tensor.is_floating_point() for tensor in network.state_dict().values())
-        if not numbers or len(about.get("classes", range(classes))) != classes:
+        there = all(map(_dense, network.state_dict().values()))
+        if not there or len(about.get("classes", range(classes))) != classes:
             raise ValueError("weights, classes")
         network = network.cast(torch_dtype(recipe.dtype))
     except Exception:  # what a damaged file holds fails in many ways
@@ -83,6 +85,21 @@ def load(
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network, recipe, about
+
+
+def check_classes(network: Network, about: dict, dataset: Dataset) -> None:
+    """Raises UserError where the labels of a data set are not what the network of a checkpoint tells apart.
+    Classes without names, which are called by their numbers, are only counted.
+    """
+    count, numbers = len(network.head.weight), tuple(map(str, range(len(dataset.classes))))
+    trained = about.get("classes", dataset.classes)
+    if count != len(numbers):
+        raise UserError(
+            f"--data: {dataset.name} has {len(numbers)} classes, the model was trained on {count}"
+        )
+    if trained != dataset.classes and numbers not in (trained, dataset.classes):
+        own = next(name for name, theirs in zip(dataset.classes, trained) if name != theirs)
+        raise UserError(f"--data: {dataset.name} has the class {own!r}, with which the model was not trained")
 
 
 def _read(path: Path | str) -> dict:
@@ -102,23 +119,23 @@ def _read(path: Path | str) -> dict:
     return content
 
 
-def _images(dataset: Dataset) -> dict:
-    """What a checkpoint says of the images of its data set."""
-    return {"mean": list(dataset.mean), "std": list(dataset.std), "classes": list(dataset.classes)}
+def _dense(tensor: Tensor) -> bool:
+    """Whether it has numbers, in memory, one after the other."""
+    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _about(content: dict) -> dict:
     """The entries beside recipe and weights; ValueError where one is not what `save` writes."""
     about = {key: value for key, value in content.items() if key not in ("weights", "recipe")}
     name = about["dataset"]
-    if "mean" not in about and name in KNOWN:
-        about |= {"mean": list(MEAN), "std": list(STD), "classes": list(KNOWN[name])}
     if not isinstance(name, str):
         raise ValueError("dataset")
+    if "mean" not in about and name in KNOWN:
+        about |= zip(IMAGES, (MEAN, STD, KNOWN[name]))
     if "mean" in about:
-        numbers = [*about["mean"], *about["std"]]
-        if len(about["mean"]) != 3 or len(about["std"]) != 3 or not all(map(math.isfinite, numbers)):
-            raise ValueError("mean, std")
-        if min(about["std"]) <= 0 or not all(isinstance(word, str) for word in about["classes"]):
-            raise ValueError("std, classes")
+        mean, std = (tuple(map(float, about[key])) for key in IMAGES[:2])
+        good = len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0
+        if not good or not all(isinstance(name, str) for name in about["classes"]):
+            raise ValueError("mean, std, classes")
+        about |= zip(IMAGES, (mean, std, tuple(about["classes"])))
     return about

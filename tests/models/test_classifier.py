@@ -110,7 +110,16 @@ def test_a_set_of_other_classes_is_refused_before_it_is_evaluated(trained, datas
     few = [tensor[dataset.tensors[i | 1] < 3] for i, tensor in enumerate(dataset.tensors)]
     monkeypatch.setattr(cli, "load", lambda _: hlb.Dataset("few", few))
     assert cli.main(["eval", str(trained[0]), "--data", "few"]) == 2
-    assert "few has 3 classes" in capsys.readouterr().err
+    assert "few has 3 classes, the model was trained on 10" in capsys.readouterr().err
+
+
+def test_a_set_of_other_names_is_refused_but_numbers_are_no_names(trained, dataset, monkeypatch, capsys):
+    for classes, status in ((CLASSES, 2), (tuple("0123456789"), 0), (synthetic.CLASSES, 0)):
+        monkeypatch.setattr(
+            cli, "load", lambda _, c=classes: hlb.Dataset("other", dataset.tensors, classes=c)
+        )
+        assert cli.main(["eval", str(trained[0]), "--data", "other"]) == status
+    assert "other has the class 'airplane', with which the model was not trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, classes", [("cifar10", CLASSES), ("synthetic", synthetic.CLASSES)])
