@@ -94,9 +94,7 @@ def check_classes(network: Network, about: dict, dataset: Dataset) -> None:
     count, numbers = len(network.head.weight), tuple(map(str, range(len(dataset.classes))))
     trained = about.get("classes", dataset.classes)
     if count != len(numbers):
-        raise UserError(
-            f"--data: {dataset.name} has {len(numbers)} classes, the model was trained on {count}"
-        )
+        raise UserError(f"--data: {dataset.name} has {len(numbers)} classes, the model has {count}")
     if trained != dataset.classes and numbers not in (trained, dataset.classes):
         own = next(name for name, theirs in zip(dataset.classes, trained) if name != theirs)
         raise UserError(f"--data: {dataset.name} has the class {own!r}, with which the model was not trained")

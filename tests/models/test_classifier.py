@@ -110,7 +110,7 @@ def test_a_set_of_other_classes_is_refused_before_it_is_evaluated(trained, datas
     few = [tensor[dataset.tensors[i | 1] < 3] for i, tensor in enumerate(dataset.tensors)]
     monkeypatch.setattr(cli, "load", lambda _: hlb.Dataset("few", few))
     assert cli.main(["eval", str(trained[0]), "--data", "few"]) == 2
-    assert "few has 3 classes, the model was trained on 10" in capsys.readouterr().err
+    assert "few has 3 classes, the model has 10" in capsys.readouterr().err
 
 
 def test_a_set_of_other_names_is_refused_but_numbers_are_no_names(trained, dataset, monkeypatch, capsys):
