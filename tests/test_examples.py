@@ -11,7 +11,7 @@ from hlb import synthetic
 
 FOLDER = Path(__file__).parents[1] / "examples"
 TINY = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 2.0,
-        "whiten_images": 50, "dtype": "float32"}  # fmt: skip
+        "whiten_images": 50, "dtype": "float32", "groups": "short", "group_widths": "1"}  # fmt: skip
 EXAMPLES = {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
 
 
@@ -44,7 +44,7 @@ def test_every_example_is_run_here_and_says_how_to_start_it():
 def test_the_example_of_own_data_in_arrays_and_in_a_folder(tmp_path, monkeypatch, capsys):
     own_data = example("own_data")
     sizes = TINY | {"train_examples": 0}
-    accuracy, words = own_data.main(**sizes | {"epochs": 4.0})
+    accuracy, words = own_data.main(**sizes | {"epochs": 1.0})
     assert accuracy > 0.9 and len(words) == 5 and set(words) <= {"dark", "bright"}
     for name, shade in (("black", 20), ("white", 230)):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_the_example_of_own_data_in_arrays_and_in_a_folder(tmp_path, monkeypatch
                 tmp_path / "images" / name / f"{i}.png"
             )
     monkeypatch.setenv("HLB_CACHE", str(tmp_path / "cache"))
-    _, words = own_data.main(str(tmp_path / "images"), tmp_path / "model.pt", **sizes, batch_size=12)
+    _, words = own_data.main(str(tmp_path / "images"), tmp_path / "model.pt", **sizes | {"batch_size": 12})
     assert set(words) <= {"black", "white"} and hlb.load(tmp_path / "model.pt").classes == ("black", "white")
 
 

@@ -9,7 +9,7 @@ import hlb
 from hlb import synthetic
 
 TINY = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 2.0,
-        "whiten_images": 50, "dtype": "float32"}  # fmt: skip
+        "whiten_images": 50, "dtype": "float32", "groups": "short", "group_widths": "1"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
