@@ -71,10 +71,11 @@ def load(
     try:
         recipe, about = from_fields(content["recipe"]), _about(content)
         recipe = dataclasses.replace(recipe, dtype=dtype) if dtype else recipe
-        classes = len(content["weights"]["head.weight"])
+        weights = dict(content["weights"])
+        classes = len(weights["head.weight"])
         with torch.device("meta"):  # no memory for what a damaged file may say
             network = Network(recipe, kernels.backend("reference"), channels_last, classes=classes)
-        network.load_state_dict(content["weights"], assign=True)
+        network.load_state_dict(weights, assign=True)
         there = all(map(_dense, network.state_dict().values()))
         if not there or len(about.get("classes", range(classes))) != classes:
             raise ValueError("weights, classes")

@@ -140,6 +140,39 @@ def test_an_older_file_of_another_set_says_why_it_cannot_predict_and_is_evaluate
     assert cli.main(["eval", str(path), "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("changes", [
+    {"mean": None}, {"mean": (0.5, 0.5)}, {"mean": (0.5, 0.5, float("nan"))}, {"mean": ("r", "g", "b")},
+    {"std": (0.5, 0.0, 0.5)}, {"std": 1.0}, {"classes": ("cat", "dog")}, {"classes": tuple(range(10))},
+    {"dataset": 10}, {"dataset": ["cifar10"]}, {"weights": torch.zeros(3)}, {"weights": {}}, {"recipe": {}},
+], ids=str)  # fmt: skip
+def test_a_file_that_says_what_cannot_be_is_refused_and_stays_as_it_was(trained, tmp_path, changes):
+    path = tmp_path / "wrong.pt"
+    torch.save(torch.load(trained[0], weights_only=True) | changes, path)
+    before = path.read_bytes()
+    with pytest.raises(hlb.UserError, match="wrong.pt is not a checkpoint of this program, or is damaged"):
+        hlb.load(path)
+    assert path.read_bytes() == before
+
+
+WEIGHTS = {
+    "whole numbers": lambda weight: weight.int(),
+    "complex": lambda weight: weight.to(torch.complex64),
+    "sparse": torch.Tensor.to_sparse,
+    "without memory": lambda weight: weight.to("meta"),
+    "of another shape": lambda weight: weight[:, 1:],
+    "none": lambda weight: None,
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_of_another_kind_are_refused(trained, tmp_path, kind):
+    content = torch.load(trained[0], weights_only=True)
+    content["weights"]["head.weight"] = WEIGHTS[kind](content["weights"]["head.weight"])
+    torch.save(content, tmp_path / "wrong.pt")
+    with pytest.raises(hlb.UserError, match="wrong.pt is not a checkpoint of this program, or is damaged"):
+        hlb.load(tmp_path / "wrong.pt")
+
+
 @pytest.mark.parametrize("option, wrong", [("device", "gpu"), ("dtype", "float8")])
 def test_a_device_or_dtype_that_there_is_not_is_told_as_such(trained, option, wrong):
     with pytest.raises(hlb.UserError, match=f"{option}.*{wrong}"):
