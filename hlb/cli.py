@@ -14,7 +14,7 @@ from rich.console import Console
 
 from . import STARTED, __version__, audit, errors
 from .cost import profiling, show
-from .data import FOLDER, cache_dir, load
+from .data import load, stored
 from .errors import UserError, exit_status, whole
 from .evaluate import evaluate
 from .execution import COMPILE, GRAPHS, Execution, apply, available, out_of_memory_explained, resolve
@@ -42,7 +42,8 @@ Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
   --recipe NAME   {recipes}
   --set FIELD=VALUE   change fields of the recipe (see `hlb recipes NAME`)
-  --data WHAT         auto, cifar10, synthetic, or a folder (as torchvision's)
+  --data WHAT         auto, cifar10, cifar100, svhn, synthetic, folder:PATH (images
+                      by class), or a folder as torchvision's
   --device NAME       auto, {devices}
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i
@@ -337,11 +338,8 @@ def _recipes(options: argparse.Namespace) -> int:
 
 def _env(options: argparse.Namespace) -> int:
     resolved, execution = resolve(recipe(default(Execution())), Execution())
-    cache = cache_dir()
     commit, dirty = environment.commit()
-    stored = "as batches" if (cache / FOLDER).is_dir() else "not there"
-    if (cache / "cifar10.pt").exists():
-        stored = "as tensors"
+    cache, there = stored()
     lines = {
         **environment.versions(),
         "commit": f"{commit}{' with changes' if dirty else ''}",
@@ -351,7 +349,7 @@ def _env(options: argparse.Namespace) -> int:
         "default compile": execution.compile,
         "threads": execution.threads,
         "cache folder": cache,
-        "CIFAR-10 there": stored,
+        "CIFAR-10 there": there,
         **(environment.gpu_state(execution.device) or {}),
     }
     for name, value in lines.items():

@@ -58,7 +58,7 @@ def published(source: Published, root: Path | None = None) -> Dataset:
     def read() -> Dataset:
         if root is not None:
             return source.read(root)
-        place = _found(source)
+        place = found(source)
         if place is None:
             place = cache_dir()
             download(source, place)
@@ -72,8 +72,10 @@ def _synthetic(note: str = "") -> Dataset:
     return Dataset("synthetic", synthetic.make(), classes=synthetic.CLASSES, note=note)
 
 
-def _found(source: Published) -> Path | None:
-    """Where a set lies without having been asked for; what cannot be looked into has nothing."""
+def found(source: Published) -> Path | None:
+    """Where a set lies that no folder was named for: the cache, `./data` or `.`; None where it does not. What
+    cannot be looked into has nothing.
+    """
     places = [Path("data"), Path()]
     with contextlib.suppress(DownloadError):
         places.insert(0, cache_dir())
@@ -99,3 +101,14 @@ def _held(data: str) -> tuple[Published, Path]:
         raise UserError(f"--data: {data!r} cannot be read: {reason(error)}") from None
     known = ", ".join(source.parts[-1] for source in PUBLISHED.values())
     raise UserError(f"--data: none of {known} in {data!r}; of images by class, give folder:{data}")
+
+
+def stored() -> tuple[str, str]:
+    """The cache folder, and what of CIFAR-10 is in it, in words."""
+    try:
+        cache = cache_dir()
+    except DownloadError as error:
+        return str(error), "not there"
+    if os.path.exists(cache / f"{CIFAR10.name}.pt"):
+        return str(cache), "as tensors"
+    return str(cache), "as batches" if os.path.isdir(cache / FOLDER) else "not there"
