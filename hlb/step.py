@@ -83,8 +83,8 @@ def plan(recipe: Recipe, examples: int) -> list[Variant]:
         side = (size - 1) >> len(recipe.groups)  # of the last map
         if count * side**2 < 2:
             raise UserError(
-                f"batch_size: got {recipe.batch_size}, which leaves a batch of one image; of that the last group "
-                "has one value per channel, too few for batch norm: take another one, or drop_last=true"
+                f"batch_size: got {recipe.batch_size}, which leaves a batch of one image; of that the last "
+                "group has one value per channel, too few for batch norm: take another, or drop_last=true"
             )
     return variants
 
