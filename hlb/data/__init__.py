@@ -18,7 +18,7 @@ from ..files import reason
 from . import folder
 from .cache import DownloadError, cache_dir, cached
 from .dataset import Dataset
-from .download import download
+from .fetch import download
 from .published import CIFAR10, PUBLISHED, Published, verify
 
 FOLDER = CIFAR10.folder
