@@ -33,6 +33,8 @@ def load(data: str | os.PathLike = "auto") -> Dataset:
     if not isinstance(data, (str, os.PathLike)):
         raise UserError(f"--data: got {type(data).__name__}, {ACCEPTED}, or a hlb.Dataset")
     data = os.fspath(data)
+    if "\0" in data:
+        raise UserError(f"--data: got {data!r}, which no folder can be called; {ACCEPTED}")
     if data == "synthetic":
         return _synthetic()
     if data == "auto":
@@ -44,7 +46,7 @@ def load(data: str | os.PathLike = "auto") -> Dataset:
         return published(PUBLISHED[data])
     kind, _, path = data.partition(":")
     if kind == "folder" and path:
-        return folder.load(Path(path))
+        return folder.load(path)
     return published(*_held(data))
 
 
@@ -95,7 +97,7 @@ def _held(data: str) -> tuple[Published, Path]:
             with contextlib.suppress(FileNotFoundError):
                 os.stat(root / known)
                 return source, root
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"--data: no folder {data!r}; {ACCEPTED}, or a folder that holds {FOLDER}/") from None
     except OSError as error:
         raise UserError(f"--data: {data!r} cannot be read: {reason(error)}") from None

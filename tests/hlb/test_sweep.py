@@ -131,16 +131,6 @@ MANY = ",".join(map(str, range(1, 200)))
         (["--random", "0"], "--random: got 0, accepted is 1 to 3"),
         (["--random", "4"], "--random: got 4, accepted is 1 to 3"),
         (["--random", "few"], "--random"),
-        (
-            [
-                "--set",
-                "groups=short/short/short/short",
-                "group_widths=1/1/1/1",
-                "drop_last=false",
-                "batch_size=4,3",
-            ],
-            "one value per channel",
-        ),
         (["--grid", "nonsense"], "--grid: got 'nonsense', accepted are record94"),
         (["--grid", "record94"], "--recipe: the configurations are those of --grid record94; leave it out"),
         (["--runs", "0"], "--runs"),

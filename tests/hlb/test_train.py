@@ -9,6 +9,7 @@ from rich.console import Console
 
 import hlb
 from hlb import synthetic
+from hlb.cli import main
 from hlb.execution import resolve
 from hlb.runs.display import Display
 from hlb.step import plan
@@ -61,10 +62,23 @@ FOUR = {"groups": "short,short,short,short", "group_widths": "1,1,1,1", "sizes":
     ids=["four groups", "batches of one", "small images", "small images later"],
 )
 def test_batch_of_one_value_per_channel_is_known_before_anything_is_built(data, monkeypatch, settings):
-    monkeypatch.setattr("hlb.train.build", None)
+    monkeypatch.setitem(Trainer.__init__.__globals__, "build", None)
     with pytest.raises(hlb.UserError, match="one value per channel") as raised:
         trainer(data, **settings)
     assert "\n" not in str(raised.value)
+
+
+def test_batch_of_one_value_per_channel_is_known_before_a_sweeps_first_run(
+    data, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(synthetic, "make", lambda *_: data.tensors)
+    fields = {**TINY, **FOUR, "train_examples": "202,201"}  # of two configurations, one cannot be trained
+    settings = ["--runs", "1", "--set", *(f"{field}={value}" for field, value in fields.items())]
+    assert main(["sweep", "--recipe", "smoke", "--data", "synthetic", *settings]) == 2
+    err = capsys.readouterr().err
+    assert "one value per channel" in err and err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize(
