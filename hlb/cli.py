@@ -13,7 +13,7 @@ from rich.console import Console
 from . import STARTED, audit
 from .commands.parser import parser
 from .cost import profiling, show
-from .data import FOLDER, cache_dir, load
+from .data import load, stored
 from .errors import Options, UserError, exit_status
 from .evaluate import evaluate
 from .execution import Execution, apply, available, out_of_memory_explained, resolve
@@ -260,11 +260,8 @@ def _recipes(options: Options) -> int:
 def _env(options: Options) -> int:
     check_output(options.json, "--json")
     resolved, execution = resolve(recipe(default(Execution())), Execution())
-    cache = cache_dir()
     commit, dirty = environment.commit()
-    stored = "as batches" if (cache / FOLDER).is_dir() else "not there"
-    if (cache / "cifar10.pt").exists():
-        stored = "as tensors"
+    cache, there = stored()
     lines = {
         **environment.versions(),
         "commit": f"{commit}{' with changes' if dirty else ''}",
@@ -274,7 +271,7 @@ def _env(options: Options) -> int:
         "default compile": execution.compile,
         "threads": execution.threads,
         "cache folder": cache,
-        "CIFAR-10 there": stored,
+        "CIFAR-10 there": there,
         **(environment.gpu_state(execution.device) or {}),
     }
     if options.json:

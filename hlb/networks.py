@@ -161,7 +161,7 @@ class Network(nn.Module):
         for norm in self.modules():
             if isinstance(norm, Norm):
                 norm.channels = slice(seen, seen := seen + norm.bias.numel())
-        self.register_buffer("running", torch.stack((torch.zeros(seen), torch.ones(seen))))
+        self.register_buffer("running", torch.stack((torch.zeros(seen), torch.ones(seen))).float())
 
     def forward(self, x: Tensor, train_stem: bool = True) -> tuple[Tensor, Tensor]:
         ops, stem, stats = self.ops, self.stem, []

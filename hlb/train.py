@@ -112,6 +112,7 @@ class Trainer:
         apply(recipe, execution)
         self.recipe, self.execution, self.dataset, self.audit = recipe, execution, dataset, audit
         self.device = torch.device(execution.device)
+        self.plan = plan(recipe, len(dataset.tensors[0]))
         self.ops = kernels.backend(execution.kernels)
         if audit:
             self.ops = audit.counted(self.ops)
@@ -121,7 +122,6 @@ class Trainer:
         self.train_images, self.train_labels = self.step.images, self.step.labels
         self.test_images, self.test_labels = (tensor.to(self.device) for tensor in dataset.tensors[2:])
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
-        self.plan = plan(recipe, len(self.train_images))
         self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)

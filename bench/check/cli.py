@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 from functools import partial
-from pathlib import Path
 
 from hlb import UserError
+from hlb.data import cache_dir
 from hlb.errors import Parser, exit_status, expect_known, positive
 from hlb.files import check_output
 from kernels import CATALOGUE
@@ -55,9 +55,8 @@ def _main(arguments: list[str]) -> int:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, environment)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("HLB_CACHE") or Path(base) / "hlb")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "aot"))
+    if "TRITON_CACHE_DIR" not in os.environ:
+        os.environ["TRITON_CACHE_DIR"] = str(cache_dir() / "aot")
     from . import results
 
     return results.run(options.names, options.all, options.json, options.jobs)

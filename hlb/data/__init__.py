@@ -18,7 +18,7 @@ from ..files import reason
 from . import folder
 from .cache import DownloadError, cache_dir, cached
 from .dataset import Dataset
-from .download import download
+from .fetch import download
 from .published import CIFAR10, PUBLISHED, Published, verify
 
 FOLDER = CIFAR10.folder
@@ -33,6 +33,8 @@ def load(data: str | os.PathLike = "auto") -> Dataset:
     if not isinstance(data, (str, os.PathLike)):
         raise UserError(f"--data: got {type(data).__name__}, {ACCEPTED}, or a hlb.Dataset")
     data = os.fspath(data)
+    if "\0" in data:
+        raise UserError(f"--data: got {data!r}, which no folder can be called; {ACCEPTED}")
     if data == "synthetic":
         return _synthetic()
     if data == "auto":
@@ -44,7 +46,7 @@ def load(data: str | os.PathLike = "auto") -> Dataset:
         return published(PUBLISHED[data])
     kind, _, path = data.partition(":")
     if kind == "folder" and path:
-        return folder.load(Path(path))
+        return folder.load(path)
     return published(*_held(data))
 
 
@@ -58,7 +60,7 @@ def published(source: Published, root: Path | None = None) -> Dataset:
     def read() -> Dataset:
         if root is not None:
             return source.read(root)
-        place = _found(source)
+        place = found(source)
         if place is None:
             place = cache_dir()
             download(source, place)
@@ -72,8 +74,10 @@ def _synthetic(note: str = "") -> Dataset:
     return Dataset("synthetic", synthetic.make(), classes=synthetic.CLASSES, note=note)
 
 
-def _found(source: Published) -> Path | None:
-    """Where a set lies without having been asked for; what cannot be looked into has nothing."""
+def found(source: Published) -> Path | None:
+    """Where a set lies that no folder was named for: the cache, `./data` or `.`; None where it does not. What
+    cannot be looked into has nothing.
+    """
     places = [Path("data"), Path()]
     with contextlib.suppress(DownloadError):
         places.insert(0, cache_dir())
@@ -93,9 +97,20 @@ def _held(data: str) -> tuple[Published, Path]:
             with contextlib.suppress(FileNotFoundError):
                 os.stat(root / known)
                 return source, root
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"--data: no folder {data!r}; {ACCEPTED}, or a folder that holds {FOLDER}/") from None
     except OSError as error:
         raise UserError(f"--data: {data!r} cannot be read: {reason(error)}") from None
     known = ", ".join(source.parts[-1] for source in PUBLISHED.values())
     raise UserError(f"--data: none of {known} in {data!r}; of images by class, give folder:{data}")
+
+
+def stored() -> tuple[str, str]:
+    """The cache folder, and what of CIFAR-10 is in it, in words."""
+    try:
+        cache = cache_dir()
+    except DownloadError as error:
+        return str(error), "not there"
+    if os.path.exists(cache / f"{CIFAR10.name}.pt"):
+        return str(cache), "as tensors"
+    return str(cache), "as batches" if os.path.isdir(cache / FOLDER) else "not there"

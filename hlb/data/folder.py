@@ -35,16 +35,16 @@ MANY = 2000  # images from which on progress is shown
 Classes = dict[str, list[Path]]  # the images of each class
 
 
-def load(path: Path) -> Dataset:
+def load(path: str) -> Dataset:
     """The data set of a folder. Raises UserError that names a folder or image that cannot be read, or is not
     as it should be.
     """
+    root = Path(os.path.realpath(os.path.expanduser(path)))
     try:
-        root = path.expanduser().resolve()
         train, test = split(root)
         key = _fingerprint(train, test)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(_unreadable(getattr(error, "filename", None) or path, error)) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or root} cannot be read: {reason(error)}") from None
     stem = f"folder-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
     return cached(stem, key, lambda: _dataset(root, train, test))
 
@@ -149,15 +149,11 @@ def _pixels(path: Path) -> np.ndarray:
                 upright = ImageOps.exif_transpose(image).convert("RGB")
                 return np.asarray(ImageOps.fit(upright, IMAGE[:2], Image.Resampling.BILINEAR))
             wrong = f"has pixels of mode {image.mode}, accepted are 8 bits a channel"
-    except Exception as error:  # Pillow raises many kinds
-        raise UserError(_unreadable(path, error)) from None
-    raise UserError(f"{path} {wrong}")
-
-
-def _unreadable(path: Path | str, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{path} cannot be read: {reason(error)}"
-    return f"{path} cannot be read: it is damaged, or no image ({error})".replace("\n", " ")
+    except Exception as error:  # Pillow raises many kinds for what it does not know
+        wrong = f"cannot be read: it is damaged, or no image ({error})"
+        if isinstance(error, OSError) and error.errno is not None:
+            wrong = f"cannot be read: {reason(error)}"
+    raise UserError(f"{path} {wrong}".replace("\n", " "))
 
 
 def _text(path: Path | str) -> str:

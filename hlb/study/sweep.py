@@ -25,7 +25,7 @@ from ..runs import environment
 from ..runs import ledger as ledgers
 from ..runs.display import duration, line, seconds, synthetic_banner
 from ..runs.experiment import check_counts, default
-from ..step import work
+from ..step import plan, work
 from ..train import Trainer
 from . import shard
 from .compare import Sample
@@ -112,7 +112,7 @@ def sweep(
         console.quiet = console.quiet or rank > 0
         dataset = shard.load(data)
         for configuration in configurations:
-            configuration.recipe.steps(len(dataset.tensors[0]))  # UserError where a batch is never full
+            plan(configuration.recipe, len(dataset.tensors[0]))  # UserError where it cannot be trained
         if data == "auto" and dataset.name == "synthetic":
             synthetic_banner(console, first.recipe.name, dataset.note)
         dataset = _placed(dataset, first)

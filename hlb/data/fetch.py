@@ -35,7 +35,7 @@ def download(source: Published, root: Path, mirror: str | None = None) -> None:
                 f"cannot write to the cache folder {root} ({reason(error)}); set HLB_CACHE to one that can"
             ) from None
         for url, name, md5 in source.archives(mirror):
-            problem = _fetch(url, folder / name, md5)
+            problem = _fetch(url, folder / name, md5, source.title)
             if problem:
                 raise DownloadError(
                     f"{source.title} could not be downloaded from {url}: {problem}; download it by hand and "
@@ -45,7 +45,7 @@ def download(source: Published, root: Path, mirror: str | None = None) -> None:
             _settle(folder / part, root / part)
 
 
-def _fetch(url: str, path: Path, md5: str) -> str | None:
+def _fetch(url: str, path: Path, md5: str, title: str) -> str | None:
     """Fetches a file, unpacks it if it is an archive. Returns what went wrong."""
     torchvision_datasets()  # which may have to be helped to be imported
     from torchvision.datasets.utils import check_integrity, extract_archive
@@ -54,7 +54,7 @@ def _fetch(url: str, path: Path, md5: str) -> str | None:
         with _stall_timeout(STALL_SECONDS):
             torch.hub.download_url_to_file(url, str(path))
         if not check_integrity(path, md5):
-            return "what came is truncated or another file"
+            return f"what came is truncated or not {title}"
         if path.suffix == ".gz":
             extract_archive(str(path), str(path.parent))
     except (OSError, http.client.HTTPException, ValueError) as error:
