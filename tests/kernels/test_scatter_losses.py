@@ -1,4 +1,4 @@
-"""What the general kernel tests cannot say of the losses of images: infinite logits, what is no class, no id."""
+"""What the general kernel tests cannot say of an image's loss: infinite logits, what is no class or no id."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def inputs(n: int = 40):
 
 
 @NEEDS_KERNELS
-@pytest.mark.parametrize("outside", [-1, -MARGIN, -EXAMPLES, EXAMPLES, EXAMPLES + MARGIN - 1, 2**32, -(2**40)])
+@pytest.mark.parametrize(
+    "outside", [-1, -MARGIN, -EXAMPLES, EXAMPLES, EXAMPLES + MARGIN - 1, 2**32, -(2**40)]
+)
 def test_an_id_outside_writes_nothing_and_nowhere(outside):
     around, losses, ids, logits, targets = inputs()
     expected = losses.clone()
