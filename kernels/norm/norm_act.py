@@ -46,40 +46,46 @@ def _statistics(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [c] of rows [m, c], in `dtype`.
 
     Each tile of rows has a mean and an M2, the sum of squared deviations from it; tiles merge as in Chan,
-    Golub, LeVeque (1983). Both are taken of what a tile's rows differ from its first, as in the kernels: of a
-    constant channel that is 0, and its mean is exact. PyTorch's own training kernel adds a channel up term by
-    term on a CPU, which at a quarter of a million values is wrong by 5e-5, differently for each thread count.
-    Off a CPU, or compiled, all rows are one tile.
+    Golub, LeVeque (1983). Both are taken of what the rows differ from the first: of a constant channel that
+    is 0, and the mean is exact. PyTorch's own training kernel adds a channel up term by term on a CPU, which
+    at a quarter of a million values is wrong by 5e-5, differently for each thread count. Off a CPU, or
+    compiled, all rows are one tile.
     """
     whole = not rows.is_cpu or torch.compiler.is_compiling()
-    mean = m2 = None
-    seen = 0
+    first, mean, m2, seen = rows[0].to(dtype), None, None, 0
     for tile in rows.split(len(rows) if whole else max(1, TILE // rows.shape[1])):
-        count, first = len(tile), tile[0].to(dtype)
-        differences = tile - first  # in `dtype`
-        offset = differences.mean(0)
-        tile_mean, tile_m2 = first + offset, differences.sub_(offset).square_().sum(0)
+        differences, count = tile - first, len(tile)  # in `dtype`
+        tile_mean = differences.mean(0)
+        tile_m2 = differences.sub_(tile_mean).square_().sum(0)
         seen += count
-        if mean is None:  # nothing to merge with: it might overflow
+        if mean is None:  # nothing to merge with
             mean, m2 = tile_mean, tile_m2
-            continue
-        delta = tile_mean - mean
-        m2 = m2 + tile_m2 + delta.square() * (count * (seen - count) / seen)
-        mean = mean + delta * (count / seen)
-    return mean, m2 / seen
+        else:
+            delta = tile_mean - mean
+            m2 = m2 + tile_m2 + delta.square() * (count * (seen - count) / seen)
+            mean = mean + delta * (count / seen)
+    return first + mean, m2 / seen
 
 
 def _normalised(
     v: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """(v - mean) * rstd * weight + bias in the dtype of v, by channel. On a CPU PyTorch makes a multiple of v
-    and a summand of it, of which a constant channel, with an rstd of a million, leaves the rounding.
+    """(v - mean) * rstd * weight + bias by channel, in the dtype of v.
+
+    PyTorch's own takes a multiple of v and adds a constant on a CPU. Both are large where rstd is, which is a
+    million for a constant channel, and leave their rounding. So it is done in tiles of images there.
     """
-    fixed = (False, 0.0, eps)
     if not v.is_cpu or torch.compiler.is_compiling():
-        return F.batch_norm(v, mean, variance, weight, bias, *fixed)
-    centred = v - mean[:, None, None]
-    return F.batch_norm(centred, torch.zeros_like(mean), variance, weight, bias, *fixed).to(v.dtype)
+        return F.batch_norm(v, mean, variance, weight, bias, False, 0.0, eps)
+    scale = weight * (variance + eps).rsqrt()
+    mean, scale, bias = (values[:, None, None] for values in (mean, scale, bias))
+    if torch.is_grad_enabled():
+        return torch.addcmul(bias, v - mean, scale).to(v.dtype)
+    z, images = torch.empty_like(v), max(1, TILE // v[0].numel())
+    for tile, out in zip(v.split(images), z.split(images)):
+        wide = torch.sub(tile, mean, out=out if out.dtype == mean.dtype else None)
+        out.copy_(torch.addcmul(bias, wide, scale, out=wide))
+    return z
 
 
 class _Normalise(torch.autograd.Function):
