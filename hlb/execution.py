@@ -19,6 +19,7 @@ from torch._functorch import config as functorch
 
 import kernels
 from kernels.base import launch
+from kernels.base.compilers import missing
 from kernels.base.timing import no_collection
 
 from .errors import UserError, expect_known, read
@@ -171,6 +172,9 @@ def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
     if dtype == "float64":
         return "reference"
     if runnable:
+        fault = launch.interpreter_fault()
+        if fault and set(kernels.choose(choice).values()) != {"reference"}:
+            raise UserError(f"--kernels {choice}: {fault}, or take --kernels reference")
         return choice
     untuned = re.sub(r"\btuned\b", "reference", choice)
     if "triton" in kernels.choose(untuned).values():
@@ -278,11 +282,19 @@ def synchronize(device: str | torch.device) -> None:
 
 @contextlib.contextmanager
 def out_of_memory_explained(recipe: Recipe) -> Iterator[None]:
-    """Turns an allocator's error into a UserError: how much was asked for, and which settings lower it."""
+    """Turns what a machine lacks into a UserError. Of memory it says how much was asked for, and which
+    settings lower it; of a compiler, or a folder for what that makes, which, and how to do without.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if why := missing(error):
+            raise UserError(
+                f"nothing can be compiled here: {why}; "
+                "or take --compile off, on a GPU with --kernels reference"
+            ) from None
+        out = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        if not out and not isinstance(error, torch.OutOfMemoryError):
             raise
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         batch, test = recipe.batch_size // 2, recipe.eval_batch_size // 2

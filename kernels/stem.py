@@ -449,6 +449,7 @@ SPEC = KernelSpec(
     bytes=_bytes,
     flops=_flops,
     case_of=_case_of,
+    compiled={"activation": tuple(ACTIVATIONS)},
     part="layer",
     backward=("_stem_bwd", "_sum_splits"),
     valid=lambda case: case.activation is None if case.project else case.c == case.k,

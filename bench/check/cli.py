@@ -20,7 +20,8 @@ usage: python -m bench check [NAME ...] [--all] [--json [FILE|-]] [--jobs N]
 Compiles every launch of these ops, or of all, for compute capability 8.0, 8.9,
 9.0 and 10.0, which needs no GPU. Fails on spills, too much shared memory, dots
 without tensor cores, loops without asynchronous copies and narrow memory
-accesses. `python -m bench gate --static` compares the code with its baseline.
+accesses. Activations that no recipe has are compiled for 9.0, once a kernel.
+`python -m bench gate --static` compares the code with its baseline.
 
   --all            dtypes other than float16 too at every case for every chip,
                    not one case for 9.0

@@ -60,6 +60,9 @@ class KernelSpec:
     `given(inputs)` is what the reference is told of a run of the op: choices that rounding makes, such as the
     argmax of a pool, on which a whole gradient hangs.
 
+    `compiled` has the values of an option that is code itself, an activation: those that no recipe has are
+    compiled ahead of time too (`others`).
+
     What a run costs is counted from its calls: `case_of(inputs)` is the case of one, as far as bytes and
     FLOPs depend on it, and `part` what it belongs to. `tuned(inputs)` says which backend and arguments
     `tuned` takes for a call, of an op that it chooses by shape.
@@ -82,6 +85,7 @@ class KernelSpec:
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
     reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
     squared: tuple[str, ...] = ()  # results that square what a matrix product gives: see compare.limits
+    compiled: dict[str, tuple] = field(default_factory=dict)
     narrow: dict[str, str] = field(
         default_factory=dict
     )  # kernel argument [precision]: why not 16 bytes a time
@@ -103,6 +107,21 @@ class KernelSpec:
         """The dtype that `bytes` and `flops` take, of a call."""
         value = inputs.get(self.dtype_from, torch.float32)
         return value if isinstance(value, torch.dtype) else value.dtype
+
+    def others(self) -> list[Case]:
+        """A case for each value of a `compiled` option that none of `cases` has: the first of them that has
+        any, with this one.
+        """
+        found = []
+        for option, values in self.compiled.items():
+            having = [case for case in self.cases if case[option] is not None]
+            known = {case[option] for case in having}
+            found += (
+                Case(f"{having[0].name} {value}", **having[0] | {option: value})
+                for value in values
+                if value not in known
+            )
+        return found
 
     @cache  # noqa: B019  a spec lives as long as the process
     def small(self) -> list[Case]:
