@@ -24,10 +24,9 @@ from .runs import checkpoint, environment, ledger
 from .runs.display import duration, print_table
 from .runs.experiment import begin, default, train
 from .runs.ledger import DEFAULT as LEDGER
-from .runs.ledger import select
 from .settings import recipe
 from .study.compare import HELP as COMPARE_HELP
-from .study.compare import Sample, compare
+from .study.compare import chosen, compare
 from .study.compare import show as show_comparison
 from .study.grid import READY
 from .study.sweep import HELP as SWEEP_HELP
@@ -121,6 +120,7 @@ def parser() -> Parser:
     pair = commands.add_parser("compare", description=COMPARE_HELP)
     pair.add_argument("A")
     pair.add_argument("B")
+    pair.add_argument("--pool", action="store_true")
     pair.add_argument("--json", action="store_true")
     pair.set_defaults(run=_compare)
 
@@ -281,7 +281,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    comparison = compare(*(Sample(text, select(text)) for text in (options.A, options.B)))
+    comparison = compare(chosen(options.A), chosen(options.B), options.pool)
     if options.json:
         _write_json("-", comparison)
     else:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..execution import Execution, resolve
 from ..recipes import Recipe
+from ..runs.statistics import decisive, identity
 from ..settings import fields
 from ..settings import recipe as configure
 
-DEFAULTS = fields(Recipe(name=""))
 LARGEST = 10_000  # configurations
 
 
@@ -123,33 +123,34 @@ def _resolved(
     recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
 ) -> list[Configuration]:
     """A configuration of each point, named by what it has of the fields `swept`."""
-    configurations: dict[Recipe, Configuration] = {}
+    configurations: dict[str, Configuration] = {}
     for point in points:
         resolved, how = resolve(configure(recipe, point), execution)
         name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
         name = name or resolved.name
-        if resolved in configurations:
-            same = configurations[resolved].name
+        if (trained := _text(resolved)) in configurations:
+            same = configurations[trained].name
             raise UserError(f"--set: {same} and {name} are the same; leave one of them out")
         values = {field: getattr(resolved, field) for field in swept}
-        configurations[resolved] = Configuration(name, values, resolved, how)
+        configurations[trained] = Configuration(name, values, resolved, how)
     return list(configurations.values())
 
 
-def _text(recipe_fields: dict) -> str:
-    """The fields of a recipe as a key has them; what a run did before a field came is the field's default."""
-    return json.dumps(DEFAULTS | recipe_fields, sort_keys=True)
+def _text(recipe: Recipe) -> str:
+    """A recipe as a key has it."""
+    return json.dumps(decisive(fields(recipe)), sort_keys=True)
 
 
 def key(record: dict) -> Key:
-    """A ledger record's key."""
-    return _text(record["recipe_fields"]), record.get("dataset"), record.get("seed")
+    """A ledger record's key: of its identity all but execution and device."""
+    run = identity(record)
+    return run.recipe, run.dataset, run.seed
 
 
 def all_runs(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
     """All runs (configuration, seed) by their keys, in the order of `order`."""
     planned = {}
-    names = [_text(fields(configuration.recipe)) for configuration in configurations]
+    names = [_text(configuration.recipe) for configuration in configurations]
     for i, seed in order(len(configurations), seeds):
         planned[names[i], dataset, seed] = i, seed
     return planned

@@ -21,7 +21,7 @@ from ..errors import UserError, expect_known
 from ..execution import Execution, apply, out_of_memory_explained
 from ..files import check_writable
 from ..recipes import Recipe
-from ..runs import environment
+from ..runs import environment, statistics
 from ..runs import ledger as ledgers
 from ..runs.display import duration, line, seconds, synthetic_banner
 from ..runs.experiment import check_counts, default
@@ -130,8 +130,8 @@ def sweep(
         new, interrupted = {}, False
         try:
             for record in _records(configurations, shares(left, size)[rank], dataset, eval_every, console):
-                ledgers.append(ledger, record)
                 new[key(record)] = record
+                ledgers.append(ledger, record)
             for theirs in shard.gather(new):
                 finished |= theirs
         except KeyboardInterrupt:
@@ -161,17 +161,21 @@ def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
 
 def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
     """The planned runs that a ledger has of these devices, by key; the first where it has several of a
-    key.
+    key, in different executions.
     """
-    try:
-        records = ledgers.load(path) if path.is_file() else []
-    except OSError as error:
-        raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
     runs = {}
-    for record in filter(ledgers.is_run, records):
+    for record in statistics.distinct(_lines(path)):
         if key(record) in planned and record.get("device_name") in devices:
             runs.setdefault(key(record), record)
     return runs
+
+
+def _lines(path: Path) -> ledgers.Lines:
+    """The runs of a ledger that may not be there yet."""
+    try:
+        return ledgers.runs(path) if path.is_file() else ledgers.Lines(path)
+    except OSError as error:
+        raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
 
 
 def _records(
@@ -270,6 +274,8 @@ def _announce(
     kind = first.execution.device.partition(":")[0]
     shown = "   ".join(f"{name}: {number}" for name, number in counts.items())
     line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
+    if note := _lines(ledger).note:
+        line(console, f"warning: {note}")
     ways = {_way(*environment.commit(), dataclasses.asdict(c.execution)) for c in configurations}
     other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in finished.values())
     if other:
