@@ -29,6 +29,7 @@ from .study.compare import HELP as COMPARE_HELP
 from .study.compare import chosen, compare
 from .study.compare import show as show_comparison
 from .study.grid import READY
+from .study.shard import expect_alone
 from .study.sweep import HELP as SWEEP_HELP
 from .study.sweep import default_ledger, sweep
 from .train import Clock, Trainer
@@ -190,6 +191,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    expect_alone()
     _check_outputs(options)
     settings, console = _settings(options), Console(stderr=options.json == "-", quiet=options.quiet)
     if options.profile is not None:
@@ -263,6 +265,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     """Trains once under the audit of the clock; status 1 where it finds something wrong."""
+    expect_alone()
     _check_outputs(options)
     execution = dataclasses.replace(_execution(options), compile="off")  # compiled code counts no calls
     console = Console(stderr=options.json == "-", quiet=options.quiet, highlight=False)

@@ -24,7 +24,7 @@ def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> 
     if not isinstance(base, Recipe):
         base = RECIPES.get(base) or _unknown("recipe", base, RECIPES)
     if not isinstance(settings, dict):
-        settings = dict(_split(setting) for setting in settings)
+        settings = _merged(settings)
     types = typing.get_type_hints(Recipe)
     types.pop("name")
     values = {}
@@ -52,6 +52,18 @@ def from_fields(fields: dict[str, object]) -> Recipe:
     plain = {field: value for field, value in fields.items() if field not in ("name", "optimizer")}
     plain = recipe(Recipe(fields["name"]), plain)
     return dataclasses.replace(plain, optimizer=fields.get("optimizer", Recipe.optimizer))
+
+
+def _merged(settings: list[str]) -> dict[str, str]:
+    """The fields of some field=value. Raises UserError for a field that has two values."""
+    merged: dict[str, str] = {}
+    for field, value in map(_split, settings):
+        if field in merged:
+            raise UserError(
+                f"--set: got {field}={merged[field]} and {field}={value}; give one (`hlb sweep` tries several)"
+            )
+        merged[field] = value
+    return merged
 
 
 def _split(setting: str) -> tuple[str, str]:

@@ -460,6 +460,7 @@ def test_process_that_waits_for_one_that_ended_says_so(monkeypatch):
 def torchrun(monkeypatch):
     """The environment of the fourth of four processes on a machine."""
     variables = {"LOCAL_RANK": "3", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**variables, "TORCHELASTIC_RUN_ID": "none"}.items():
         monkeypatch.setenv(name, value)
 
