@@ -1,0 +1,234 @@
+"""Damaged files. Whatever has become of a ledger, a checkpoint or a cache, who reads it gets a UserError or what
+the file says, and the files are as they were.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+import hlb
+from bench.report import cli as report
+from bench.report import records
+from hlb import evaluate, synthetic
+from hlb.data import cache
+from hlb.runs import checkpoint, ledger
+from hlb.settings import fields
+from hlb.study import compare, findings, grid, sweep
+
+MANY = settings(max_examples=500, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+DEVICE = "a chip"
+# What may stand where something else was.
+BYTES = (b"", b"\0", b"\n", b'"', b"}", b"NaN", b"1e999", b"-", b"\xff\xfe", b"\xc3", b"\\ud800", b"[" * 999)
+DEEP, LEVELS = "deep", "levels"  # in JSON they become nested lists
+VALUES = (None, True, False, 0, -1, 0.5, 3, 1e308, 1e-320, math.nan, math.inf, 2**63, -(10**400), "", "failed",
+          "ok", "cuda:7", "\ud800", "\0\n\x1b[1m", "$\\frac{", "[b]", "x" * 500, [], [[]], [1, "a"], {}, {"a": {}},
+          {"": None}, DEEP, LEVELS)  # fmt: skip
+TENSORS = (torch.zeros(0), torch.tensor(1.5), torch.full((3, 3), math.nan), torch.arange(4), torch.zeros(2) > 0,
+           torch.zeros(1).expand(2**40), torch.zeros(2, 2, dtype=torch.complex64), torch.eye(2).to_sparse(),
+           torch.zeros(3, 2).t(), torch.zeros(3, device="meta"))  # fmt: skip
+
+
+def damaged(draw, content: bytes) -> bytes:
+    """The content with a few places cut out or overwritten."""
+    for _ in range(draw(st.integers(1, 3))):
+        begin = draw(st.integers(0, len(content)))
+        end = begin + draw(st.sampled_from((0, 1, 1, 4, 60, len(content))))
+        content = content[:begin] + draw(st.sampled_from(BYTES)) + content[end:]
+    return content
+
+
+def altered(draw, value: object, values: tuple) -> object:
+    """Nested lists and dicts with one thing in them left out or replaced by one of the values."""
+    inside = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    if not len(inside) or not draw(st.integers(0, 5)):
+        return draw(st.sampled_from(values))
+    place, changed = draw(st.sampled_from([*inside])), value.copy()
+    if draw(st.integers(0, 7)):
+        changed[place] = altered(draw, value[place], values)
+    else:
+        del changed[place]
+    return changed
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -- ledgers -------------------------------------------------------------------------------------------------
+
+CONFIGURATIONS = grid.grid("smoke", ["lr=0.1,0.2"], hlb.Execution("cpu"))
+PLANNED = grid.all_runs(CONFIGURATIONS, "cifar10", range(4))
+
+
+def lines() -> Iterator[dict]:
+    """A ledger of four runs of each configuration, of which the last has failed."""
+    for i, seed in PLANNED.values():
+        yield {
+            "recipe": "smoke",
+            "recipe_fields": ledger.finite(fields(CONFIGURATIONS[i].recipe)) | {"target": 0.94},
+            "execution": {"device": "cpu", "kernels": "reference", "compile": "off", "threads": 2},
+            "dataset": "cifar10",
+            "device": "cpu",
+            "device_name": DEVICE,
+            "versions": {"torch": "2.11.0", "driver": None},
+            "commit": "0123456789",
+            "dirty": False,
+            "command": "hlb sweep",
+            "seed": seed,
+            "status": "ok" if seed < 3 else "failed",
+            "accuracy": 0.93 + seed / 100 if seed < 3 else None,
+            "views": "flip",
+            "train_seconds": 2.0 + seed,
+            "eval_seconds": 0.5,
+            "epochs": [{"epoch": 1, "train_loss": 1.5}],
+            "time": "2026-11-22T20:00:00+00:00",
+            "sweep": {"lr": 0.1},
+        }
+
+
+def as_json(line: object) -> bytes:
+    text = json.dumps(line).replace(f'"{DEEP}"', "[" * 5000 + "]" * 5000)
+    return text.replace(f'"{LEVELS}"', '{"a":' * 100 + "1" + "}" * 100).encode()
+
+
+def changed(draw) -> bytes:
+    """A ledger in which something is not as it was."""
+    whole = [*lines()]
+    how = draw(st.sampled_from(("bytes", "fields", "fields", "fields", "encoding")))
+    if how == "fields":
+        for _ in range(draw(st.integers(1, 3))):
+            place = draw(st.integers(0, len(whole) - 1))
+            whole[place] = altered(draw, whole[place], VALUES)
+    content = b"\n".join(map(as_json, whole)) + b"\n"
+    if how == "encoding":
+        text = content.decode().replace(DEVICE, "größer", draw(st.integers(0, 9)))
+        return text.encode(draw(st.sampled_from(("utf-16", "utf-16-be", "utf-32", "latin-1", "utf-8-sig", "utf-7"))))
+    return damaged(draw, content) if how == "bytes" else content
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "modelled", list)
+        patch.setattr(report, "_plot", lambda draw, *what, out, name, says: name)
+        published = records.published()
+        patch.setattr(records, "published", lambda: published)
+        yield
+
+
+def read_by_all(path: Path, out: Path) -> None:
+    """Compares, reports and resumes a sweep from a ledger."""
+    console = Console(file=io.StringIO(), width=80)
+    every, some = compare.chosen(str(path)), compare.chosen(f"{path}:lr=0.1")
+    for pool in (False, True):
+        comparison = compare.compare(every, some, pool)
+        compare.show(console, comparison)
+        ledger.text(comparison)
+    report.write(report.find([str(path)]), out)
+    samples = [compare.Sample(one.name, []) for one in CONFIGURATIONS]
+    for name, run in sweep._read(path, PLANNED, {DEVICE}).items():
+        samples[PLANNED[name][0]].records.append(run)
+    result = findings.SweepResult(CONFIGURATIONS, samples, 4, "cifar10", str(path))
+    findings.report(console, result)
+    ledger.text(result.json())
+
+
+@MANY
+@given(st.data())
+def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(tmp_path_factory, undrawn, data):
+    place = tmp_path_factory.getbasetemp() / "ledger"
+    (place / "out").mkdir(parents=True, exist_ok=True)
+    path, content = place / "runs.jsonl", changed(data.draw)
+    path.write_bytes(content)
+    untouched = {as_json(line): line for line in lines()}
+    there = content.split(b"\n")
+    found = ledger.runs(path)
+    assert len(found) + found.skipped.total() == sum(bool(line.strip(b"\0 \t\r")) for line in there)
+    assert all(untouched[line] in found for line in there if line in untouched)
+    try:
+        read_by_all(path, place / "out")
+    except hlb.UserError as error:
+        assert found == [] or "lr" in str(error)
+    assert path.read_bytes() == content
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A checkpoint of a small network, alone in its folder."""
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+    small = ("base_depth=2", "groups=short", "group_widths=1", "train_examples=20", "batch_size=10")
+    settings = [*small, "epochs=0.1", "whiten_images=10", "dtype=float32", "views=none"]
+    dataset = hlb.Dataset("synthetic", synthetic.make(20, 10))
+    hlb.train("smoke", settings=settings, data=dataset, eval_every=0, ledger=None, save=path, quiet=True)
+    return path
+
+
+@MANY
+@given(st.data())
+def test_a_checkpoint_is_a_network_that_predicts_or_is_refused(tmp_path_factory, model, data):
+    path = tmp_path_factory.getbasetemp() / "checkpoint.pt"
+    if data.draw(st.booleans()):
+        path.write_bytes(damaged(data.draw, model.read_bytes()))
+    else:
+        content = torch.load(model, weights_only=True)
+        torch.save(altered(data.draw, content, (*VALUES, *TENSORS)), path)
+    before = path.read_bytes()
+    try:
+        network, recipe, about = checkpoint.load(path)
+    except hlb.UserError:
+        pass
+    else:
+        images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+        accuracy, _ = evaluate.evaluate(network, images, labels, views=recipe.views)
+        assert 0 <= accuracy <= 1 and isinstance(about["dataset"], str)
+    assert path.read_bytes() == before
+
+
+# -- caches --------------------------------------------------------------------------------------------------
+
+
+class Rebuilt(Exception):
+    """The cache was not taken."""
+
+
+def rebuild() -> hlb.Dataset:
+    raise Rebuilt
+
+
+@MANY
+@given(st.data())
+def test_a_cache_is_what_was_cached_or_is_refused(tmp_path_factory, data):
+    tensors = tuple(tensor[:4].clone() for tensor in SMALL)
+    dataset = hlb.Dataset("tiny", tensors, classes=synthetic.CLASSES)
+    place = tmp_path_factory.getbasetemp() / "cache"
+    path = place / "tiny.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HLB_CACHE", str(place))
+        path.unlink(missing_ok=True)
+        cache.cached("tiny", "key", lambda: dataset)
+        if data.draw(st.booleans()):
+            path.write_bytes(damaged(data.draw, path.read_bytes()))
+        else:
+            torch.save(altered(data.draw, torch.load(path, weights_only=True), (*VALUES, *TENSORS)), path)
+        before = files(place)
+        try:
+            found = cache.cached("tiny", "key", rebuild)
+        except (hlb.UserError, Rebuilt):
+            pass
+        else:
+            assert all(map(torch.equal, found.tensors, tensors)) and found.tensors[0].dtype == torch.uint8
+        assert files(place) == before
+
+
+SMALL = synthetic.make(10, 10)
