@@ -23,11 +23,10 @@ from pathlib import Path
 import torch
 
 from hlb import Dataset, Execution, Recipe, UserError, recipe
-from hlb.errors import Parser, exit_status, positive
+from hlb.errors import Parser, exit_status, positive, read
 from hlb.execution import apply, resolve
 from hlb.files import check_writable
 from hlb.runs import ledger
-from hlb.settings import read
 from hlb.train import Trainer
 
 HELP = """\

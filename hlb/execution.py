@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import os
 import re
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import kernels
 from kernels.base import launch
 from kernels.base.timing import no_collection
 
-from .errors import UserError, expect_known
+from .errors import UserError, expect_known, read
 from .optimizer import OPTIMIZERS, name_of
 from .recipes import Recipe
 
@@ -44,6 +45,10 @@ class Execution:
     channels_last: bool = True
     threads: int = 0  # CPU threads; 0 is PyTorch's own choice
     deterministic: bool = False
+
+    def __post_init__(self):
+        for name, kind in typing.get_type_hints(Execution).items():
+            object.__setattr__(self, name, read(name, getattr(self, name), kind))
 
 
 def available(device: str) -> bool:
@@ -88,8 +93,11 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     device = device_of(execution)
     kind = device.partition(":")[0]
     expect_known("--compile", COMPILE, execution.compile)
-    if not 0 <= execution.threads <= 1024:
-        raise UserError(f"--threads: got {execution.threads}, accepted is 1 to 1024 (0 is PyTorch's choice)")
+    if not 0 <= execution.threads <= cpus():
+        raise UserError(
+            f"--threads: got {execution.threads}, accepted is 1 to {cpus()}, the cores of this process "
+            "(0 is PyTorch's choice)"
+        )
     expect_known("--graph", GRAPHS, execution.graph)
     if execution.graph in ("step", "run") and kind != "cuda":
         raise UserError(
@@ -199,6 +207,11 @@ def apply(recipe: Recipe, execution: Execution) -> None:
         functorch.autograd_cache_allow_custom_autograd_functions = True
     if execution.device == "cpu":
         _keep_memory()
+
+
+def cpus() -> int:
+    """Logical processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compiled(work: Callable) -> Callable:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ from kernels.augment import FLIPS
 from kernels.norm.activations import ACTIVATIONS
 from kernels.views import VIEWS
 
-from .errors import UserError, expect_known
+from .errors import UserError, expect_known, read
 from .networks import FILTER_INITS, GROUPS, HEAD_INITS
 from .optimizer import OPTIMIZERS
 from .schedule import SCHEDULES
@@ -84,9 +86,21 @@ def _items(value: object) -> tuple:
     return value if isinstance(value, tuple) else (value,)
 
 
+@functools.cache
+def _kinds() -> dict[str, type]:
+    """field -> its type, of those that have one."""
+    return {
+        field: kind
+        for field, kind in typing.get_type_hints(Recipe).items()
+        if field not in ("name", "optimizer")
+    }
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train a network. Raises UserError for a value that a field does not accept."""
+    """One way to train a network. Strings and NumPy's numbers become the types of their fields. Raises
+    UserError for a value that a field does not accept.
+    """
 
     name: str
 
@@ -171,6 +185,8 @@ class Recipe:
     target: float = 0.94
 
     def __post_init__(self):
+        for name, kind in _kinds().items():
+            object.__setattr__(self, name, read(name, getattr(self, name), kind))
         for name in CHOICES:
             expect_known(name, CHOICES[name], *_items(getattr(self, name)))
         named = isinstance(self.optimizer, str) and (self.optimizer in OPTIMIZERS or "." in self.optimizer)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import typing
 
 from .errors import UserError
@@ -22,18 +21,22 @@ def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> 
     name) and for a value that does not fit.
     """
     if not isinstance(base, Recipe):
-        base = RECIPES.get(base) or _unknown("recipe", base, RECIPES)
+        base = (isinstance(base, str) and RECIPES.get(base)) or _unknown("recipe", base, RECIPES)
+    if isinstance(settings, str):
+        settings = [settings]
     if not isinstance(settings, dict):
-        settings = _merged(settings)
-    types = typing.get_type_hints(Recipe)
-    types.pop("name")
-    values = {}
-    for field, value in settings.items():
-        if field not in types:
-            _unknown("field", field, types)
-        values[field] = value if field == "optimizer" else read(field, value, types[field])
-    changed = dataclasses.replace(base, **values)
-    if "optimizer" in values and changed.optimizer not in OPTIMIZERS:
+        try:
+            settings = _merged(settings)
+        except TypeError:
+            raise UserError(
+                f"settings: got {settings!r}, accepted is a dict or a list of field=value"
+            ) from None
+    known = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
+    for field in settings:
+        if field not in known:
+            _unknown("field", field, known)
+    changed = dataclasses.replace(base, **settings)
+    if "optimizer" in settings and changed.optimizer not in OPTIMIZERS:
         factory(changed.optimizer)  # UserError where there is no such class
     return changed
 
@@ -67,7 +70,7 @@ def _merged(settings: list[str]) -> dict[str, str]:
 
 
 def _split(setting: str) -> tuple[str, str]:
-    field, equals, value = setting.partition("=")
+    field, equals, value = setting.partition("=") if isinstance(setting, str) else (setting, "", "")
     if not equals:
         raise UserError(f"--set: got {setting!r}, accepted is field=value")
     return field.strip(), value.strip()
@@ -77,27 +80,3 @@ def _unknown(what: str, name: str, known) -> typing.NoReturn:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"`hlb recipes` shows them: {', '.join(known)}"
     raise UserError(f"no {what} {name!r}; {hint}")
-
-
-def read(field: str, value: object, kind: type) -> object:
-    """A field's value from a string or a Python value. Raises UserError that says what the field takes."""
-    if typing.get_origin(kind) is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)):
-            raise UserError(f"{field}: got {value!r}, accepted is a list such as {field}=1,2,3")
-        return tuple(read(field, part, typing.get_args(kind)[0]) for part in parts)
-    if kind is bool and isinstance(value, str):
-        words = dict.fromkeys(("true", "on", "1", "yes"), True)
-        words |= dict.fromkeys(("false", "off", "0", "no"), False)
-        value = words.get(value.lower(), value)
-    elif kind in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number) and (kind is float or number.is_integer()):
-            value = kind(number)
-    if type(value) is not kind:
-        name = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
-        raise UserError(f"{field}: got {value!r}, accepted is {name}")
-    return value

@@ -15,7 +15,7 @@ LAYERS = (
     ("hlb.train", "hlb"),
     ("hlb.runs",),
     ("hlb.cost", "hlb.study"),
-    ("hlb.cli", "hlb.__init__", "hlb.__main__"),
+    ("hlb.cli", "hlb.commands", "hlb.__init__", "hlb.__main__"),
     ("bench",),
 )
 RANK = {prefix: rank for rank, prefixes in enumerate(LAYERS) for prefix in prefixes}

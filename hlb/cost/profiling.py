@@ -45,7 +45,7 @@ from ..audit import Audit
 from ..data import Dataset
 from ..errors import UserError
 from ..execution import Execution, out_of_memory_explained, torch_dtype
-from ..files import atomic, check_writable
+from ..files import atomic, check_writable, noted
 from ..recipes import Recipe
 from ..runs import environment
 from ..runs.display import line, print_table
@@ -103,6 +103,7 @@ class Profile:
     chip: Chip
     rows: list[Row]
     wall_seconds: float
+    unwritten: str = ""  # why there is no trace
 
     @property
     def step(self) -> Row:
@@ -199,13 +200,15 @@ def profile(
         raise UserError("--profile: the profiler sees no kernels here; allow it to, or take --device cpu")
     calls = pieces(events, ranges.parts)
     trace["traceEvents"] = [*_backward_slices(calls), *trace["traceEvents"]]
-    write_trace(path, trace)
 
     chip, choice = _chip(recipe, device), execution.kernels if device.type == "cuda" else "reference"
     least = floors(recipe, choice, variant, averages, chip, examples)
     rows = _rows(times(events, calls, device.type == "cuda"), calls, ranges.parts, least)
+    unwritten: list[str] = []
+    with noted(unwritten, "--profile", path):
+        write_trace(path, trace)
     result = recipe, execution, dataset.name, variant, chip, rows, wall_seconds
-    return Profile(Path(path), *result)
+    return Profile(Path(path), *result, "".join(unwritten))
 
 
 def _traced(trainer: Trainer, variant: Variant) -> tuple[dict, float]:
@@ -385,7 +388,8 @@ def show(console: Console, result: Profile) -> None:
     )
     launches = f"{1e6 * chip.launch:g} µs a launch" if chip.launch else "what stays in a cache moves faster"
     line(console, f"floor: {chip.name}: {rates}; {launches}")
-    line(console, f"every call is in {result.path}, for https://ui.perfetto.dev or chrome://tracing")
+    if not result.unwritten:
+        line(console, f"every call is in {result.path}, for https://ui.perfetto.dev or chrome://tracing")
 
 
 def _cells(row: Row, step: Row) -> tuple[str, ...]:

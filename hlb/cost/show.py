@@ -4,6 +4,7 @@ expected time of a run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,7 +15,8 @@ from kernels.base import chips
 from .. import settings
 from ..errors import UserError
 from ..recipes import RECIPES, Recipe
-from . import complexity, expected, floor
+from ..runs.display import fitting
+from . import complexity, expected, fields, floor
 from .passes import Pass, launched
 
 RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `complexity.report`; GFLOPs are per image
@@ -47,6 +49,11 @@ PHASE_COLUMNS = {  # heading -> cell, from an entry of `floor.summary`
     "floor s": lambda e: f"{e['seconds']:.4f}",
     "expected s": lambda e: f"{e['expected']:.4f}",
 }
+# Columns that a narrow terminal does without, the first of them first.
+EXPENDABLE = (
+    *("frozen", "batch", "epochs", "GFLOP fwd", "TFLOP/run", "+ bwd"),
+    *("form", "issued / useful", "MB", "bound by", "GFLOP", "layer", "GB", "TFLOP", "launches"),
+)
 LEFT = ("recipe", "layer", "pass or kernel", "form", "bound by", "phase")  # columns of words
 
 
@@ -83,11 +90,14 @@ class Report:
     launched: Launched | None
 
 
-def report(name: str | None, choice: str | None) -> Report:
-    """Of a recipe, or of all; with a choice of kernels also what it launches. Raises UserError."""
-    if choice is not None and name is None:
-        raise UserError("--kernels: of which recipe? take `hlb recipes NAME --kernels CHOICE`")
-    recipes = [settings.recipe(one) for one in (RECIPES if name is None else [name])]
+def report(name: str | None, choice: str | None, changed: list[str] = ()) -> Report:
+    """Of a recipe, with fields changed as by `--set`, or of all; with a choice of kernels also what it
+    launches. Raises UserError.
+    """
+    for option, given in (("--kernels CHOICE", choice is not None), ("--set FIELD=VALUE", changed)):
+        if given and name is None:
+            raise UserError(f"{option.split()[0]}: of which recipe? take `hlb recipes NAME {option}`")
+    recipes = [settings.recipe(one, changed) for one in (RECIPES if name is None else [name])]
     content = {recipe.name: complexity.report(recipe) for recipe in recipes}
     named, what = None if name is None else recipes[0], None
     if choice is not None:
@@ -120,9 +130,8 @@ def _show_recipe(recipe: Recipe, content: dict) -> None:
     print("\nlearning-rate multiplier at the start of each epoch and at the last step:")
     print(" ", *(f"{m:.3f}" for m in multipliers))
     print("\nfields, for --set:")
-    for field, value in settings.fields(recipe).items():
-        if field != "name":
-            print(f"  {field}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    values = {field: value for field, value in settings.fields(recipe).items() if field != "name"}
+    print("\n".join(fields.explained(values)))
 
 
 def _show_launched(recipe: Recipe, launched: Launched) -> None:
@@ -159,13 +168,21 @@ def _print_passes(passes: list[Pass], chip: chips.Chip) -> None:
 
 
 def _print_table(columns: dict, rows: list[tuple], totals: dict[str, str] | None = None) -> None:
-    """A row each, of the cells that the columns make of it, however narrow the terminal."""
-    table = Table(box=None, pad_edge=False, show_footer=totals is not None)
-    for heading in columns:
-        footer = (totals or {}).get(heading, "")
-        table.add_column(heading, footer, justify="left" if heading in LEFT else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(*row) for cell in columns.values()))
-    console = Console(highlight=False)
+    """A row each, of the cells that the columns make of it, and the totals; whole, however narrow the
+    terminal, which some columns may not fit in.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    cells = [[cell(*row) for cell in columns.values()] for row in rows]
+    totals, headings = totals or {}, list(columns)
+    every = [headings, *cells, [totals.get(heading, "") for heading in headings]]
+    widths = [max(map(len, column)) for column in zip(*every)]
+    expendable = [headings.index(heading) for heading in EXPENDABLE if heading in headings]
+    table = Table(box=None, pad_edge=False, show_footer=bool(totals))
+    kept = fitting(widths, expendable, console.width if console.is_terminal else math.inf)
+    for heading in (headings[i] for i in kept):
+        justify = "left" if heading in LEFT else "right"
+        table.add_column(heading, totals.get(heading, ""), justify=justify, no_wrap=True)
+    for row in cells:
+        table.add_row(*(row[i] for i in kept))
     console.width = max(console.width, 150)
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import warnings
 from pathlib import Path
@@ -24,7 +25,7 @@ FORMAT = "hlb-checkpoint-1"
 
 def save(path: Path | str, trainer: Trainer, run: Run) -> None:
     """Writes the trainer's network as `run` left it (the averaged weights where the recipe averages)."""
-    with trainer.averaging.averaged(), atomic(path) as temporary:
+    with trainer.averaging.averaged(), atomic(path) as temporary, io.BytesIO() as file:
         torch.save(
             {
                 "format": FORMAT,
@@ -38,8 +39,9 @@ def save(path: Path | str, trainer: Trainer, run: Run) -> None:
                     for name, tensor in trainer.network.state_dict().items()
                 },
             },
-            temporary,
+            file,  # of a full disk torch makes a RuntimeError
         )
+        temporary.write_bytes(file.getbuffer())
 
 
 def load(

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..train import Run, Trainer, Watcher
 
@@ -43,6 +43,12 @@ RUN_COLUMNS = {
     "train_seconds": ".3f",
     "eval_seconds": ".3f",
 }
+# Which of these, and of the statistics at the end, a narrow terminal does without, the first of them first.
+EXPENDABLE = (
+    *("train_loss", "val_loss", "train_acc", "average_val_acc", "eval_seconds", "run", "epoch", "seed"),
+    *("train_seconds", "val_acc", "min", "max", "std", "95 % interval"),
+)
+WIDEST = {"run": 8, "seed": 8, "epoch": 5}  # of a number, where that is not 7
 REFRESH_SECONDS = 0.1
 BAR_FROM_SECONDS = 2.0  # shorter experiments get no progress bar
 
@@ -57,21 +63,43 @@ def duration(seconds: float) -> str:
 
 def line(console: Console, text: str) -> None:
     """Prints `text` as it is, at once; a terminal breaks it where it ends."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.file.flush()
 
 
+def fitting(widths: Sequence[int], expendable: Sequence[int], room: float) -> list[int]:
+    """Which columns of these widths fit in a line, with two spaces between them: all but as many as it takes
+    of the expendable ones, the first of them first.
+    """
+    kept = list(range(len(widths)))
+    for column in expendable:
+        if len(kept) == 1 or sum(widths[i] for i in kept) + 2 * (len(kept) - 1) <= room:
+            break
+        kept.remove(column)
+    return kept
+
+
 def print_table(
-    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int]
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Collection[int],
+    expendable: Sequence[int] = (),
 ) -> None:
-    """Prints a table without cutting cells; in a narrow terminal the columns `words` wrap between words."""
-    table, least = Table(box=None, pad_edge=False), 0
-    for i, column in enumerate(zip(headings, *rows)):
-        width = max(len(part) for cell in column for part in (cell.split() if i in words else [cell]))
-        table.add_column(headings[i], justify="left" if i in words else "right", min_width=width)
-        least += width + 2 * (i > 0)
+    """Prints a table without cutting cells. In a narrow terminal the columns `words` wrap between words, then
+    the `expendable` ones go, the first of them first; what still does not fit, the terminal breaks.
+    """
+    widths = [
+        max(len(part) for cell in column for part in (cell.split() or [""] if i in words else [cell]))
+        for i, column in enumerate(zip(headings, *rows))
+    ]
+    kept = fitting(widths, expendable, console.width if console.is_terminal else math.inf)
+    table = Table(box=None, pad_edge=False)
+    for i in kept:
+        table.add_column(headings[i], justify="left" if i in words else "right", min_width=widths[i])
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(row[i]) for i in kept))  # as it is: a string may hold markup
+    least = sum(widths[i] for i in kept) + 2 * (len(kept) - 1)
     console.print(table, width=max(console.width, least), crop=False, highlight=False, markup=False)
 
 
@@ -90,6 +118,7 @@ class Display(Watcher):
     def started(self, trainer: Trainer, runs: int, eval_every: int) -> None:
         recipe, estimate = trainer.recipe, trainer.estimate_seconds(eval_every)
         self.runs, self.steps = runs, trainer.steps
+        self.per_epoch, self.eval_every = trainer.per_epoch, eval_every
         self.columns = dict(RUN_COLUMNS if runs > 1 else EPOCH_COLUMNS)
         if recipe.averaging != "ema" or not eval_every:
             self.columns.pop("average_val_acc", None)
@@ -104,12 +133,8 @@ class Display(Watcher):
             line(self.console, "smoke is for a first look and for tests: its numbers mean nothing")
         if self.console.is_terminal and not self.console.is_jupyter:
             if runs * estimate > BAR_FROM_SECONDS:
-                shown = (
-                    TextColumn("{task.description}"),
-                    BarColumn(),
-                    TaskProgressColumn(),
-                    TimeRemainingColumn(),
-                )
+                bar = [BarColumn(min(40, self.console.width - 46))] if self.console.width > 50 else []
+                shown = TextColumn("{task.description}"), *bar, TaskProgressColumn(), TimeRemainingColumn()
                 self.bar = Progress(*shown, console=self.console, auto_refresh=False)
                 self.task = self.bar.add_task("", total=runs * self.steps)
             self.live = Live(console=self.console, auto_refresh=False)
@@ -124,17 +149,24 @@ class Display(Watcher):
             self.live.stop()
 
     def step(self, run: Run, step: int) -> None:
-        if self.live and time.perf_counter() - self.drawn > REFRESH_SECONDS:
+        tested = self._tested(step)
+        if self.live and (tested or time.perf_counter() - self.drawn > REFRESH_SECONDS):
             epoch = len(run.epochs) + 1
             self.current = {"run": self.done + 1, "seed": run.seed, "epoch": epoch}
             if self.bar:
-                where = (
-                    f"run {self.done + 1} of {self.runs}, epoch {epoch}"
-                    if self.runs > 1
-                    else f"epoch {epoch}"
-                )
-                self.bar.update(self.task, completed=self.done * self.steps + step, description=where)
+                what = [f"run {self.done + 1} of {self.runs}"] if self.runs > 1 else []
+                what.append(f"{tested} ..." if tested else f"epoch {epoch}")
+                done, all = self.done * self.steps + step, self.runs * self.steps
+                # An evaluation is left, which may take long: not yet 100 %.
+                self.bar.update(self.task, completed=min(done, 0.99 * all), description=", ".join(what))
             self._draw()
+
+    def _tested(self, step: int) -> str:
+        """What comes after a step that is no training."""
+        epochs, left = divmod(step, self.per_epoch)
+        if step == self.steps:
+            return "evaluating"
+        return "validating" if self.eval_every and not left and epochs % self.eval_every == 0 else ""
 
     def epoch(self, run: Run, row: dict) -> None:
         if self.runs == 1:
@@ -169,14 +201,18 @@ class Display(Watcher):
 
     @staticmethod
     def _width(name: str) -> int:
-        return max(len(name), 8)
+        return max(len(name), WIDEST.get(name, 7))
 
     def _table(self, rows: list[dict]) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in self.columns:
-            table.add_column(name, justify="right", min_width=self._width(name), no_wrap=True)
-        for row in rows:
-            table.add_row(*(self._cell(row, name) for name in self.columns))
+        """Of the columns that fit in the terminal."""
+        columns = [[name, *(self._cell(row, name) for row in rows)] for name in self.columns]
+        widths = [max(self._width(column[0]), *map(len, column)) for column in columns]
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        kept = fitting(widths, _expendable(self.columns), self.console.width)
+        for i in kept:
+            table.add_column(columns[i][0], justify="right", min_width=widths[i], no_wrap=True)
+        for row in zip(*(columns[i][1:] for i in kept)):
+            table.add_row(*row)
         return table
 
     def _draw(self) -> None:
@@ -188,12 +224,18 @@ class Display(Watcher):
 
 def synthetic_banner(console: Console, recipe: str, reason: str) -> None:
     """Prints, so that no one can miss it, that CIFAR-10 is not available."""
-    text = (
-        "[b]SYNTHETIC DATA: THIS IS NOT CIFAR-10[/b]\n\n"
-        f"{escape(reason)}\n\n"
-        f"Recipe {recipe} trains on built-in shapes; its accuracy says nothing about CIFAR-10."
+    text = Text.assemble(
+        ("SYNTHETIC DATA: THIS IS NOT CIFAR-10", "bold"),
+        f"\n\n{reason}\n\n"
+        f"Recipe {recipe} trains on built-in shapes; its accuracy says nothing about CIFAR-10.",
     )
     console.print(Panel(text, border_style="bold red", style="red", expand=False, padding=(1, 4)))
+
+
+def _expendable(headings: Sequence[str]) -> list[int]:
+    """Which columns a narrow terminal does without, in that order."""
+    headings = list(headings)
+    return [headings.index(name) for name in EXPENDABLE if name in headings]
 
 
 def summarise(console: Console, result: Result, runs: int) -> None:
@@ -203,7 +245,8 @@ def summarise(console: Console, result: Result, runs: int) -> None:
     if not result.runs:
         return
     console.print()
-    console.print(_statistics(result))
+    headings = ("", "mean", "std", "min", "max", "95 % interval")
+    print_table(console, headings, _statistics(result), words={0}, expendable=_expendable(headings))
     console.print()
     failed = sum(run.status == "failed" for run in result.runs)
     if failed:
@@ -221,12 +264,13 @@ def summarise(console: Console, result: Result, runs: int) -> None:
     )
     line(console, f"wall clock of the process: {duration(result.wall_seconds)}")
     line(console, result.claim)
+    for what, path in result.written.items():
+        line(console, f"{what}: {path}")
 
 
-def _statistics(result: Result) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "mean", "std", "min", "max", "95 % interval"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+def _statistics(result: Result) -> list[list[str]]:
+    """A row for each quantity."""
+    rows = []
     for name, stats, written in (
         ("accuracy", result.accuracy, "{:.4f}".format),
         ("train s", result.train_seconds, seconds),
@@ -237,8 +281,8 @@ def _statistics(result: Result) -> Table:
         if stats["n"]:
             known = [stats[key] for key in ("mean", "std", "min", "max")]
             cells = ["" if value is None else written(value) for value in known]
-            table.add_row(name, *cells, " .. ".join(written(end) for end in stats["ci95"] or ()))
-    return table
+            rows.append([name, *cells, " .. ".join(written(end) for end in stats["ci95"] or ())])
+    return rows
 
 
 def seconds(value: float) -> str:

@@ -5,25 +5,26 @@ front door.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from ..data import Dataset, load
-from ..errors import UserError
+from ..errors import UserError, tell
 from ..execution import Execution, device_of, out_of_memory_explained, resolve
-from ..files import check_writable
+from ..files import check_writable, noted
 from ..recipes import Recipe
 from ..settings import fields
 from ..settings import recipe as configure
 from ..train import Run, Trainer, Watcher
 from . import checkpoint, environment, statistics
 from . import ledger as ledgers
-from .display import Display, summarise, synthetic_banner
+from .display import Display, line, summarise, synthetic_banner
 
 
 def default(execution: Execution) -> str:
@@ -47,6 +48,8 @@ class Result:
     memory: dict
     wall_seconds: float
     interrupted: bool = False
+    written: dict[str, str] = field(default_factory=dict)  # what -> file
+    unwritten: list[str] = field(default_factory=list)  # why a file was not, a line each
 
     def _ok(self) -> list[Run]:
         return [run for run in self.runs if run.status == "ok"]
@@ -57,21 +60,21 @@ class Result:
 
     @property
     def train_seconds(self) -> dict:
-        return statistics.summary([run.train_seconds for run in self._ok()])
+        return _of_seconds([run.train_seconds for run in self._ok()])
 
     @property
     def eval_seconds(self) -> dict:
-        return statistics.summary([run.eval_seconds for run in self._ok()])
+        return _of_seconds([run.eval_seconds for run in self._ok()])
 
     @property
     def val_seconds(self) -> dict:
-        return statistics.summary(
+        return _of_seconds(
             [row["val_seconds"] for run in self._ok() for row in run.epochs if row["val_seconds"] is not None]
         )
 
     @property
     def run_wall_seconds(self) -> dict:
-        return statistics.summary([run.wall_seconds for run in self._ok()])
+        return _of_seconds([run.wall_seconds for run in self._ok()])
 
     @property
     def claim(self) -> str:
@@ -106,11 +109,26 @@ class Result:
         }
 
 
-def check_counts(runs: int, eval_every: int, seed: int) -> None:
-    """Raises UserError for an invalid number of runs, interval of validation or first seed."""
-    for option, value, least in (("--runs", runs, 1), ("--eval-every", eval_every, 0), ("--seed", seed, 0)):
-        if not least <= value < 2**63 - (runs if option == "--seed" else 0):
-            raise UserError(f"{option}: got {value}, accepted is a whole number from {least} up, below 2**63")
+def _of_seconds(times: list[float]) -> dict:
+    """Their statistics; an interval of times does not go below 0."""
+    summary = statistics.summary(times)
+    return summary | {"ci95": summary["ci95"] and [max(0.0, end) for end in summary["ci95"]]}
+
+
+def check_counts(runs: int, eval_every: int, seed: int) -> tuple[int, int, int]:
+    """The three as Python's integers (NumPy's are no JSON). Raises UserError for an invalid number of runs,
+    interval of validation or first seed.
+    """
+    counts = {"--runs": (runs, 1), "--eval-every": (eval_every, 0), "--seed": (seed, 0)}
+    checked = []
+    for option, (value, least) in counts.items():
+        whole = hasattr(value, "__index__") and not isinstance(value, bool)
+        if not whole or not least <= value < 2**63 - (checked[0] if option == "--seed" else 0):
+            raise UserError(
+                f"{option}: got {value!r}, accepted is a whole number from {least} up, below 2**63"
+            )
+        checked.append(operator.index(value))
+    return tuple(checked)
 
 
 def begin(
@@ -123,7 +141,12 @@ def begin(
     """Recipe and execution, resolved, and the data set; arguments as `train`. Mistakes in the settings are
     reported before anything is downloaded; a banner says when synthetic data stand in for CIFAR-10.
     """
+    if not isinstance(execution, Execution):
+        raise UserError(f"execution: got {execution!r}, accepted is an hlb.Execution")
+    if not isinstance(data, (str, Path, Dataset)):
+        raise UserError(f"data: got {type(data).__name__}, accepted is a word, a folder or an hlb.Dataset")
     first = resolve(configure(default(execution) if recipe is None else recipe, settings), execution)
+    line(console, "building ...")
     dataset = data if isinstance(data, Dataset) else load(data)
     if data == "auto" and dataset.name == "synthetic":
         if recipe is None:
@@ -152,19 +175,21 @@ def train(
     `recipe` is a name of `hlb.RECIPES`, a `Recipe`, or None for the default: record94, on a CPU cpu94, or
     smoke where `data` is "auto" and CIFAR-10 cannot be had. `settings` replaces fields, as `--set`. `data` is
     auto, cifar10, synthetic, a folder, or a `Dataset`. `eval_every` is in epochs, 0 for never. Each finished
-    run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. The table
+    run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. Where they
+    cannot be written any more, training goes on, and the result's `unwritten` says so. The table
     goes to `console` (standard output), unless `quiet`. `wall_seconds` count from `started`, a
     `time.perf_counter()` (now). An interrupt returns the runs that had finished. Raises UserError.
     """
     started = time.perf_counter() if started is None else started
-    check_counts(runs, eval_every, seed)
+    runs, eval_every, seed = check_counts(runs, eval_every, seed)
     for option, path in (("--ledger", ledger), ("--save", save)):
         if path is not None:
-            check_writable(path, option)
+            check_writable(path, option, append=option == "--ledger")
     console = console or Console(file=sys.stdout, quiet=quiet)
     recipe, execution, dataset = begin(recipe, settings, data, execution, console)
 
     finished, interrupted = [], False
+    written, unwritten = {}, []
     environment.reset_peak_memory(execution.device)
     with out_of_memory_explained(recipe), Watcher() if quiet else Display(console) as watcher:
         trainer = Trainer(recipe, execution, dataset)
@@ -176,9 +201,13 @@ def train(
                 finished.append(run)
                 watcher.finished(run)
                 if ledger is not None:
-                    ledgers.append(ledger, ledgers.record(run, provenance))
+                    with noted(unwritten, "--ledger", ledger):
+                        ledgers.append(ledger, ledgers.record(run, provenance))
+                        written["ledger"] = str(ledger)
                 if save is not None and run.status == "ok":
-                    checkpoint.save(save, trainer, run)
+                    with noted(unwritten, "--save", save):
+                        checkpoint.save(save, trainer, run)
+                        written["model"] = str(save)
             trainer.averaging.adopt()
         except KeyboardInterrupt:
             interrupted = True
@@ -192,7 +221,11 @@ def train(
         environment.peak_memory(execution.device),
         time.perf_counter() - started,
         interrupted,
+        written,
+        list(dict.fromkeys(unwritten)),
     )
+    for why in result.unwritten:
+        tell("hlb", why)
     if not quiet:
         summarise(console, result, runs)
     return result
