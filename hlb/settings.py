@@ -62,9 +62,8 @@ def _merged(settings: list[str]) -> dict[str, str]:
     merged: dict[str, str] = {}
     for field, value in map(_split, settings):
         if field in merged:
-            raise UserError(
-                f"--set: got {field}={merged[field]} and {field}={value}; give one (`hlb sweep` tries several)"
-            )
+            both = f"{field}={merged[field]} and {field}={value}"
+            raise UserError(f"--set: got {both}; give one of them (`hlb sweep` tries several)")
         merged[field] = value
     return merged
 

@@ -1,9 +1,10 @@
 """Records as rows: ours, from ledgers, beside the published ones.
 
 Runs of a ledger form a group where recipe, changed settings, dtype, execution, device and test-time views are
-the same; peers.py has the groups of other systems. Each seed of a group counts once, by its first run. A group
-that was trained on CIFAR-10 and has a target accuracy is a record. published.json holds the published records
-and the published numbers of the seed system, each with its source; null is what their authors do not state.
+the same; peers.py has the groups of other systems. Each seed of a group counts once, by its first run. A
+group that was trained on CIFAR-10 and has a target accuracy is a record. published.json holds the published
+records and the published numbers of the seed system, each with its source; null is what their authors do not
+state.
 
 What a ledger's lines do not say is in notes.json beside it, by the ledger's name: {"a.jsonl": {"note":
 "patched", "untimed": "accuracy only: the card was shared"}}. Times of an "untimed" ledger are not quoted.

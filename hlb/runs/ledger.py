@@ -57,8 +57,9 @@ class Lines(list):
     @property
     def note(self) -> str:
         """How many lines were skipped and why, in words; empty where none was."""
+        count = self.skipped.total()
         why = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-        return f"{self.path}: {self.skipped.total()} lines skipped: {why}" if why else ""
+        return f"{self.path}: {count} line{'s' * (count > 1)} skipped: {why}" if count else ""
 
 
 def provenance(trainer: Trainer) -> dict:

@@ -83,8 +83,8 @@ def sweep(
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
-    interrupt returns the runs that had finished. Where the ledger cannot be written any more, the sweep goes on,
-    and the result's `unwritten` says so. Raises UserError, if possible before anything is downloaded.
+    interrupt returns the runs that had finished. Where the ledger cannot be written any more, the sweep goes
+    on, and the result's `unwritten` says so. Raises UserError, if possible before anything is downloaded.
     """
     if named is not None:
         expect_known("--grid", READY, named)

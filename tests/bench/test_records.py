@@ -443,6 +443,14 @@ def test_every_page_gets_its_tables_or_none_is_written(root, capsys, monkeypatch
     assert re.findall(r"\d", (root / "docs" / "more.md").read_text()) == ["3", "2"]
 
 
+def test_where_there_are_no_records_the_rows_of_a_page_stay(root, capsys, monkeypatch):
+    """As in a copy of the project without bench/results."""
+    monkeypatch.setattr(kernel_costs, "text", lambda: "costs")
+    (root / records.RESULTS).rmdir()
+    assert f"--markdown: no record in {root / records.RESULTS}" in refused(capsys, "--markdown")
+    assert (root / "README.md").read_text() == PAGE and not (root / "docs").exists()
+
+
 def refused(capsys, *arguments: str) -> str:
     """What is said of a mistake in `python -m bench report`."""
     assert main([*arguments]) == 2

@@ -1,10 +1,12 @@
-"""Damaged files. Whatever has become of a ledger, a checkpoint or a cache, who reads it gets a UserError or what
-the file says, and the files are as they were.
+"""Damaged files. Whatever has become of a ledger, a checkpoint or a cache, who reads it gets a UserError or
+what the file says, and the files are as they were.
 """
 
+import functools
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +19,7 @@ from rich.console import Console
 import hlb
 from bench.report import cli as report
 from bench.report import records
-from hlb import evaluate, synthetic
-from hlb.data import cache
+from hlb import data, evaluate, synthetic
 from hlb.runs import checkpoint, ledger
 from hlb.settings import fields
 from hlb.study import compare, findings, grid, sweep
@@ -27,13 +28,17 @@ MANY = settings(max_examples=500, derandomize=True, database=None, suppress_heal
 DEVICE = "a chip"
 # What may stand where something else was.
 BYTES = (b"", b"\0", b"\n", b'"', b"}", b"NaN", b"1e999", b"-", b"\xff\xfe", b"\xc3", b"\\ud800", b"[" * 999)
-DEEP, LEVELS = "deep", "levels"  # in JSON they become nested lists
-VALUES = (None, True, False, 0, -1, 0.5, 3, 1e308, 1e-320, math.nan, math.inf, 2**63, -(10**400), "", "failed",
-          "ok", "cuda:7", "\ud800", "\0\n\x1b[1m", "$\\frac{", "[b]", "x" * 500, [], [[]], [1, "a"], {}, {"a": {}},
-          {"": None}, DEEP, LEVELS)  # fmt: skip
-TENSORS = (torch.zeros(0), torch.tensor(1.5), torch.full((3, 3), math.nan), torch.arange(4), torch.zeros(2) > 0,
-           torch.zeros(1).expand(2**40), torch.zeros(2, 2, dtype=torch.complex64), torch.eye(2).to_sparse(),
-           torch.zeros(3, 2).t(), torch.zeros(3, device="meta"))  # fmt: skip
+DEEP, LEVELS = "deep", "levels"  # in JSON they become nested lists and objects
+VALUES = (
+    *(None, True, False, 0, -1, 0.5, 3, 4096, 1e308, 1e-320, math.nan, math.inf, 2**63, -(10**400)),
+    *("", "failed", "ok", "cuda:7", "\ud800", "\0\n\x1b[1m", "$\\frac{", "[b]", "x" * 500, DEEP, LEVELS),
+    *([], [[]], [1, "a"], {}, {"a": {}}, {"": None}),
+)
+TENSORS = (
+    *(torch.zeros(0), torch.tensor(1.5), torch.full((3, 3), math.nan), torch.arange(4), torch.zeros(2) > 0),
+    *(torch.zeros(1).expand(2**40), torch.zeros(2, 2, dtype=torch.complex64), torch.eye(2).to_sparse()),
+    *(torch.zeros(3, 2).t(), torch.zeros(3, device="meta")),
+)
 
 
 def damaged(draw, content: bytes) -> bytes:
@@ -110,7 +115,8 @@ def changed(draw) -> bytes:
     content = b"\n".join(map(as_json, whole)) + b"\n"
     if how == "encoding":
         text = content.decode().replace(DEVICE, "größer", draw(st.integers(0, 9)))
-        return text.encode(draw(st.sampled_from(("utf-16", "utf-16-be", "utf-32", "latin-1", "utf-8-sig", "utf-7"))))
+        others = ("utf-16", "utf-16-be", "utf-32", "latin-1", "utf-8-sig", "utf-7")
+        return text.encode(draw(st.sampled_from(others)))
     return damaged(draw, content) if how == "bytes" else content
 
 
@@ -143,10 +149,10 @@ def read_by_all(path: Path, out: Path) -> None:
 
 @MANY
 @given(st.data())
-def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(tmp_path_factory, undrawn, data):
+def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(tmp_path_factory, undrawn, drawn):
     place = tmp_path_factory.getbasetemp() / "ledger"
     (place / "out").mkdir(parents=True, exist_ok=True)
-    path, content = place / "runs.jsonl", changed(data.draw)
+    path, content = place / "runs.jsonl", changed(drawn.draw)
     path.write_bytes(content)
     untouched = {as_json(line): line for line in lines()}
     there = content.split(b"\n")
@@ -164,26 +170,31 @@ def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(tmp_path_fa
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A checkpoint of a small network, alone in its folder."""
+def model(tmp_path_factory) -> tuple[Path, dict]:
+    """The checkpoint of a small network, alone in its folder, and its content."""
     path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
     small = ("base_depth=2", "groups=short", "group_widths=1", "train_examples=20", "batch_size=10")
     settings = [*small, "epochs=0.1", "whiten_images=10", "dtype=float32", "views=none"]
     dataset = hlb.Dataset("synthetic", synthetic.make(20, 10))
     hlb.train("smoke", settings=settings, data=dataset, eval_every=0, ledger=None, save=path, quiet=True)
-    return path
+    return path, torch.load(path, weights_only=True)
+
+
+def as_file(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 @MANY
 @given(st.data())
-def test_a_checkpoint_is_a_network_that_predicts_or_is_refused(tmp_path_factory, model, data):
-    path = tmp_path_factory.getbasetemp() / "checkpoint.pt"
-    if data.draw(st.booleans()):
-        path.write_bytes(damaged(data.draw, model.read_bytes()))
+def test_a_checkpoint_is_a_network_that_predicts_or_is_refused(model, drawn):
+    path, content = model
+    if drawn.draw(st.booleans()):
+        path.write_bytes(damaged(drawn.draw, as_file(content)))
     else:
-        content = torch.load(model, weights_only=True)
-        torch.save(altered(data.draw, content, (*VALUES, *TENSORS)), path)
-    before = path.read_bytes()
+        path.write_bytes(as_file(altered(drawn.draw, content, (*VALUES, *TENSORS))))
+    before = files(path.parent)
     try:
         network, recipe, about = checkpoint.load(path)
     except hlb.UserError:
@@ -192,43 +203,54 @@ def test_a_checkpoint_is_a_network_that_predicts_or_is_refused(tmp_path_factory,
         images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
         accuracy, _ = evaluate.evaluate(network, images, labels, views=recipe.views)
         assert 0 <= accuracy <= 1 and isinstance(about["dataset"], str)
-    assert path.read_bytes() == before
+    assert files(path.parent) == before
 
 
 # -- caches --------------------------------------------------------------------------------------------------
 
 
-class Rebuilt(Exception):
-    """The cache was not taken."""
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory) -> Iterator[tuple[Path, dict]]:
+    """The cache of a set in CIFAR-10's place, alone in its folder, and its content."""
+    path = tmp_path_factory.mktemp("cache") / "cifar10.pt"
+    tensors = synthetic.make(10, 10)
+    about = {
+        "name": "cifar10",
+        "mean": hlb.Dataset.mean,
+        "std": hlb.Dataset.std,
+        "classes": synthetic.CLASSES,
+    }
+    content = {"format": "hlb-cifar10", "key": "", "tensors": list(tensors), "about": about}
+    content["crc32"] = functools.reduce(lambda value, one: zlib.crc32(one.numpy(), value), tensors, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HLB_CACHE", str(path.parent))
+        patch.setattr(data, "download", refuse)
+        patch.setattr(data, "SHAPES", tuple(tuple(one.shape) for one in tensors), raising=False)
+        torch.save(content, path)
+        yield path, content
 
 
-def rebuild() -> hlb.Dataset:
-    raise Rebuilt
+def refuse(*_) -> None:
+    raise hlb.UserError("there is no network")
+
+
+def test_the_cache_that_is_damaged_below_is_whole(cached):
+    assert all(map(torch.equal, data.load("cifar10").tensors, cached[1]["tensors"]))
 
 
 @MANY
 @given(st.data())
-def test_a_cache_is_what_was_cached_or_is_refused(tmp_path_factory, data):
-    tensors = tuple(tensor[:4].clone() for tensor in SMALL)
-    dataset = hlb.Dataset("tiny", tensors, classes=synthetic.CLASSES)
-    place = tmp_path_factory.getbasetemp() / "cache"
-    path = place / "tiny.pt"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HLB_CACHE", str(place))
-        path.unlink(missing_ok=True)
-        cache.cached("tiny", "key", lambda: dataset)
-        if data.draw(st.booleans()):
-            path.write_bytes(damaged(data.draw, path.read_bytes()))
-        else:
-            torch.save(altered(data.draw, torch.load(path, weights_only=True), (*VALUES, *TENSORS)), path)
-        before = files(place)
-        try:
-            found = cache.cached("tiny", "key", rebuild)
-        except (hlb.UserError, Rebuilt):
-            pass
-        else:
-            assert all(map(torch.equal, found.tensors, tensors)) and found.tensors[0].dtype == torch.uint8
-        assert files(place) == before
-
-
-SMALL = synthetic.make(10, 10)
+def test_a_cache_is_what_was_cached_or_is_refused(cached, drawn):
+    path, content = cached
+    if drawn.draw(st.booleans()):
+        path.write_bytes(damaged(drawn.draw, as_file(content)))
+    else:
+        path.write_bytes(as_file(altered(drawn.draw, content, (*VALUES, *TENSORS))))
+    before = files(path.parent)
+    try:
+        found = data.load("cifar10").tensors
+    except hlb.UserError:
+        pass
+    else:
+        assert all(map(torch.equal, found, content["tensors"])) and found[0].dtype == torch.uint8
+    assert files(path.parent) == before
