@@ -134,7 +134,8 @@ def test_settings_are_read_by_the_type_of_their_field(text, field, value):
 
 
 @pytest.mark.parametrize("arguments, both", [
-    (["--set", "lr=0.1", "lr=0.2"], "lr=0.1 and lr=0.2"), (["--set", "lr=0.1", "--set", "lr=0.1"], "lr=0.1 and lr=0.1"),
+    (["--set", "lr=0.1", "lr=0.2"], "lr=0.1 and lr=0.2"),
+    (["--set", "lr=0.1", "--set", "lr=0.1"], "lr=0.1 and lr=0.1"),
     (["--set", "epochs=3", "--epochs", "0.05"], "epochs=3 and epochs=0.05"),
     (["--dtype", "float32", "--set", "dtype=float64"], "dtype=float64 and dtype=float32"),
 ])  # fmt: skip
