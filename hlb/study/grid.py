@@ -60,13 +60,20 @@ class Configuration:
 
 def alternatives(setting: str) -> tuple[str, list[str]]:
     """`field=value,value,...` as the field and its values; those of a field that is a list have / between."""
-    field, equals, values = setting.partition("=")
+    field, equals, values = setting.partition("=") if isinstance(setting, str) else ("", "", "")
     field = field.strip()
     if not equals:
         raise UserError(f"--set: got {setting!r}, accepted is field=value,value,...")
     kind = typing.get_type_hints(Recipe).get(field)
     separator = "/" if typing.get_origin(kind) is tuple else ","
     return field, [value.strip() for value in values.split(separator)]
+
+
+def _listed(settings: list[str] | str) -> list[str]:
+    """The settings, of which a string is one. Raises UserError for what is no list."""
+    if isinstance(settings, (list, tuple, str)):
+        return [settings] if isinstance(settings, str) else [*settings]
+    raise UserError(f"--set: got {settings!r}, accepted is a list of field=value,value,...")
 
 
 def grid(
@@ -80,14 +87,13 @@ def grid(
     that many of them, drawn by the seed. Raises UserError, also where two of them resolve to the same.
     """
     fields: dict[str, list[str]] = {}
-    for setting in settings:
-        field, values = alternatives(setting)
+    for field, values in map(alternatives, _listed(settings)):
         if field in fields:
             raise UserError(f"--set: got {field} twice; give its values together, {field}=value,value,...")
         fields[field] = values
     size = math.prod(map(len, fields.values()))
-    if draw is not None and not 1 <= draw <= size:
-        raise UserError(f"--random: got {draw}, accepted is 1 to {size}, the configurations of the grid")
+    if draw is not None and not (hasattr(draw, "__index__") and 1 <= draw <= size):
+        raise UserError(f"--random: got {draw!r}, accepted is 1 to {size}, the configurations of the grid")
     if (draw or size) > LARGEST:
         raise UserError(
             f"--set: got {size:,} configurations, accepted are {LARGEST:,}; take --random K for K of them"
@@ -111,7 +117,7 @@ def ready(name: str, settings: list[str], execution: Execution = Execution()) ->
     chosen, common = READY[name], {}
     changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
     swept = list(dict.fromkeys(field for change in changes for field in change))
-    for field, values in map(alternatives, settings):
+    for field, values in map(alternatives, _listed(settings)):
         if field in swept or field in common or len(values) > 1:
             why = f"of which --grid {name} has values" if field in swept else "of which one value is accepted"
             raise UserError(f"--set: got {field}={','.join(values)}, {why}")
