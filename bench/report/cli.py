@@ -125,7 +125,7 @@ def find(
     read = [*dict.fromkeys(source for group in groups for source in group.sources)]
     left_out = [*dict.fromkeys(runs.note for _, runs in chosen if runs.note)]
     left_out += [
-        f"{group.repeats} runs of {group.system} repeat another's seed, and each seed counts once"
+        f"{group.repeats} of the runs of {group.system} repeat another's seed, and each seed counts once"
         for group in groups
         if group.repeats
     ]

@@ -194,7 +194,7 @@ def text(record: dict) -> str:
 def write(path: Path | str, record: dict) -> None:
     """A record as a JSON file, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.writewritten(text(record))
+        temporary.write_text(text(record))
 
 
 def finite(value: object) -> object:

@@ -296,12 +296,12 @@ def test_a_side_that_mixes_recipes_or_executions_is_named_field_by_field_and_get
     a, b = Sample("a", [*runs(6), *other]), Sample("b", runs(12))
     content = compare(a, b)
     assert content["verdict"] == (
-        "No verdict, since A mixes lr, epochs, compile: choose one of each, as FILE:lr=0.24, or take them "
+        "No verdict, since A mixes epochs, lr, compile: choose one of each, as FILE:epochs=8.0, or take them "
         "together with --pool."
     )
     assert [line for line in content["warnings"] if "mixes" in line] == [
-        "A mixes lr: 0.24; 0.3",
         "A mixes epochs: 8.0; 2.0",
+        "A mixes lr: 0.24; 0.3",
         "A mixes compile: on; off",
     ]
     assert content["A"]["mixed"]["epochs"] == ["8.0", "2.0"] and content["B"]["mixed"] == {}
@@ -309,7 +309,7 @@ def test_a_side_that_mixes_recipes_or_executions_is_named_field_by_field_and_get
         assert test["p"] is test["ci95"] is None and test["difference"] is not None
     pooled = compare(a, b, pool=True)
     assert pooled["verdict"].startswith("B is less accurate") and pooled["warnings"] == content["warnings"]
-    assert compare(b, a)["verdict"].startswith("No verdict, since B mixes lr, epochs, compile: ")
+    assert compare(b, a)["verdict"].startswith("No verdict, since B mixes epochs, lr, compile: ")
 
 
 def test_a_side_that_mixes_data_sets_or_kinds_of_device_gets_no_verdict_either():
