@@ -13,6 +13,7 @@ What a ledger's lines do not say is in notes.json beside it, by the ledger's nam
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,10 +126,15 @@ class Group:
         )
 
 
+@functools.cache
+def _fields(recipe: Recipe) -> dict:
+    """A recipe's fields as in a ledger, where tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
 def _changes(fields: dict, recipe: Recipe) -> dict:
     """The fields of a run's recipe that differ from `recipe`, of those that both have or that are LATER."""
-    own = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists, as in a ledger
-    fields = LATER | fields
+    own, fields = dict(_fields(recipe)), LATER | fields
     if own["master_weights"] == "auto":
         own["master_weights"] = "on" if fields.get("dtype") == "bfloat16" else "off"
     changed = {

@@ -199,15 +199,15 @@ def write(path: Path | str, record: dict) -> None:
 
 def finite(value: object) -> object:
     """`value` with every float that JSON cannot hold replaced by None, and NumPy's numbers by Python's."""
+    if isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if abs(value) < float("inf") else None
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
-    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
-        return finite(value.tolist())
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
+    return finite(value.tolist()) if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else value
 
 
 # Fields of a recipe as JSON has them: what a run did before a field came is the field's default.

@@ -206,7 +206,10 @@ def test_a_hundred_lines_of_one_seed_are_one_run_and_no_record_claim(place, undr
     lines = [run(0.95, time=f"2026-11-22T20:00:{i:02}") | {"seed": 0} for i in range(100)]
     (place / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["a.jsonl"]) == 0
-    said, told = page(place), "99 of the runs of `seed`, float16 repeat another's seed, and each seed counts once"
+    said, told = (
+        page(place),
+        "99 of the runs of `seed`, float16 repeat another's seed, and each seed counts once",
+    )
     assert "1; no record claim: 1 of the 100 runs that one takes" in section(said, "In short")
     assert (
         capsys.readouterr().err == f"bench report: warning: {told}\n"

@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from hlb.settings import fields
 from hlb.study import compare, findings, grid, sweep
 
 MANY = settings(max_examples=500, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+DRAW = st.randoms(use_true_random=True)
 DEVICE = "a chip"
 # What may stand where something else was.
 BYTES = (b"", b"\0", b"\n", b'"', b"}", b"NaN", b"1e999", b"-", b"\xff\xfe", b"\xc3", b"\\ud800", b"[" * 999)
@@ -41,26 +43,46 @@ TENSORS = (
 )
 
 
-def damaged(draw, content: bytes) -> bytes:
+def damaged(draw: Random, content: bytes) -> bytes:
     """The content with a few places cut out or overwritten."""
-    for _ in range(draw(st.integers(1, 3))):
-        begin = draw(st.integers(0, len(content)))
-        end = begin + draw(st.sampled_from((0, 1, 1, 4, 60, len(content))))
-        content = content[:begin] + draw(st.sampled_from(BYTES)) + content[end:]
+    for _ in range(draw.randint(1, 3)):
+        begin = draw.randint(0, len(content))
+        end = begin + draw.choice((0, 1, 1, 4, 60, len(content)))
+        content = content[:begin] + draw.choice(BYTES) + content[end:]
     return content
 
 
-def altered(draw, value: object, values: tuple) -> object:
+def altered(draw: Random, value: object, values: tuple) -> object:
     """Nested lists and dicts with one thing in them left out or replaced by one of the values."""
     inside = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    if not len(inside) or not draw(st.integers(0, 5)):
-        return draw(st.sampled_from(values))
-    place, changed = draw(st.sampled_from([*inside])), value.copy()
-    if draw(st.integers(0, 7)):
+    if not len(inside) or draw.random() < 0.15:
+        return draw.choice(values)
+    place, changed = draw.choice([*inside]), value.copy()
+    if draw.random() < 0.9:
         changed[place] = altered(draw, value[place], values)
     else:
         del changed[place]
     return changed
+
+
+class Whole:
+    """A file before it is damaged, alone in its folder: its path and what torch finds in it."""
+
+    def __init__(self, path: Path, content: dict):
+        self.path, self.content, self.bytes = path, content, as_file(content)
+
+    def damage(self, draw: Random) -> None:
+        """Writes it as it was but for some bytes, or for something in it."""
+        if draw.random() < 0.5:
+            self.path.write_bytes(damaged(draw, self.bytes))
+        else:
+            self.path.write_bytes(as_file(altered(draw, self.content, (*VALUES, *TENSORS))))
+
+
+def as_file(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -70,33 +92,32 @@ def files(folder: Path) -> dict[Path, bytes]:
 # -- ledgers -------------------------------------------------------------------------------------------------
 
 CONFIGURATIONS = grid.grid("smoke", ["lr=0.1,0.2"], hlb.Execution("cpu"))
-PLANNED = grid.all_runs(CONFIGURATIONS, "cifar10", range(4))
+PLANNED = grid.all_runs(CONFIGURATIONS, "cifar10", range(3))
 
 
-def lines() -> Iterator[dict]:
-    """A ledger of four runs of each configuration, of which the last has failed."""
-    for i, seed in PLANNED.values():
-        yield {
-            "recipe": "smoke",
-            "recipe_fields": ledger.finite(fields(CONFIGURATIONS[i].recipe)) | {"target": 0.94},
-            "execution": {"device": "cpu", "kernels": "reference", "compile": "off", "threads": 2},
-            "dataset": "cifar10",
-            "device": "cpu",
-            "device_name": DEVICE,
-            "versions": {"torch": "2.11.0", "driver": None},
-            "commit": "0123456789",
-            "dirty": False,
-            "command": "hlb sweep",
-            "seed": seed,
-            "status": "ok" if seed < 3 else "failed",
-            "accuracy": 0.93 + seed / 100 if seed < 3 else None,
-            "views": "flip",
-            "train_seconds": 2.0 + seed,
-            "eval_seconds": 0.5,
-            "epochs": [{"epoch": 1, "train_loss": 1.5}],
-            "time": "2026-11-22T20:00:00+00:00",
-            "sweep": {"lr": 0.1},
-        }
+def line(i: int, seed: int) -> dict:
+    """A run's line of a ledger; that of the last seed has failed."""
+    return {
+        "recipe": "smoke",
+        "recipe_fields": ledger.finite(fields(CONFIGURATIONS[i].recipe)) | {"target": 0.94},
+        "execution": {"device": "cpu", "kernels": "reference", "compile": "off", "threads": 2},
+        "dataset": "cifar10",
+        "device": "cpu",
+        "device_name": DEVICE,
+        "versions": {"torch": "2.11.0", "driver": None},
+        "commit": "0123456789",
+        "dirty": False,
+        "command": "hlb sweep",
+        "seed": seed,
+        "status": "ok" if seed < 2 else "failed",
+        "accuracy": 0.93 + seed / 100 if seed < 2 else None,
+        "views": "flip",
+        "train_seconds": 2.0 + seed,
+        "eval_seconds": 0.5,
+        "epochs": [{"epoch": 1, "train_loss": 1.5}],
+        "time": "2026-11-22T20:00:00+00:00",
+        "sweep": {"lr": 0.1},
+    }
 
 
 def as_json(line: object) -> bytes:
@@ -104,65 +125,77 @@ def as_json(line: object) -> bytes:
     return text.replace(f'"{LEVELS}"', '{"a":' * 100 + "1" + "}" * 100).encode()
 
 
-def changed(draw) -> bytes:
+LINES = [line(*run) for run in PLANNED.values()]
+WHOLE = {as_json(line): line for line in LINES}
+
+
+def changed(draw: Random) -> bytes:
     """A ledger in which something is not as it was."""
-    whole = [*lines()]
-    how = draw(st.sampled_from(("bytes", "fields", "fields", "fields", "encoding")))
-    if how == "fields":
-        for _ in range(draw(st.integers(1, 3))):
-            place = draw(st.integers(0, len(whole) - 1))
-            whole[place] = altered(draw, whole[place], VALUES)
-    content = b"\n".join(map(as_json, whole)) + b"\n"
+    lines, how = [*WHOLE], draw.choice(("bytes", "fields", "fields", "fields", "encoding"))
+    for i in draw.sample(range(len(lines)), 2) if how == "fields" else ():
+        lines[i] = as_json(altered(draw, LINES[i], VALUES))
+    content = b"\n".join(lines) + b"\n"
     if how == "encoding":
-        text = content.decode().replace(DEVICE, "größer", draw(st.integers(0, 9)))
-        others = ("utf-16", "utf-16-be", "utf-32", "latin-1", "utf-8-sig", "utf-7")
-        return text.encode(draw(st.sampled_from(others)))
+        text = content.decode().replace(DEVICE, "größer", draw.randint(0, 9))
+        return text.encode(draw.choice(("utf-16", "utf-16-be", "utf-32", "latin-1", "utf-8-sig", "utf-7")))
     return damaged(draw, content) if how == "bytes" else content
 
 
 @pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
+def place(tmp_path_factory) -> Iterator[Path]:
+    """A folder. Plots are named, not drawn, and tables are not laid out: both take long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "modelled", list)
-        patch.setattr(report, "_plot", lambda draw, *what, out, name, says: name)
         published = records.published()
         patch.setattr(records, "published", lambda: published)
-        yield
+        patch.setattr(report, "modelled", list)
+        patch.setattr(report, "_plot", lambda draw, *what, out, name, says: name)
+        for module in (compare, findings):
+            patch.setattr(
+                module, "print_table", lambda _, headings, rows, **__: list(map(len, sum(rows, ())))
+            )
+        yield tmp_path_factory.mktemp("ledger")
 
 
-def read_by_all(path: Path, out: Path) -> None:
-    """Compares, reports and resumes a sweep from a ledger."""
-    console = Console(file=io.StringIO(), width=80)
-    every, some = compare.chosen(str(path)), compare.chosen(f"{path}:lr=0.1")
-    for pool in (False, True):
-        comparison = compare.compare(every, some, pool)
-        compare.show(console, comparison)
-        ledger.text(comparison)
-    report.write(report.find([str(path)]), out)
+def compared(path: Path, pool: bool) -> None:
+    comparison = compare.compare(compare.chosen(str(path)), compare.chosen(f"{path}:lr=0.1"), pool)
+    compare.show(Console(file=io.StringIO()), comparison)
+    ledger.text(comparison)
+
+
+def resumed(path: Path) -> None:
     samples = [compare.Sample(one.name, []) for one in CONFIGURATIONS]
     for name, run in sweep._read(path, PLANNED, {DEVICE}).items():
         samples[PLANNED[name][0]].records.append(run)
-    result = findings.SweepResult(CONFIGURATIONS, samples, 4, "cifar10", str(path))
-    findings.report(console, result)
+    result = findings.SweepResult(CONFIGURATIONS, samples, 3, "cifar10", str(path))
+    findings.report(Console(file=io.StringIO()), result)
     ledger.text(result.json())
 
 
+def reported(path: Path) -> None:
+    report.write(report.find([str(path)]), path.parent)
+
+
+READERS = (
+    reported,
+    reported,
+    resumed,
+    functools.partial(compared, pool=False),
+    functools.partial(compared, pool=True),
+)
+
+
 @MANY
-@given(st.data())
-def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(tmp_path_factory, undrawn, drawn):
-    place = tmp_path_factory.getbasetemp() / "ledger"
-    (place / "out").mkdir(parents=True, exist_ok=True)
-    path, content = place / "runs.jsonl", changed(drawn.draw)
+@given(DRAW)
+def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(place, draw):
+    path, content = place / "runs.jsonl", changed(draw)
     path.write_bytes(content)
-    untouched = {as_json(line): line for line in lines()}
-    there = content.split(b"\n")
-    found = ledger.runs(path)
+    there, found = content.split(b"\n"), ledger.runs(path)
     assert len(found) + found.skipped.total() == sum(bool(line.strip(b"\0 \t\r")) for line in there)
-    assert all(untouched[line] in found for line in there if line in untouched)
+    assert all(WHOLE[line] in found for line in there if line in WHOLE)
     try:
-        read_by_all(path, place / "out")
+        draw.choice(READERS)(path)
     except hlb.UserError as error:
-        assert found == [] or "lr" in str(error)
+        assert not found or "lr" in str(error)
     assert path.read_bytes() == content
 
 
@@ -170,48 +203,39 @@ def test_a_ledger_is_read_line_by_line_and_what_is_no_run_is_counted(tmp_path_fa
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> tuple[Path, dict]:
-    """The checkpoint of a small network, alone in its folder, and its content."""
+def model(tmp_path_factory) -> Whole:
+    """The checkpoint of a small network."""
     path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
     small = ("base_depth=2", "groups=short", "group_widths=1", "train_examples=20", "batch_size=10")
     settings = [*small, "epochs=0.1", "whiten_images=10", "dtype=float32", "views=none"]
     dataset = hlb.Dataset("synthetic", synthetic.make(20, 10))
     hlb.train("smoke", settings=settings, data=dataset, eval_every=0, ledger=None, save=path, quiet=True)
-    return path, torch.load(path, weights_only=True)
-
-
-def as_file(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+    return Whole(path, torch.load(path, weights_only=True))
 
 
 @MANY
-@given(st.data())
-def test_a_checkpoint_is_a_network_that_predicts_or_is_refused(model, drawn):
-    path, content = model
-    if drawn.draw(st.booleans()):
-        path.write_bytes(damaged(drawn.draw, as_file(content)))
-    else:
-        path.write_bytes(as_file(altered(drawn.draw, content, (*VALUES, *TENSORS))))
-    before = files(path.parent)
+@given(DRAW)
+def test_a_checkpoint_is_a_network_that_predicts_or_is_refused(model, draw):
+    model.damage(draw)
+    before = files(model.path.parent)
     try:
-        network, recipe, about = checkpoint.load(path)
+        network, recipe, about = checkpoint.load(model.path)
     except hlb.UserError:
         pass
     else:
         images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-        accuracy, _ = evaluate.evaluate(network, images, labels, views=recipe.views)
+        options = {"views": recipe.views, "mean": hlb.Dataset.mean, "std": hlb.Dataset.std}
+        accuracy, _ = evaluate.evaluate(network, images, labels, **options)
         assert 0 <= accuracy <= 1 and isinstance(about["dataset"], str)
-    assert files(path.parent) == before
+    assert files(model.path.parent) == before
 
 
 # -- caches --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def cached(tmp_path_factory) -> Iterator[tuple[Path, dict]]:
-    """The cache of a set in CIFAR-10's place, alone in its folder, and its content."""
+def cached(tmp_path_factory) -> Iterator[Whole]:
+    """The cache of a set in CIFAR-10's place."""
     path = tmp_path_factory.mktemp("cache") / "cifar10.pt"
     tensors = synthetic.make(10, 10)
     about = {
@@ -227,7 +251,7 @@ def cached(tmp_path_factory) -> Iterator[tuple[Path, dict]]:
         patch.setattr(data, "download", refuse)
         patch.setattr(data, "SHAPES", tuple(tuple(one.shape) for one in tensors), raising=False)
         torch.save(content, path)
-        yield path, content
+        yield Whole(path, content)
 
 
 def refuse(*_) -> None:
@@ -235,22 +259,18 @@ def refuse(*_) -> None:
 
 
 def test_the_cache_that_is_damaged_below_is_whole(cached):
-    assert all(map(torch.equal, data.load("cifar10").tensors, cached[1]["tensors"]))
+    assert all(map(torch.equal, data.load("cifar10").tensors, cached.content["tensors"]))
 
 
 @MANY
-@given(st.data())
-def test_a_cache_is_what_was_cached_or_is_refused(cached, drawn):
-    path, content = cached
-    if drawn.draw(st.booleans()):
-        path.write_bytes(damaged(drawn.draw, as_file(content)))
-    else:
-        path.write_bytes(as_file(altered(drawn.draw, content, (*VALUES, *TENSORS))))
-    before = files(path.parent)
+@given(DRAW)
+def test_a_cache_is_what_was_cached_or_is_refused(cached, draw):
+    cached.damage(draw)
+    before = files(cached.path.parent)
     try:
         found = data.load("cifar10").tensors
     except hlb.UserError:
         pass
     else:
-        assert all(map(torch.equal, found, content["tensors"])) and found[0].dtype == torch.uint8
-    assert files(path.parent) == before
+        assert all(map(torch.equal, found, cached.content["tensors"])) and found[0].dtype == torch.uint8
+    assert files(cached.path.parent) == before
