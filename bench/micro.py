@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from rich.console import Console
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from hlb.execution import cpus
 from hlb.runs import environment
 from kernels.base import chips, launch, timing
 from kernels.base.correctness import leaves
@@ -279,7 +279,7 @@ def run(
         console.print(f"no kernel is timed, because {untimed}: {batch}")
     console.print(estimate(todo, chosen))
     if not untimed and device == "cuda":
-        processes = len(os.sched_getaffinity(0))
+        processes = cpus()
         console.print(f"compiled {compile_ahead(todo, dtype, chosen, processes)} launches of Triton")
     rows = []
     for spec, cases in todo.items():

@@ -218,10 +218,13 @@ def _eval(options: Options) -> int:
     apply(resolved, execution)
     network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)
     dataset = load(about["dataset"] if options.data == "auto" else options.data)
+    checkpoint.check_classes(network, about, dataset)
+    # Of the images that it was trained on, if the file says them.
+    colours = {name: about.get(name, getattr(dataset, name)) for name in ("mean", "std")}
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
     with out_of_memory_explained(resolved), Clock(execution.device) as clock:
         views = {"views": resolved.views, "fraction": resolved.views_fraction}
-        accuracy, loss = evaluate(network, images, labels, **views, mean=dataset.mean, std=dataset.std)
+        accuracy, loss = evaluate(network, images, labels, **views, **colours)
     content = {
         "model": options.model,
         "recipe": made_by.name,

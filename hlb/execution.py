@@ -48,7 +48,9 @@ class Execution:
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(Execution).items():
-            object.__setattr__(self, name, read(name, getattr(self, name), kind))
+            value = getattr(self, name)
+            value = str(value) if isinstance(value, torch.device) else value
+            object.__setattr__(self, name, read(name, value, kind))
 
 
 def available(device: str) -> bool:
@@ -129,7 +131,8 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     backends = _resolve_kernels(execution.kernels, device, dtype)
     compile = execution.compile
     if compile == "auto":
-        compile = "on" if kind == "cuda" and not _needs_no_compiler(backends, captured) else "off"
+        useful = kind == "cuda" and launch.INSTALLED  # Inductor's code for a GPU is Triton's, none on Windows
+        compile = "on" if useful and not _needs_no_compiler(backends, captured) else "off"
     return (
         dataclasses.replace(recipe, dtype=dtype, master_weights=master),
         dataclasses.replace(
@@ -207,6 +210,21 @@ def apply(recipe: Recipe, execution: Execution) -> None:
         functorch.autograd_cache_allow_custom_autograd_functions = True
     if execution.device == "cpu":
         _keep_memory()
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Inside, torch makes float32 tensors on the CPU and keeps gradients, whatever the caller has set for his
+    own work.
+    """
+    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        cpu = torch.device("cpu") if elsewhere else contextlib.nullcontext()
+        with cpu, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def cpus() -> int:

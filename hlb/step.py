@@ -201,7 +201,7 @@ def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: D
     images, labels = (tensor.to(device) for tensor in dataset.tensors[:2])
     steps, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
     with device:
-        network = Network(recipe, ops, execution.channels_last).cast(dtype)
+        network = Network(recipe, ops, execution.channels_last, classes=len(dataset.classes)).cast(dtype)
     optimizer = Optimizer(network, steps, per_epoch, channels_last=execution.channels_last)
     averaging = Averaging(network, optimizer, steps, per_epoch)
     options = {name: getattr(recipe, name) for name in AUGMENTATION}

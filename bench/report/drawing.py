@@ -56,7 +56,7 @@ def check_installed() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError('plots need matplotlib: pip install "hlb[plot]", or -e ".[plot]"') from None
+        raise UserError("plots need matplotlib, which is not installed: pip install matplotlib") from None
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ Call = tuple[str, dict]  # an op and its arguments by name
 
 
 class Rehearsal:
-    """What `train.Trainer` builds of a recipe for sets of so many examples and tests, on `meta`. A
-    torch.optim.Optimizer, of which no op says what it does, counts as SGD.
+    """What `train.Trainer` builds of a recipe for sets of so many examples, tests and classes, on `meta`.
+    A torch.optim.Optimizer, of which no op says what it does, counts as SGD.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Rehearsal:
         dtype: torch.dtype = torch.float16,
         examples: int = 50000,
         tests: int = 10000,
+        classes: int = 10,
     ):
         changes = {"dtype": str(dtype).removeprefix("torch.")}
         if recipe.optimizer not in OPTIMIZERS:
@@ -57,7 +58,8 @@ class Rehearsal:
                 for n in (examples, tests)
             )
             execution = Execution(device="meta", compile="off")
-            dataset = Dataset("without memory", (*train, *self.tests), **COLOURS)
+            numbers = tuple(map(str, range(classes)))
+            dataset = Dataset("without memory", (*train, *self.tests), **COLOURS, classes=numbers)
             self.step = build(self.recipe, SimpleNamespace(**ops), execution, dataset)
         self.network = self.step.network
 

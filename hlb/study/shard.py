@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from .. import data as sets
 from ..errors import UserError
-from ..execution import Execution, available
+from ..execution import Execution, available, cpus
 
 # How long a process waits for the others, which may be in a long run. If one exits, the wait ends at once.
 PATIENCE = datetime.timedelta(hours=24)
@@ -56,8 +56,7 @@ def local(execution: Execution, sharded: bool) -> Execution:
         )
     if kind in ("auto", "cuda") and available("cuda"):
         return dataclasses.replace(execution, device=f"cuda:{os.environ['LOCAL_RANK']}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    part = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    part = max(1, cpus() // int(os.environ["LOCAL_WORLD_SIZE"]))
     return dataclasses.replace(execution, threads=execution.threads or part)
 
 

@@ -391,6 +391,8 @@ def test_interrupt_prints_what_has_finished_and_is_exit_status_130(instant, monk
 @pytest.fixture
 def program(place):
     """Starts a command over the small set in a process of its own; ends it with the test."""
+    if os.name != "posix":
+        pytest.skip("Windows has no signal that kills")
     (place / "program.py").write_text(PROGRAM)
     started = []
 

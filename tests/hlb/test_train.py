@@ -11,7 +11,7 @@ import hlb
 from hlb import synthetic
 from hlb.execution import resolve
 from hlb.runs.display import Display
-from hlb.train import Trainer, Watcher
+from hlb.train import Callback, Trainer
 
 TINY = {"base_depth": 4, "train_examples": 220, "batch_size": 50, "eval_batch_size": 40, "epochs": 2.0,
         "whiten_images": 50, "sizes": "20", "dtype": "float32"}  # fmt: skip
@@ -166,11 +166,11 @@ def test_frozen_stem_bias_stays_where_its_schedule_left_it(data):
     ours = trainer(data, whiten_bias_epochs=1.0)
     biases = []
 
-    class Watch(Watcher):
+    class Watch(Callback):
         def step(self, run, step):
             biases.append(ours.network.stem.bias.detach().clone())
 
-    ours.run(0, watcher=Watch())
+    ours.run(0, callback=Watch())
     assert not torch.equal(biases[0], biases[3])
     assert all(torch.equal(bias, biases[3]) for bias in biases[4:])
 
