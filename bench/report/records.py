@@ -179,7 +179,7 @@ def system(run: dict) -> str:
     name, fields = run.get("recipe"), run["recipe_fields"]
     known = sorted(RECIPES, key=lambda other: other != name)
     same = next((other for other in known if not _changes(fields, RECIPES[other])), name)
-    changed = _settings(_changes(fields, RECIPES.get(same, Recipe(name=same))))
+    changed = _settings(_changes(fields, RECIPES[same] if same in RECIPES else Recipe(name=same)))
     recipe = f"`{same}`" if same == name else f"`{same}` (recorded as `{name}`)"
     return ", ".join(filter(None, [recipe, fields.get("dtype"), changed and f"`{changed}`"]))
 

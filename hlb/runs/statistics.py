@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import warnings
@@ -78,6 +79,7 @@ def mixed(runs: Iterable[dict]) -> dict[str, list[str]]:
     return {name: several for name, several in values.items() if len(several) > 1}
 
 
+@functools.cache
 def quantile(probability: float, degrees: float) -> float:
     """Of Student's t distribution."""
     from scipy.stats import t  # takes a third of a second to import
