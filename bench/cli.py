@@ -45,7 +45,8 @@ at a small batch.
   --all            every case of every op
   --max-autotune   references autotuned by Inductor too: 1 to 2 minutes a case
   --compile        compiled references on a CPU too
-  --json FILE      every measurement, the machine and the commit
+  --json [FILE|-]  every measurement, the machine and the commit; -, standard
+                   output
   --csv FILE       the rows, a line each
   --out FOLDER     rows.json and rows.csv, and roofline and speedup as .png and
                    .svg; needs matplotlib
@@ -98,7 +99,7 @@ Nsight Compute's counters of one launch of the one case that these name.
     "vs": """\
 usage: python -m bench vs REF [NAME ...] [--case TEXT] [--dtype NAME]
                           [--direction WAY] [--samples N] [--repeats N]
-                          [--json FILE]
+                          [--json [FILE|-]]
 
 Ratios to the times at another git revision.
 
@@ -106,7 +107,7 @@ Ratios to the times at another git revision.
   --dtype NAME     {dtypes}
   --direction WAY  {directions}
   --samples N      times taken of each, {samples} if not given
-  --json FILE      every measurement
+  --json [FILE|-]  every measurement; - is standard output
   --repeats N      runs of each revision, in turn, {repeats} if not given
 """,
 }
@@ -161,23 +162,27 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         "direction": {"choices": DIRECTIONS},
         **dict.fromkeys(("samples", "repeats"), {"type": positive}),
         **dict.fromkeys(("all", "max_autotune", "compile"), {"action": "store_true"}),
-        **dict.fromkeys(("json", "csv", "out"), {"type": Path}),
+        **dict.fromkeys(("csv", "out"), {"type": Path}),
     }
     for option in dict.fromkeys(option for options in MODES.values() for option in options):
-        if option in MODES[mode]:
+        if option in MODES[mode] and option == "json":
+            parser.add_json()
+        elif option in MODES[mode]:
             parser.add_argument("--" + option.replace("_", "-"), **ways.get(option, {}))
         else:
             parser.set_defaults(**{option: None})
     options = parser.parse_intermixed_args(arguments)
     options.mode = mode
     expect_known("NAME", kernels.CATALOGUE, *options.names)
+    if options.names or options.case:
+        options.without(("all",), "with NAME or --case every case of theirs is timed")
     _check_files(options)
     return options
 
 
 def _check_files(options: argparse.Namespace) -> None:
     """Raises UserError for a file that cannot be written, or that two options name."""
-    files = {f"--{name}": getattr(options, name) for name in ("json", "csv")}
+    files = {"--csv": options.csv, "--json": options.json and options.json != "-" and Path(options.json)}
     files["FILE"] = getattr(options, "file", None)
     files = {option: path for option, path in files.items() if path}
     if options.out:
@@ -229,7 +234,10 @@ def _main(arguments: list[str]) -> int:
     options = parsed(arguments)
     device, _ = micro.timed_on()
     todo, dtype = selected(options, device)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if device == "cuda":
+        options.without(("compile",), "on a GPU references are compiled anyway")
+    width = None if sys.stdout.isatty() else 160
+    console = Console(stderr=options.json == "-", highlight=False, emoji=False, width=width)
     if options.mode:
         return _instead(options, console, todo, dtype, device)
     return _benchmark(options, console, todo, dtype, shlex.join(["python", "-m", "bench", *arguments]))

@@ -12,33 +12,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import shlex
 import statistics
 import sys
 import typing
-from functools import partial
-from pathlib import Path
 
 import torch
 
 from hlb import Dataset, Execution, Recipe, UserError, recipe
 from hlb.errors import Parser, exit_status, positive, read
 from hlb.execution import apply, resolve
-from hlb.files import check_writable
+from hlb.files import check_output
 from hlb.runs import ledger
 from hlb.train import Trainer
 
 HELP = """\
-usage: python -m bench pairs A B [--recipe NAME] [--pairs N] [--json FILE]
+usage: python -m bench pairs A B [--recipe NAME] [--pairs N] [--json [FILE|-]]
 
 Steps of two settings, interleaved, and the ratio of their times pair by pair.
 A and B are fields of the recipe or of the execution, joined by commas, such as
 dtype=bfloat16,compile=off; '' changes nothing.
 
-  --recipe NAME  seed if not given
-  --pairs N      10 if not given
-  --json FILE    the record
+  --recipe NAME    seed if not given
+  --pairs N        10 if not given
+  --json [FILE|-]  the record; - is standard output
 """
 KEPT = ("recipe", "device", "device_name", "versions", "commit", "dirty")  # of a run's provenance
 
@@ -66,10 +65,13 @@ def settings_of(text: str) -> tuple[dict[str, str], dict[str, object]]:
     return fields, execution
 
 
-def trainer(name: str, settings: str) -> Trainer:
-    """A trainer of the recipe `name` with `field=value,field=value` changed."""
+def chosen(name: str, settings: str) -> tuple[Recipe, Execution]:
+    """The recipe `name` with `field=value,field=value` changed, and where it runs. Raises UserError."""
     fields, execution = settings_of(settings)
-    chosen, where = resolve(recipe(name, fields), Execution(**execution))
+    return resolve(recipe(name, fields), Execution(**execution))
+
+
+def trainer(chosen: Recipe, where: Execution) -> Trainer:
     return Trainer(chosen, where, made_up_data(chosen.batch_size))
 
 
@@ -88,7 +90,7 @@ def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 2 (a mistake), 130 (interrupted)."""
-    return exit_status("bench pairs", partial(_main, arguments))
+    return exit_status("bench pairs", functools.partial(_main, arguments))
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -98,23 +100,24 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("b")
     parser.add_argument("--recipe", default="seed")
     parser.add_argument("--pairs", type=positive, default=10)
-    parser.add_argument("--json", type=Path)
+    parser.add_json()
     options = parser.parse_args(arguments)
-    if options.json:
-        check_writable(options.json, "--json")
+    check_output(options.json, "--json")
     return options
 
 
 def _main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    trainers = [trainer(options.recipe, settings) for settings in (options.a, options.b)]
+    both = [chosen(options.recipe, settings) for settings in (options.a, options.b)]
+    trainers = [trainer(*one) for one in both]
     pairs = measure(*trainers, options.pairs)
     ratios = sorted(x / y for x, y in pairs)
+    say = functools.partial(print, file=sys.stderr if options.json == "-" else sys.stdout)
     for x, y in pairs:
-        print(f"{x:10.4f} s {y:10.4f} s   ratio {x / y:.3f}")
+        say(f"{x:10.4f} s {y:10.4f} s   ratio {x / y:.3f}")
     medians = [statistics.median(column) for column in zip(*pairs)]
     ratio = statistics.median(ratios)
-    print(
+    say(
         f"median step: {options.a} {medians[0]:.4f} s, {options.b} {medians[1]:.4f} s; "
         f"ratio, median of {len(ratios)} pairs: {ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
     )

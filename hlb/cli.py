@@ -72,10 +72,8 @@ def _console(options: Options) -> Console:
 
 def _write_json(target: str, content: dict, console: Console) -> None:
     """Writes it to a file, and says so, or to standard output (-)."""
-    if target == "-":
-        sys.stdout.write(ledger.text(content))
-    else:
-        ledger.write(target, content)
+    ledger.write(target, content)
+    if target != "-":
         line(console, f"JSON: {target}")
 
 
@@ -90,15 +88,15 @@ def _check_outputs(options: Options) -> None:
 
 def _check_validation(options: Options) -> None:
     if options.graph == "run":
-        options.only(vars(options).keys() - {"eval_every"}, "not with --graph run, which validates nothing")
+        options.without(("eval_every",), "a run that is one graph validates nothing")
 
 
 def _train(options: Options) -> int:
     expect_alone()
-    if options.profile is not None:
-        options.only(PROFILED, "with --profile nothing is trained; leave one of them out")
-    _check_validation(options)
     _check_outputs(options)
+    _check_validation(options)
+    if options.profile is not None:
+        options.only(PROFILED, "with --profile nothing is trained")
     settings, console = _settings(options), _console(options)
     if options.profile is not None:
         return _profile(options, settings, console)

@@ -47,8 +47,8 @@ def read(field: str, value: object, kind: type) -> object:
             number = float(value)
         except (ValueError, OverflowError):
             number = math.nan
-        if math.isfinite(number) and (kind is float or number.is_integer()):
-            value = kind(number)
+        fits = math.isfinite(number) and (kind is float or number.is_integer())
+        value = kind(number) if fits else str(value)
     if type(value) is not kind:
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
         raise UserError(f"{field}: got {value!r}, accepted is {name}")
@@ -151,11 +151,15 @@ class Options(argparse.Namespace):
 
     def only(self, read: Iterable[str], why: str) -> None:
         """Raises UserError for an option that was given but is none of those that are `read`: it would do
-        nothing. `why` says so.
+        nothing, and `why` says so.
         """
+        self.without(self.given.keys() - {*read}, why)
+
+    def without(self, unread: Iterable[str], why: str) -> None:
+        """Raises UserError for one of these options that was given: here none of them is read."""
         for name, written in self.given.items():
-            if name not in read:
-                raise UserError(f"{written}: {why}")
+            if name in unread:
+                raise UserError(f"{written}: {why}; leave {written} out")
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,7 +184,7 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else [*args]
         options, rest = super().parse_known_args(words, Options() if namespace is None else namespace)
         flags = {word.partition("=")[0] for word in words[: words.index("--") if "--" in words else None]}
-        given = dict(options.given)
+        given = dict(getattr(options, "given", {}))
         for action in self._actions:
             if written := flags.intersection(action.option_strings):
                 given[action.dest] = max(written, key=len)

@@ -40,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments and arguments[0] in MOVED:
         parser.error(f"{arguments[0]} is now `{MOVED[arguments[0]]}`")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
     try:
-        return _list(options)
+        try:
+            return _list(parser.parse_args(arguments))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output has left; what is still buffered goes nowhere

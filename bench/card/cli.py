@@ -73,6 +73,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.minutes = _minutes(options.minutes)
     options.peers = _peers(options.peer)
+    if options.steps and "peers" not in map(str.strip, options.steps.split(",")):
+        options.without(("peer",), "--steps has no peers")
     options.steps = _steps(options.steps, bool(options.peers))
     options.data = machine.found_data(options.data)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -16,7 +16,6 @@ These hold whatever the baseline; bench/gate/static.py compares a launch with it
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +30,7 @@ from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hlb.files import atomic
 from kernels.base.chips import TARGETS, targeting
 from kernels.base.correctness import execute
 from kernels.base.launch import Launch, TensorDescriptor, recording, short
@@ -302,6 +302,5 @@ def stale(narrow: Iterable[str], results: list[tuple[str, Compiled]]) -> list[st
 
 def write(path: Path, text: str) -> None:
     """Writes the whole file or nothing."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text + "\n")
-    os.replace(new, path)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

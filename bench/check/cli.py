@@ -15,17 +15,17 @@ from kernels import CATALOGUE
 from kernels.base import launch
 
 HELP = """\
-usage: python -m bench check [NAME ...] [--all] [--json FILE|-] [--jobs N]
+usage: python -m bench check [NAME ...] [--all] [--json [FILE|-]] [--jobs N]
 
 Compiles every launch of these ops, or of all, for compute capability 8.0, 8.9,
 9.0 and 10.0, which needs no GPU. Fails on spills, too much shared memory, dots
 without tensor cores, loops without asynchronous copies and narrow memory
 accesses. `python -m bench gate --static` compares the code with its baseline.
 
-  --all        dtypes other than float16 too at every case for every chip, not
-               one case for 9.0
-  --json FILE  the record; - is standard output
-  --jobs N     processes; as many as there are CPUs
+  --all            dtypes other than float16 too at every case for every chip,
+                   not one case for 9.0
+  --json [FILE|-]  the record; - is standard output
+  --jobs N         processes; as many as there are CPUs
 """
 
 
@@ -39,7 +39,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(description=HELP)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--json", metavar="FILE|-")
+    parser.add_json()
     parser.add_argument("--jobs", type=positive)
     options = parser.parse_args(arguments)
     expect_known("NAME", CATALOGUE, *options.names)

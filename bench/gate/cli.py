@@ -25,7 +25,7 @@ from rich.console import Console
 
 import kernels
 from hlb import RECIPES, UserError
-from hlb.errors import Parser, exit_status, expect_known
+from hlb.errors import Options, Parser, exit_status, expect_known
 from hlb.files import check_writable
 from hlb.runs import environment, ledger
 
@@ -71,7 +71,7 @@ measured again.
   --max-loss POINTS     of accuracy, in percent, {loss}
   --junit FILE          JUnit XML
   --summary FILE        Markdown, appended; $GITHUB_STEP_SUMMARY if not given
-  --json FILE           the record
+  --json [FILE|-]       the record; - is standard output
 
 Exit status: 0 green; 1 red; 2 a mistake; 3 the machine is not as it was;
 130 interrupted.
@@ -90,7 +90,7 @@ def _help() -> str:
     )
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> Options:
     """The options of a command line, checked. Raises UserError for invalid ones."""
     parser = Parser(description=_help())
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -105,7 +105,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-loss", type=float, default=MAX_LOSS)
     parser.add_argument("--junit", type=Path)
     parser.add_argument("--summary", type=Path, default=os.environ.get("GITHUB_STEP_SUMMARY") or None)
-    parser.add_argument("--json", type=Path)
+    parser.add_json()
     parser.add_argument("--static", action="store_true")
     parser.add_argument("--from", type=Path, dest="checked")
     options = parser.parse_args(arguments)
@@ -115,18 +115,30 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, option)
         if not least <= value < math.inf:
             raise UserError(f"--{option.replace('_', '-')}: got {value}, accepted is {least} or more")
-    if options.checked and not options.static:
-        raise UserError("--from: only with --static; leave it out")
-    for option in ("recipe", "json"):
-        if options.static and getattr(options, option):
-            raise UserError(f"--{option}: not with --static; leave one of them out")
+    _check_unread(options)
     _check_files(options)
     return options
+
+
+def _check_unread(options: Options) -> None:
+    """Raises UserError for an option that does nothing beside the others."""
+    if options.static:
+        read = ("names", "static", "baseline", "checked", "update", "junit", "summary")
+        options.only(read, "not with --static")
+        if options.update:
+            options.without(("junit", "summary"), "not with --update, which judges nothing")
+        return
+    options.without(("checked",), "only with --static")
+    if options.update:
+        options.without(("first", "max_loss"), "not with --update, which judges nothing")
+    if not options.recipe:
+        options.without(("runs", "data", "max_loss"), "only with --recipe")
 
 
 def _check_files(options: argparse.Namespace) -> None:
     """Raises UserError for a file that cannot be written, or that two options name."""
     outputs = {option: getattr(options, option) for option in ("junit", "summary", "json")}
+    outputs["json"] = None if options.json in (None, "-") else Path(options.json)
     if options.update:
         outputs["baseline"] = options.baseline
     paths = [path.resolve() for path in outputs.values() if path and (path.is_file() or not path.exists())]
@@ -144,8 +156,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     options = parsed(arguments)
+    width = None if sys.stdout.isatty() else 160
+    console = Console(stderr=options.json == "-", highlight=False, emoji=False, width=width)
     options.command = shlex.join(["python", "-m", "bench", "gate", *arguments])
     if options.static:
         from . import static

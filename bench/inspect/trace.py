@@ -95,7 +95,6 @@ def run(
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     if on_device and not any(event.get("cat") in WORK for event in events):
         raise UserError("the profiler sees no kernels here; allow it to")
-    write_trace(path, trace)
     names = {
         f"{spec.name} {case.name} {by} {direction}"
         for spec, case, functions in calls
@@ -107,6 +106,7 @@ def run(
     print_table(console, HEADINGS, table(spent(events, names, on_device)), words=(0,))
     for fault in wrong:
         line(console, fault)
+    write_trace(path, trace)
     line(console, f"\nevery call is in {path}, for https://ui.perfetto.dev or chrome://tracing")
     return 1 if wrong else 0
 

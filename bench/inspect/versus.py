@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hlb import UserError
-from hlb.files import check_writable
+from hlb.files import check_output
 from hlb.runs import ledger
 from hlb.runs.display import line, print_table
 from hlb.runs.statistics import summary
@@ -72,15 +72,14 @@ def run(
     direction: str | None,
     samples: int,
     repeats: int,
-    json: Path | None,
+    json: str | None,
 ) -> int:
     """Compares, prints the table, writes the record to `json` if given. `direction` keeps the rows of one.
     Returns the exit status, 1 where a row failed. Raises UserError.
     """
     if repeats < 2:
         raise UserError(f"--repeats: got {repeats}, accepted is 2 or more: an interval takes two")
-    if json:
-        check_writable(json, "--json")
+    check_output(json, "--json")
     options = [*names, *(["--case", case] if case else []), "--dtype", short(dtype)]
     options += ["--samples", str(samples)]
     with worktree(ref) as (tree, commit):
@@ -166,7 +165,7 @@ def by_key(records: Sequence[dict], direction: str | None) -> dict[Key, list[dic
 
 
 def conclude(
-    console: Console, records: dict[str, list[dict]], direction: str | None, json: Path | None
+    console: Console, records: dict[str, list[dict]], direction: str | None, json: str | None
 ) -> int:
     """Prints the comparison, writes its record; returns the exit status."""
     groups = {side: by_key(records[side], direction) for side in records}

@@ -79,16 +79,15 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--kernels", nargs="+", metavar="FILE")
     parser.add_argument("--profile", nargs="+", metavar="FILE")
     parser.add_argument("--markdown", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.markdown:
+        options.only(("markdown",), "the tables of --markdown show bench/results/ only")
+    return options
 
 
 def run(given: argparse.Namespace) -> int:
     drawing.check_installed()
     if given.markdown:
-        for name in ("ledgers", "out", "kernels", "profile"):
-            if getattr(given, name):
-                what = "LEDGER" if name == "ledgers" else f"--{name}"
-                raise UserError(f"--markdown: the tables show bench/results/ only; leave {what} out")
         written = pages.write(records.ROOT)
     else:
         measurements = find(given.ledgers, given.kernels, given.profile)

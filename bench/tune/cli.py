@@ -19,7 +19,7 @@ from kernels.convolution import selection
 from . import conversion, fitting, tune
 
 HELP = """\
-usage: python -m bench tune [NAME ...] [--all] [--dry-run] [--json FILE|-]
+usage: python -m bench tune [NAME ...] [--all] [--dry-run] [--json [FILE|-]]
                             [--jobs N]
        python -m bench tune --from FILE | --fit FILE
 
@@ -28,15 +28,15 @@ Measures the launch configurations of the recipes' convolutions of every NAME
 float16) on the GPU that is here, beside cuDNN, and keeps the fastest for later
 runs.
 
-  --all        every dtype, and every candidate, not the few of the best
-               modelled time
-  --dry-run    show configurations and modelled times, which needs no GPU
-  --json FILE  every measurement; - is standard output
-  --jobs N     processes; as many as there are CPUs
-  --from FILE  takes what such a file holds, such as
-               bench/results/h200/conv-passes.json
-  --fit FILE   how far modelled times are off those of such a file, and the
-               constants that suit it best
+  --all            every dtype, and every candidate, not the few of the best
+                   modelled time
+  --dry-run        show configurations and modelled times, which needs no GPU
+  --json [FILE|-]  every measurement; - is standard output
+  --jobs N         processes; as many as there are CPUs
+  --from FILE      takes what such a file holds, such as
+                   bench/results/h200/conv-passes.json
+  --fit FILE       how far modelled times are off those of such a file, and the
+                   constants that suit it best
 """
 
 
@@ -53,9 +53,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--from", dest="source", metavar="FILE")
     parser.add_argument("--fit", metavar="FILE")
-    parser.add_argument("--json", metavar="FILE|-")
+    parser.add_json()
     parser.add_argument("--jobs", type=positive)
     options = parser.parse_args(arguments)
+    for name, option in (("fit", "--fit"), ("source", "--from")):
+        if getattr(options, name):
+            options.only((name,), f"{option} measures nothing")
     check_output(options.json, "--json")
     return options
 

@@ -1,4 +1,4 @@
-"""The help of each command of `hlb`, as it is printed. Those of sweep and compare stand beside what they do."""
+"""The help of each command of `hlb`, as it is printed. That of sweep and compare stands with what they do."""
 
 import textwrap
 

@@ -40,13 +40,13 @@ def parser() -> Parser:
     training = Parser(add_help=False)
     training.add_argument("--recipe")
     training.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
-    training.add_argument("--compile", choices=COMPILE, default="auto")
     training.add_argument("--graph", choices=GRAPHS, default="auto")
     training.add_argument("--kernels", default="auto")
     training.add_argument("--seed", type=whole, default=0)
     training.add_argument("--deterministic", action="store_true")
 
     run = commands.add_parser("train", parents=[shared, training], description=help.page(help.TRAIN))
+    run.add_argument("--compile", choices=COMPILE, default="auto")
     run.add_argument("--runs", type=whole, default=1)
     run.add_argument("--epochs")
     run.add_argument("--eval-every", type=whole, default=1)
@@ -55,6 +55,7 @@ def parser() -> Parser:
     run.add_argument("--profile", metavar="FILE")
 
     grid = commands.add_parser("sweep", parents=[shared, training], description=SWEEP)
+    grid.add_argument("--compile", choices=COMPILE, default="auto")
     grid.add_argument("--runs", type=whole)
     grid.add_argument("--random", type=whole, metavar="K")
     grid.add_argument("--grid", metavar="NAME")

@@ -36,7 +36,8 @@ KNOWN = {"cifar10": CLASSES, "synthetic": synthetic.CLASSES}
 
 def save(path: Path | str, trainer: Trainer, run: Run) -> None:
     """Writes the trainer's network as `run` left it (the averaged weights where the recipe averages)."""
-    with trainer.averaging.averaged(), atomic(path) as temporary, io.BytesIO() as file:
+    file = io.BytesIO()  # of a full disk torch would make a RuntimeError
+    with trainer.averaging.averaged(), atomic(path) as temporary:
         torch.save(
             {
                 "format": FORMAT,
@@ -51,9 +52,9 @@ def save(path: Path | str, trainer: Trainer, run: Run) -> None:
                     for name, tensor in trainer.network.state_dict().items()
                 },
             },
-            file,  # of a full disk torch makes a RuntimeError
+            file,
         )
-        temporary.write_bytes(file.getbuffer())
+        temporary.write_bytes(file.getvalue())
 
 
 def load(

@@ -89,18 +89,25 @@ def print_table(
     """Prints a table without cutting cells. In a narrow terminal the columns `words` wrap between words, then
     the `expendable` ones go, the first of them first; what still does not fit, the terminal breaks.
     """
-    widths = [
-        max(len(part) for cell in column for part in (cell.split() or [""] if i in words else [cell]))
-        for i, column in enumerate(zip(headings, *rows))
+    columns = list(zip(headings, *rows))
+    widths = [max(map(len, column)) for column in columns]
+    least = [
+        max(len(word) for cell in column for word in cell.split() or [""]) if i in words else widths[i]
+        for i, column in enumerate(columns)
     ]
-    kept = fitting(widths, expendable, console.width if console.is_terminal else math.inf)
-    table = Table(box=None, pad_edge=False)
+    kept = fitting(least, expendable, console.width if console.is_terminal else math.inf)
+    while sum(widths[i] for i in kept) + 2 * (len(kept) - 1) > console.width:
+        i = max(kept, key=lambda i: widths[i] - least[i])
+        if widths[i] == least[i]:
+            break
+        widths[i] -= 1
+    table = Table(box=None, pad_edge=False, width=sum(widths[i] for i in kept) + 2 * (len(kept) - 1))
     for i in kept:
-        table.add_column(headings[i], justify="left" if i in words else "right", min_width=widths[i])
+        side = "left" if i in words else "right"
+        table.add_column(headings[i], justify=side, width=widths[i], no_wrap=i not in words)
     for row in rows:
         table.add_row(*(Text(row[i]) for i in kept))  # as it is: a string may hold markup
-    least = sum(widths[i] for i in kept) + 2 * (len(kept) - 1)
-    console.print(table, width=max(console.width, least), crop=False, highlight=False, markup=False)
+    console.print(table, crop=False, highlight=False, markup=False)
 
 
 class Display(Callback):

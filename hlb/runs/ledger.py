@@ -192,7 +192,10 @@ def text(record: dict) -> str:
 
 
 def write(path: Path | str, record: dict) -> None:
-    """A record as a JSON file, whole or not at all."""
+    """A record as a JSON file, whole or not at all, or on standard output (-)."""
+    if path == "-":
+        sys.stdout.write(text(record))
+        return
     with atomic(path) as temporary:
         temporary.write_text(text(record))
 

@@ -16,7 +16,7 @@ from ..runs.ledger import select
 
 LEVEL = 0.05
 HELP = """\
-usage: hlb compare A B [--pool] [--json]
+usage: hlb compare A B [--pool] [--json [FILE|-]]
 
 Tests whether the runs A and B differ in accuracy and in time (Welch's t test).
 A and B are FILE or FILE:FIELD=VALUE,...: the runs of a ledger of which every
@@ -24,7 +24,7 @@ FIELD, of a ledger line, a recipe or an execution, has that VALUE; of `commit`
 the first digits do. Each recipe, execution and seed counts once.
 
   --pool              test also where A or B mixes recipes or executions
-  --json              the same on standard output, as JSON
+  --json [FILE|-]     the same as JSON; - is standard output
 
   hlb compare old.jsonl new.jsonl
   hlb compare all.jsonl:commit=2f9c all.jsonl:commit=81d0
@@ -237,7 +237,8 @@ def show(console: Console, comparison: dict) -> None:
         mean = "" if test["difference"] is None else signs(test["difference"])
         rows.append(("B - A", "", "", mean, "", interval(test["ci95"], signs), probability(test["p"])))
     console.print()
-    print_table(console, ("", "n", "failed", "mean", "std", "95 % interval", "p"), rows, words=(0,))
+    headings = ("", "n", "failed", "mean", "std", "95 % interval", "p")
+    print_table(console, headings, rows, words=(0,), expendable=(2, 4, 1))
     console.print()
     for warning in comparison["warnings"]:
         line(console, f"warning: {warning}")

@@ -123,7 +123,7 @@ def report(console: Console, result: SweepResult) -> None:
     if not runs:
         return
     console.print()
-    print_table(console, STATISTICS, _statistics(result), words=(0,))
+    print_table(console, STATISTICS, _statistics(result), words=(0,), expendable=(2, 6, 4))
     if len(samples) > 1:
         line(console, f"\nagainst {samples[0].name} (p by Welch's t test, Holm-corrected within its column):")
         print_table(console, DIFFERENCES, _differences(result), words=(0, 3, 6))

@@ -380,10 +380,15 @@ def test_static_gate_gets_what_was_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["bench.gate"], "static", static, raising=False)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     base, record, xml = (tmp_path / name for name in ("base.json", "record.json", "out.xml"))
-    paths = ["--baseline", str(base), "--from", str(record), "--junit", str(xml)]
+    paths = ["--baseline", str(base), "--from", str(record)]
     assert cli.main(["sgd", "--static", "--update", *paths]) == 1
+    assert cli.main(["--static", *paths, "--junit", str(xml)]) == 1
     assert cli.main(["--static"]) == 1
-    assert asked == [(["sgd"], base, record, True, xml, None), ([], None, None, False, None, None)]
+    assert asked == [
+        (["sgd"], base, record, True, None, None),
+        ([], base, record, False, xml, None),
+        ([], None, None, False, None, None),
+    ]
 
 
 def recipe_findings(capsys) -> list[str]:
