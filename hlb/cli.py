@@ -21,11 +21,11 @@ from .files import check_output
 from .runs import checkpoint, environment, ledger
 from .runs.display import duration, line, print_table
 from .runs.experiment import begin, default, train
-from .runs.ledger import select
 from .settings import recipe
-from .study.compare import Sample, compare
+from .study.compare import chosen, compare
 from .study.compare import show as show_comparison
 from .study.grid import READY
+from .study.shard import expect_alone
 from .study.sweep import default_ledger, sweep
 from .train import Clock, Trainer
 
@@ -92,6 +92,7 @@ def _check_validation(options: Options) -> None:
 
 
 def _train(options: Options) -> int:
+    expect_alone()
     _check_outputs(options)
     _check_validation(options)
     if options.profile is not None:
@@ -167,11 +168,14 @@ def _sweep(options: Options) -> int:
         _write_json(options.json, result.json(), console)
     if result.interrupted:
         return 130
+    if result.unwritten:
+        return 2
     return 0 if any(sample.ok for sample in result.samples) else 1
 
 
 def _audit(options: Options) -> int:
     """Trains once under the audit of the clock; status 1 where it finds something wrong."""
+    expect_alone()
     options.only(
         vars(options).keys() - {"compile"}, "the audit counts calls, of which compiled code has none"
     )
@@ -195,7 +199,7 @@ def _audit(options: Options) -> int:
 def _compare(options: Options) -> int:
     check_output(options.json, "--json")
     console = _console(options)
-    comparison = compare(*(Sample(text, select(text)) for text in (options.A, options.B)))
+    comparison = compare(chosen(options.A), chosen(options.B), options.pool)
     if options.json:
         _write_json(options.json, comparison, console)
     if options.json != "-":

@@ -37,6 +37,7 @@ STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "svg.hashsalt": "hlb",
+    "text.parse_math": False,  # a name may have a $
 }
 # Where a label may stand: points right of and above its own point, nearest first.
 PLACES = sorted(

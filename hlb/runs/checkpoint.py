@@ -9,6 +9,7 @@ import io
 import math
 import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -110,6 +111,9 @@ def _read(path: Path | str) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.load, about files that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch reads weights without looking at their checksum
+                raise ValueError(damaged)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # torch.load raises many kinds for a file that is not its own
