@@ -81,7 +81,7 @@ def _normalised(
     mean, scale, bias = (values[:, None, None] for values in (mean, scale, bias))
     if torch.is_grad_enabled():
         return torch.addcmul(bias, v - mean, scale).to(v.dtype)
-    z, images = torch.empty_like(v), max(1, TILE // v[0].numel())
+    z, images = torch.empty_like(v), max(1, TILE // v.shape[1:].numel())
     for tile, out in zip(v.split(images), z.split(images)):
         wide = torch.sub(tile, mean, out=out if out.dtype == mean.dtype else None)
         out.copy_(torch.addcmul(bias, wide, scale, out=wide))
