@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import draw
 from torch.export import Dim
 
 import hlb
+import kernels
 from hlb import cli, synthetic
 from hlb.data.dataset import CLASSES, MEAN, STD
+from hlb.networks import Network
 
 TINY = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 2.0,
         "whiten_images": 50, "dtype": "float32", "groups": "short", "group_widths": "1"}  # fmt: skip
@@ -90,8 +93,18 @@ def test_images_that_are_none_are_refused_by_what_they_are(trained, images, name
     assert names in str(refused.value) and "uint8 [n, 32, 32, 3]" in str(refused.value)
 
 
-def test_the_model_can_be_exported_for_batches_of_any_size(trained, dataset):
-    model, images = hlb.load(trained[0]), dataset.tensors[2]
+def untrained() -> hlb.Classifier:
+    """Of a network with a projected stem, squeeze-and-excite and residuals."""
+    small = {"base_depth": 4, "groups": "se_residual", "group_widths": "2", "views": "flip+shift"}
+    network = Network(hlb.recipe("seed", small | {"dtype": "float32"}), kernels.backend())
+    network.reset(draw)
+    return hlb.Classifier(network, *COLOURS.values(), synthetic.CLASSES)
+
+
+@pytest.mark.parametrize("kind", ["trained", "untrained"])
+def test_the_model_can_be_exported_for_batches_of_any_size(trained, dataset, kind):
+    model = hlb.load(trained[0]) if kind == "trained" else untrained()
+    images = dataset.tensors[2]
     exported = torch.export.export(model, (images[:4],), dynamic_shapes=({0: Dim("n")},))
     torch.testing.assert_close(exported.module()(images), model.predict(images, logits=True))
 
