@@ -22,8 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import reason
-from .cache import cached
+from .cache import cached, reason
 from .dataset import IMAGE, Dataset, statistics
 from .published import torchvision_datasets
 
