@@ -37,6 +37,11 @@ def _umask() -> int:
     return mask
 
 
+def reason(error: OSError) -> str:
+    """What the system says of a file that cannot be read or written, such as "No space left on device"."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 def check_output(target: str | None, option: str) -> None:
     """As `check_writable`, of what may also be standard output (-), or not asked for (None)."""
     if target not in (None, "-"):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from .. import synthetic
 from ..errors import UserError
+from ..files import reason
 from . import folder
-from .cache import DownloadError, cache_dir, cached, reason
+from .cache import DownloadError, cache_dir, cached
 from .dataset import Dataset
 from .fetch import download
 from .published import CIFAR10, PUBLISHED, Published, verify

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import reason
 from .dataset import CLASSES, Dataset
 
 try:
@@ -35,11 +36,6 @@ ABANDONED_SECONDS = 3600  # a folder in the making that nothing touched for so l
 
 class DownloadError(UserError):
     """A published set is not on disk and could not be fetched."""
-
-
-def reason(error: OSError) -> str:
-    """What the system says of a file that cannot be read or written, such as "No space left on device"."""
-    return error.strerror or str(error) or type(error).__name__
 
 
 def cache_dir() -> Path:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .cache import DownloadError, reason, scratch
+from ..files import reason
+from .cache import DownloadError, scratch
 from .published import Published, torchvision_datasets
 
 STALL_SECONDS = 10  # a download that brings no byte for this long is given up

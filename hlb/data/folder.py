@@ -22,7 +22,8 @@ from rich.progress import track
 from torch import Tensor
 
 from ..errors import UserError
-from .cache import cached, reason
+from ..files import reason
+from .cache import cached
 from .dataset import IMAGE, Dataset, statistics
 from .published import torchvision_datasets
 

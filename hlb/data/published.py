@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import Library
 
 from ..errors import UserError
-from .cache import reason
+from ..files import reason
 from .dataset import MEAN, STD, Dataset, statistics
 
 

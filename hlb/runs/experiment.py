@@ -151,7 +151,7 @@ def train(
 
     `recipe` is a name of `hlb.RECIPES`, a `Recipe`, or None for the default: record94, on a CPU cpu94, or
     smoke where `data` is "auto" and CIFAR-10 cannot be had. `settings` replaces fields, as `--set`. `data` is
-    what --data takes, or a `Dataset`. `eval_every` is in epochs, 0 for never. Each finished
+    auto, cifar10, synthetic, a folder, or a `Dataset`. `eval_every` is in epochs, 0 for never. Each finished
     run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. The table
     goes to `console` (standard output), unless `quiet`. `wall_seconds` count from `started`, a
     `time.perf_counter()` (now). An interrupt returns the runs that had finished. Raises UserError.
