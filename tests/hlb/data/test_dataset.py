@@ -8,9 +8,12 @@ from helpers import assert_agrees, channels_last
 import hlb
 import kernels
 from hlb import Dataset, UserError, synthetic
+from hlb.cost import profiling
 from hlb.data.dataset import CLASSES, MEAN, STD, statistics
 from hlb.execution import resolve
+from hlb.step import plan
 from hlb.train import Trainer
+from kernels.base import chips
 
 IMAGES, LABELS, TESTS, TRUTH = MADE = synthetic.make(120, 60)
 TINY = {"base_depth": 4, "batch_size": 40, "epochs": 1, "whiten_images": 40}
@@ -163,6 +166,17 @@ def test_labels_of_the_warm_up_are_of_the_classes_that_there_are(monkeypatch):
     monkeypatch.setattr(Trainer, "_made_up", noted)
     Trainer(*resolve(hlb.recipe("smoke", TINY), hlb.Execution()), _of_classes(3))
     assert seen and all(labels.unique().tolist() == [0, 1, 2] for _, labels in seen)
+
+
+def test_costs_of_a_profiled_step_are_those_of_its_classes():
+    recipe, chip = hlb.recipe("smoke", {"dtype": "float32"}), chips.AIMED_AT
+    variant = plan(recipe, 500)[0]
+    ten, hundred = (
+        profiling.floors(recipe, "reference", variant, "none", chip, 500, classes) for classes in (10, 100)
+    )
+    differ = {part for part in ten if ten[part] != hundred[part]}
+    assert {"head", "cross_entropy"} <= differ and all(hundred[part] > ten[part] for part in differ)
+    assert "group1.conv1" not in differ
 
 
 def test_kernels_of_head_and_loss_hold_for_100_classes():

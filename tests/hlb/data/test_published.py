@@ -656,32 +656,38 @@ def test_commands_run_without_a_home_folder(homeless, capsys):
 # -- a torchvision that does not fit -------------------------------------------------------------------------
 
 UNFIT = """
+import os, sys
 import torch
-def refuse(path):
-    raise OSError(f"{{path}}: undefined symbol")  # what a torchvision built for another torch gives
-torch.ops.load_library = refuse
-{before}
 from hlb.data.published import torchvision_datasets
-CIFAR10 = torchvision_datasets().CIFAR10
-import torchvision
-assert not torchvision.extension._has_ops()
-print(CIFAR10.__module__, CIFAR10.__name__)
-"""
-IMPORTED_BEFORE = """
-try:
+def refuse(path):
+    raise OSError(f"{path}: undefined symbol")  # what a torchvision built for another torch gives
+torch.ops.load_library = refuse
+for imported_before in (False, True):
+    if os.fork():  # each try in a process of its own, which need not import torch again
+        os.wait()
+        continue
+    if imported_before:
+        try:
+            import torchvision
+            raise SystemExit("torchvision does without its operators")
+        except RuntimeError as error:
+            assert "torchvision::nms does not exist" in str(error)
+    CIFAR10 = torchvision_datasets().CIFAR10
     import torchvision
-    raise SystemExit("torchvision does without its operators")
-except RuntimeError as error:
-    assert "torchvision::nms does not exist" in str(error)
+    assert not torchvision.extension._has_ops()
+    print(imported_before, CIFAR10.__module__, CIFAR10.__name__)
+    sys.exit()
 """
 
 
-@pytest.mark.parametrize("before", ["", IMPORTED_BEFORE], ids=["first", "after a failed import"])
-def test_torchvision_without_its_operators_still_gives_its_cifar10(before):
-    done = subprocess.run(
-        [sys.executable, "-c", UNFIT.format(before=before)],
-        capture_output=True,
-        text=True,
-        cwd=Path(data.__file__).parents[2],
-    )
-    assert done.stdout == "torchvision.datasets.cifar CIFAR10\n", done.stderr
+@pytest.fixture(scope="module")
+def unfit() -> subprocess.CompletedProcess:
+    """A process of its own, in which torchvision has not been imported yet."""
+    root = Path(data.__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", UNFIT], capture_output=True, text=True, cwd=root)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("imported_before", [False, True], ids=["first", "after a failed import"])
+def test_torchvision_without_its_operators_still_gives_its_cifar10(unfit, imported_before):
+    assert f"{imported_before} torchvision.datasets.cifar CIFAR10\n" in unfit.stdout, unfit.stderr
