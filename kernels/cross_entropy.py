@@ -76,7 +76,7 @@ def _cross_entropy(
     o_all = rows.to(tl.int64)[:, None] * CLASSES + classes
     z = tl.load(p_logits + o_all, mask=m_all, other=0.0).to(tl.float32) * SCALE
     targets = tl.load(p_targets + rows, mask=m_rows, other=0)  # int64 [BLOCK]
-    m_class = (targets >= 0) & (targets < CLASSES)
+    m_class = targets.to(tl.uint64) < CLASSES  # without a sign, those below 0 are the largest
     targets = targets.to(tl.int32)
 
     top = tl.where(classes < CLASSES, z, float("-inf"))
@@ -85,7 +85,9 @@ def _cross_entropy(
     total = tl.sum(exponential, axis=1)  # [BLOCK]
     smooth = SMOOTHING / CLASSES + tl.where(classes == targets[:, None], 1.0 - SMOOTHING, 0.0)
     smooth = tl.where(classes < CLASSES, smooth, 0.0)  # the target distribution, each row adds up to 1
-    expected = tl.where(smooth > 0, smooth * (z - largest), 0.0)  # z may be -inf
+    expected = smooth * (z - largest)
+    if SMOOTHING == 0:  # of other classes 0, and z may be -inf
+        expected = tl.where(classes == targets[:, None], z - largest, 0.0)
     loss = tl.log(total) - tl.sum(expected, axis=1)
     correct = m_class & (tl.argmax(top, axis=1) == targets)
     grad = (exponential / total[:, None] - smooth) * (SCALE * WEIGHT)

@@ -50,7 +50,7 @@ def _scatter_losses(
     o_all = rows.to(tl.int64)[:, None] * CLASSES + classes
     z = tl.load(p_logits + o_all, mask=m_all, other=0.0).to(tl.float32)
     targets = tl.load(p_targets + rows, mask=m_rows, other=0)  # int64 [BLOCK]
-    m_class = (targets >= 0) & (targets < CLASSES)
+    m_class = targets.to(tl.uint64) < CLASSES  # without a sign, those below 0 are the largest
     targets = targets.to(tl.int32)
     ids = tl.load(p_ids + rows, mask=m_rows, other=0)  # [BLOCK]
 
@@ -59,7 +59,7 @@ def _scatter_losses(
     exponential = tl.exp(top - largest)  # 0 beyond the classes
     chosen = tl.where(classes == targets[:, None], z - largest, 0.0)
     loss = tl.log(tl.sum(exponential, axis=1)) - tl.sum(chosen, axis=1)  # [BLOCK]
-    tl.store(p_losses + ids, loss, mask=m_rows & (ids >= 0) & (ids < examples))
+    tl.store(p_losses + ids, loss, mask=m_rows & (ids.to(tl.uint64) < examples))
 
 
 BLOCK = 32  # rows of a program
