@@ -76,7 +76,7 @@ def cached(stem: str, key: str, make: Callable[[], Dataset]) -> Dataset:
 def _read(path: Path, stem: str, key: str) -> Dataset | None:
     """None where there is no such file, or one that was made under another key."""
     try:
-        content = torch.load(path, weights_only=True)
+        content = dict(torch.load(path, weights_only=True))
         tensors = tuple(content["tensors"])
         if content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]:
             if content.get("key", "") != key:

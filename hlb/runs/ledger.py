@@ -311,9 +311,13 @@ def written(value: object) -> str:
 
 
 def _matches(field: str, value: object, wanted: str) -> bool:
-    """Whether a field has the value that was written; a commit, whether it begins with that."""
+    """Whether a field has the value that was written; a commit, whether it begins with that, and a device,
+    whether it is of that kind.
+    """
     if field == "commit":
         return str(value).startswith(wanted)
+    if field == "device":
+        return wanted in (str(value), str(value).partition(":")[0])
     if isinstance(value, bool):
         return (wanted.lower() in TRUE) is value
     if isinstance(value, list):

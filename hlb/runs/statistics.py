@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .ledger import DEFAULTS, written
 
 RECORD_RUNS = 100
+UNRECORDED = "not recorded"  # of a field that came later than the run
 LABELS = ("name", "target")  # fields of a recipe that change nothing of a run
 
 
@@ -73,7 +74,7 @@ def mixed(runs: Iterable[dict]) -> dict[str, list[str]]:
             fields["device"] = str(fields["device"]).partition(":")[0]  # any GPU of a machine
         every.append(fields)
     values = {
-        name: list(dict.fromkeys(written(fields.get(name, "not recorded")) for fields in every))
+        name: list(dict.fromkeys(written(fields.get(name, UNRECORDED)) for fields in every))
         for name in dict.fromkeys(name for fields in every for name in fields)
     }
     return {name: several for name, several in values.items() if len(several) > 1}

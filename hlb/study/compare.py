@@ -153,9 +153,10 @@ def _refusal(mixed: dict[str, dict[str, list[str]]]) -> str:
     """Why there is no verdict, and how to get one."""
     sides = [f"{name} mixes {', '.join(fields)}" for name, fields in mixed.items() if fields]
     (field, values), *_ = (item for fields in mixed.values() for item in fields.items())
+    value = next(value for value in values if value != statistics.UNRECORDED)
     return (
-        f"No verdict, since {' and '.join(sides)}: choose one of each, as FILE:{field}={values[0]}, or take "
-        "them together with --pool."
+        f"No verdict, since {' and '.join(sides)}: choose one of each, as FILE:{field}={value}, or take them "
+        "together with --pool."
     )
 
 

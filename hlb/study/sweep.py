@@ -289,7 +289,8 @@ def _announce(
     line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
     if note := _lines(ledger).note:
         line(console, f"warning: {note}")
-    ways = {_way(*environment.commit(), dataclasses.asdict(c.execution)) for c in configurations}
+    code = environment.commit()
+    ways = {_way(*code, dataclasses.asdict(c.execution)) for c in configurations}
     other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in finished.values())
     if other:
         line(console, f"warning: {other} of those are of another commit or were executed in another way")

@@ -94,6 +94,7 @@ def file(tmp_path, monkeypatch):
         (":epochs=9", {5}),  # the recipe's, not the ledger's list
         (":device_name=Xeon: fast, 2 threads", {5}),
         (":device=cuda:0", {0, 1, 2, 3, 4, 5, 6}),
+        (":device=cuda", {0, 1, 2, 3, 4, 5, 6}),
         (":seed=6", {6}),
         (":status=failed", {6}),
         (":accuracy=None", {6}),
@@ -326,6 +327,7 @@ def test_sides_that_differ_from_each_other_are_what_is_compared():
 def test_what_an_older_run_does_not_say_of_its_execution_is_a_value_of_its_own():
     lines = [*runs(6), *runs(6, first=6, execution={"graph": "run"})]
     assert "A mixes graph: not recorded; run" in warned(lines, runs(12))
+    assert "as FILE:graph=run, or" in said(lines, runs(12))
 
 
 def test_accuracy_without_any_spread_is_not_tested():

@@ -5,7 +5,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -83,6 +82,7 @@ def test_numbers_of_numpy_and_torch_become_those_of_json(path):
 @pytest.fixture
 def room(path):
     """A function that leaves the ledger room for some bytes more."""
+    resource = pytest.importorskip("resource")  # not on Windows
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def leave(size: int) -> None:
@@ -121,6 +121,7 @@ def test_nothing_is_taken_back_where_the_file_may_be_anothers_too(path, room, mo
     assert ledger.load(path) == [RECORD] * 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_device_without_room_is_an_error_that_names_it():
     with pytest.raises(OSError) as error:
         ledger.append("/dev/full", RECORD)

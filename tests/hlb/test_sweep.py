@@ -13,8 +13,10 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import hlb
 from hlb import synthetic
@@ -341,6 +343,26 @@ def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, cap
     assert main([*toy, "--quiet", "--runs", "2"]) == 0
     assert len(ledger.load("results/sweep-record94.jsonl")) == 2 * len(ARMS)
     assert grid.READY["record94"].runs == 50  # without --runs
+
+
+def in_python(**options) -> sweep.SweepResult:
+    common = {"data": "synthetic", "ledger": "runs.jsonl", "console": Console(quiet=True)}
+    return sweep.sweep(
+        "smoke", [*SETTINGS, *RATES], execution=hlb.Execution("cpu", threads=1), **common, **options
+    )
+
+
+def test_counts_of_numpy_are_counts_in_the_ledger_too(instant):
+    in_python(runs=np.int64(2), seed=np.int64(4), draw=np.int64(1))
+    (first, second) = ledger.runs("runs.jsonl")
+    assert (first["seed"], second["seed"]) == (4, 5)
+
+
+@pytest.mark.parametrize("option", ["runs", "seed", "draw", "eval_every"])
+@pytest.mark.parametrize("value", ["2", 2.5, [2]], ids=str)
+def test_a_count_that_is_no_whole_number_is_refused(instant, option, value):
+    with pytest.raises(hlb.UserError, match="^--(runs|seed|random|eval-every): got "):
+        in_python(**{option: value})
 
 
 # -- what is printed -----------------------------------------------------------------------------------------
