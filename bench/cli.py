@@ -187,7 +187,7 @@ def _check_files(options: argparse.Namespace) -> None:
     files = {option: path for option, path in files.items() if path}
     if options.out:
         if importlib.util.find_spec("matplotlib") is None:
-            raise UserError('--out: plots need matplotlib, which is not installed: pip install -e ".[plot]"')
+            raise UserError("--out: plots need matplotlib, which is not installed: pip install matplotlib")
         if options.out.exists() and not options.out.is_dir():
             raise UserError(f"--out: {options.out} is no folder; give one")
         files |= {f"--out {file}": options.out / file for file in FILES}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +24,11 @@ from rich.console import Console
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from hlb import UserError
+from hlb.execution import cpus
 from hlb.runs import environment
 from kernels.base import chips, launch, timing
+from kernels.base.compilers import missing
 from kernels.base.correctness import leaves
 from kernels.base.spec import Case, KernelSpec
 
@@ -250,6 +252,11 @@ def rates(row: Row, declared: Work | None, dtype: torch.dtype, device: str) -> N
 
 
 def one_line(error: Exception) -> str:
+    """The error of a kernel: its kind and first line. Raises UserError where nothing can be compiled here,
+    and so no kernel is at fault.
+    """
+    if why := missing(error):
+        raise UserError(f"nothing can be compiled here: {why}") from None
     first = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
@@ -279,7 +286,7 @@ def run(
         console.print(f"no kernel is timed, because {untimed}: {batch}")
     console.print(estimate(todo, chosen))
     if not untimed and device == "cuda":
-        processes = len(os.sched_getaffinity(0))
+        processes = cpus()
         console.print(f"compiled {compile_ahead(todo, dtype, chosen, processes)} launches of Triton")
     rows = []
     for spec, cases in todo.items():

@@ -13,7 +13,7 @@ from rich.console import Console
 from . import STARTED, audit
 from .commands.parser import parser
 from .cost import profiling, show
-from .data import FOLDER, cache_dir, load
+from .data import load, stored
 from .errors import Options, UserError, exit_status
 from .evaluate import evaluate
 from .execution import Execution, apply, available, out_of_memory_explained, resolve
@@ -21,11 +21,11 @@ from .files import check_output
 from .runs import checkpoint, environment, ledger
 from .runs.display import duration, line, print_table
 from .runs.experiment import begin, default, train
-from .runs.ledger import select
 from .settings import recipe
-from .study.compare import Sample, compare
+from .study.compare import chosen, compare
 from .study.compare import show as show_comparison
 from .study.grid import READY
+from .study.shard import expect_alone
 from .study.sweep import default_ledger, sweep
 from .train import Clock, Trainer
 
@@ -92,6 +92,7 @@ def _check_validation(options: Options) -> None:
 
 
 def _train(options: Options) -> int:
+    expect_alone()
     _check_outputs(options)
     _check_validation(options)
     if options.profile is not None:
@@ -167,11 +168,14 @@ def _sweep(options: Options) -> int:
         _write_json(options.json, result.json(), console)
     if result.interrupted:
         return 130
+    if result.unwritten:
+        return 2
     return 0 if any(sample.ok for sample in result.samples) else 1
 
 
 def _audit(options: Options) -> int:
     """Trains once under the audit of the clock; status 1 where it finds something wrong."""
+    expect_alone()
     options.only(
         vars(options).keys() - {"compile"}, "the audit counts calls, of which compiled code has none"
     )
@@ -195,7 +199,7 @@ def _audit(options: Options) -> int:
 def _compare(options: Options) -> int:
     check_output(options.json, "--json")
     console = _console(options)
-    comparison = compare(*(Sample(text, select(text)) for text in (options.A, options.B)))
+    comparison = compare(chosen(options.A), chosen(options.B), options.pool)
     if options.json:
         _write_json(options.json, comparison, console)
     if options.json != "-":
@@ -212,10 +216,13 @@ def _eval(options: Options) -> int:
     apply(resolved, execution)
     network, _, _ = checkpoint.load(options.model, execution.device, resolved.dtype, execution.channels_last)
     dataset = load(about["dataset"] if options.data == "auto" else options.data)
+    checkpoint.check_classes(network, about, dataset)
+    # Of the images that it was trained on, if the file says them.
+    colours = {name: about.get(name, getattr(dataset, name)) for name in ("mean", "std")}
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
     with out_of_memory_explained(resolved), Clock(execution.device) as clock:
         views = {"views": resolved.views, "fraction": resolved.views_fraction}
-        accuracy, loss = evaluate(network, images, labels, **views, mean=dataset.mean, std=dataset.std)
+        accuracy, loss = evaluate(network, images, labels, **views, **colours)
     content = {
         "model": options.model,
         "recipe": made_by.name,
@@ -257,11 +264,8 @@ def _recipes(options: Options) -> int:
 def _env(options: Options) -> int:
     check_output(options.json, "--json")
     resolved, execution = resolve(recipe(default(Execution())), Execution())
-    cache = cache_dir()
     commit, dirty = environment.commit()
-    stored = "as batches" if (cache / FOLDER).is_dir() else "not there"
-    if (cache / "cifar10.pt").exists():
-        stored = "as tensors"
+    cache, there = stored()
     lines = {
         **environment.versions(),
         "commit": f"{commit}{' with changes' if dirty else ''}",
@@ -271,7 +275,7 @@ def _env(options: Options) -> int:
         "default compile": execution.compile,
         "threads": execution.threads,
         "cache folder": cache,
-        "CIFAR-10 there": stored,
+        "CIFAR-10 there": there,
         **(environment.gpu_state(execution.device) or {}),
     }
     if options.json:

@@ -19,6 +19,7 @@ from torch._functorch import config as functorch
 
 import kernels
 from kernels.base import launch
+from kernels.base.compilers import missing
 from kernels.base.timing import no_collection
 
 from .errors import UserError, expect_known, read
@@ -48,7 +49,9 @@ class Execution:
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(Execution).items():
-            object.__setattr__(self, name, read(name, getattr(self, name), kind))
+            value = getattr(self, name)
+            value = str(value) if isinstance(value, torch.device) else value
+            object.__setattr__(self, name, read(name, value, kind))
 
 
 def available(device: str) -> bool:
@@ -129,7 +132,8 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     backends = _resolve_kernels(execution.kernels, device, dtype)
     compile = execution.compile
     if compile == "auto":
-        compile = "on" if kind == "cuda" and not _needs_no_compiler(backends, captured) else "off"
+        useful = kind == "cuda" and launch.INSTALLED  # Inductor's code for a GPU is Triton's, none on Windows
+        compile = "on" if useful and not _needs_no_compiler(backends, captured) else "off"
     return (
         dataclasses.replace(recipe, dtype=dtype, master_weights=master),
         dataclasses.replace(
@@ -168,6 +172,9 @@ def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
     if dtype == "float64":
         return "reference"
     if runnable:
+        fault = launch.interpreter_fault()
+        if fault and set(kernels.choose(choice).values()) != {"reference"}:
+            raise UserError(f"--kernels {choice}: {fault}, or take --kernels reference")
         return choice
     untuned = re.sub(r"\btuned\b", "reference", choice)
     if "triton" in kernels.choose(untuned).values():
@@ -207,6 +214,21 @@ def apply(recipe: Recipe, execution: Execution) -> None:
         functorch.autograd_cache_allow_custom_autograd_functions = True
     if execution.device == "cpu":
         _keep_memory()
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Inside, torch makes float32 tensors on the CPU and keeps gradients, whatever the caller has set for his
+    own work.
+    """
+    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        cpu = torch.device("cpu") if elsewhere else contextlib.nullcontext()
+        with cpu, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def cpus() -> int:
@@ -260,11 +282,19 @@ def synchronize(device: str | torch.device) -> None:
 
 @contextlib.contextmanager
 def out_of_memory_explained(recipe: Recipe) -> Iterator[None]:
-    """Turns an allocator's error into a UserError: how much was asked for, and which settings lower it."""
+    """Turns what a machine lacks into a UserError. Of memory it says how much was asked for, and which
+    settings lower it; of a compiler, or a folder for what that makes, which, and how to do without.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if why := missing(error):
+            raise UserError(
+                f"nothing can be compiled here: {why}; "
+                "or take --compile off, on a GPU with --kernels reference"
+            ) from None
+        out = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        if not out and not isinstance(error, torch.OutOfMemoryError):
             raise
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         batch, test = recipe.batch_size // 2, recipe.eval_batch_size // 2

@@ -59,6 +59,11 @@ def _umask() -> int:
     return mask
 
 
+def reason(error: OSError) -> str:
+    """What the system says of a file that cannot be read or written, such as "No space left on device"."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 @contextlib.contextmanager
 def noted(failures: list[str], option: str, path: Path | str) -> Iterator[None]:
     """Adds a line to `failures` where the work inside cannot write `path`, on a full disk say, and goes on:

@@ -1,6 +1,6 @@
 """The network: a frozen whitening stem, groups of blocks, a max-pooled linear head.
 
-    images [n, 3, 32, 32] -> stem 31 x 31 -> group 15 x 15 -> group 7 x 7 -> group 3 x 3 -> logits [n, 10]
+    images [n, 3, 32, 32] -> stem 31 x 31 -> groups 15 x 15, 7 x 7, 3 x 3 -> logits [n, classes]
 
 A group is a row of `GROUPS`; its first block pools. Modules hold parameters and say how they are
 initialised; the arithmetic is in the ops they call, so a network reads as its table. Parameters of
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .recipes import Recipe
 
-CLASSES = 10
 FILTER_INITS = ("default", "dirac")
 HEAD_INITS = ("default", "unit_std")
 
@@ -128,9 +127,9 @@ class Stem(nn.Module):
 class Head(nn.Module):
     """weight [classes, c]: uniform in 1 / sqrt(c), with `unit_std` in sqrt(3), a standard deviation of 1."""
 
-    def __init__(self, inputs: int, init: str):
+    def __init__(self, inputs: int, classes: int, init: str):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(CLASSES, inputs))
+        self.weight = nn.Parameter(torch.empty(classes, inputs))
         self.init = init
 
     def reset(self, draw: Draw) -> None:
@@ -140,12 +139,14 @@ class Head(nn.Module):
 class Network(nn.Module):
     """The network of a recipe, calling the ops of one backend.
 
-    `forward` takes images [n, 3, h, w] and returns (logits float32 [n, 10], batch statistics [2,
-    channels]). In training the caller passes the latter to `update_running_stats(network.running, ...)`,
+    `forward` takes images [n, 3, h, w] and returns (logits float32 [n, classes], batch statistics
+    [2, channels]). In training the caller passes the latter to `update_running_stats(network.running, ...)`,
     once a step for all layers.
     """
 
-    def __init__(self, recipe: Recipe, ops: SimpleNamespace, channels_last: bool = True):
+    def __init__(
+        self, recipe: Recipe, ops: SimpleNamespace, channels_last: bool = True, *, classes: int = 10
+    ):
         super().__init__()
         self.recipe, self.ops, self.channels_last = recipe, ops, channels_last
         stem_width = recipe.width(recipe.stem_width) if recipe.stem_width else 0
@@ -155,12 +156,12 @@ class Network(nn.Module):
             Group(kind, *pair, recipe.filter_init)
             for kind, pair in zip(recipe.groups, zip(widths, widths[1:]))
         )
-        self.head = Head(widths[-1], recipe.head_init)
+        self.head = Head(widths[-1], classes, recipe.head_init)
         seen = 0
         for norm in self.modules():
             if isinstance(norm, Norm):
                 norm.channels = slice(seen, seen := seen + norm.bias.numel())
-        self.register_buffer("running", torch.stack((torch.zeros(seen), torch.ones(seen))))
+        self.register_buffer("running", torch.stack((torch.zeros(seen), torch.ones(seen))).float())
 
     def forward(self, x: Tensor, train_stem: bool = True) -> tuple[Tensor, Tensor]:
         ops, stem, stats = self.ops, self.stem, []

@@ -26,7 +26,7 @@ def recipe(base: str | Recipe, settings: dict[str, object] | list[str] = ()) -> 
         settings = [settings]
     if not isinstance(settings, dict):
         try:
-            settings = dict(map(_split, settings))
+            settings = _merged(settings)
         except TypeError:
             raise UserError(
                 f"settings: got {settings!r}, accepted is a dict or a list of field=value"
@@ -55,6 +55,17 @@ def from_fields(fields: dict[str, object]) -> Recipe:
     plain = {field: value for field, value in fields.items() if field not in ("name", "optimizer")}
     plain = recipe(Recipe(fields["name"]), plain)
     return dataclasses.replace(plain, optimizer=fields.get("optimizer", Recipe.optimizer))
+
+
+def _merged(settings: list[str]) -> dict[str, str]:
+    """The fields of some field=value. Raises UserError for a field that has two values."""
+    merged: dict[str, str] = {}
+    for field, value in map(_split, settings):
+        if field in merged:
+            both = f"{field}={merged[field]} and {field}={value}"
+            raise UserError(f"--set: got {both}; give one of them (`hlb sweep` tries several)")
+        merged[field] = value
+    return merged
 
 
 def _split(setting: str) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from . import schedule
 from .averaging import Averaging, table
 from .data import Dataset
+from .errors import UserError
 from .execution import Execution, compiled, torch_dtype
 from .initial import InitialWeights
 from .networks import Network
@@ -61,12 +62,14 @@ def rounds(recipe: Recipe, examples: int) -> list[Round]:
 
 
 def plan(recipe: Recipe, examples: int) -> list[Variant]:
-    """The variant of every step of a run over `examples` images."""
+    """The variant of every step of a run over `examples` images. Raises UserError where batch norm would have
+    one value per channel.
+    """
     per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
     stem_steps = schedule.stem_steps(recipe, steps, per_epoch)
     due = table(recipe, steps, per_epoch).any(axis=1).tolist()
     each = rounds(recipe, examples)
-    return [
+    variants = [
         Variant(
             recipe.size(step // per_epoch),
             min(recipe.batch_size, images - (step - first) * recipe.batch_size),
@@ -76,6 +79,14 @@ def plan(recipe: Recipe, examples: int) -> list[Variant]:
         for (first, images), end in zip(each, [*(later.first for later in each[1:]), steps])
         for step in range(first, end)
     ]
+    for size, count in {(variant.size, variant.count) for variant in variants}:
+        side = (size - 1) >> len(recipe.groups)  # of the last map
+        if count * side**2 < 2:
+            raise UserError(
+                f"batch_size: got {recipe.batch_size}, which leaves a batch of one image; of that the last "
+                "group has one value per channel, too few for batch norm: take another, or drop_last=true"
+            )
+    return variants
 
 
 def work(recipe: Recipe, examples: int) -> int:
@@ -128,9 +139,9 @@ class Step:
         # The round's order, a row a step; what does not fill a row is beyond the images that are taken.
         self.batches = torch.zeros(-(-examples // batch), batch, dtype=torch.int64, device=device)
         self.order = self.batches.view(-1)[:examples]
-        self.metrics = torch.zeros(len(optimizer.rates), 2, device=device)
+        self.metrics = torch.zeros(len(optimizer.rates), 2, dtype=torch.float32, device=device)
         hard = any(count < examples for _, count in self.rounds)
-        self.losses = torch.zeros(examples, device=device) if hard else None
+        self.losses = torch.zeros(examples, dtype=torch.float32, device=device) if hard else None
         self.untrained = network.running.clone()
         trained = [arena.params for arena in optimizer.arenas]  # of a dtype each
         unfrozen = [[p for p in params if p is not network.stem.bias] for params in trained]
@@ -201,7 +212,7 @@ def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: D
     images, labels = (tensor.to(device) for tensor in dataset.tensors[:2])
     steps, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
     with device:
-        network = Network(recipe, ops, execution.channels_last).cast(dtype)
+        network = Network(recipe, ops, execution.channels_last, classes=len(dataset.classes)).cast(dtype)
     optimizer = Optimizer(network, steps, per_epoch, channels_last=execution.channels_last)
     averaging = Averaging(network, optimizer, steps, per_epoch)
     options = {name: getattr(recipe, name) for name in AUGMENTATION}

@@ -41,7 +41,7 @@ def images(first: int, count: int) -> tuple[Tensor, Tensor]:
 
     size = (SIZES[0] + (SIZES[1] - SIZES[0]) * draws[:, 0])[:, None]
     centre = 15.5 + (draws[:, 1:3] - 0.5) * (31 - 1.5 * size)
-    axis = torch.arange(32)
+    axis = torch.arange(32, dtype=torch.float32)
     u = ((axis - centre[:, :1]) / size)[:, None, :].expand(-1, 32, -1)
     v = ((axis - centre[:, 1:]) / size)[:, :, None].expand(-1, -1, 32)
     mask = _shapes(u, v)[labels, torch.arange(count)][..., None]

@@ -72,10 +72,15 @@ class Run:
     epochs: list[dict] = field(default_factory=list)
 
 
-class Watcher:
-    """Callbacks of an experiment, which do nothing here. A context manager around the runs."""
+class Callback:
+    """What is called while an experiment trains; here every call does nothing. A context manager around the
+    runs.
 
-    def __enter__(self) -> Watcher:
+    `hlb.train(..., callbacks=[...])` takes several. Only `step` is called while the clock runs: what it takes
+    is in `train_seconds`, and a GPU may not have finished the step.
+    """
+
+    def __enter__(self) -> Callback:
         return self
 
     def __exit__(self, *_) -> None:
@@ -85,7 +90,7 @@ class Watcher:
         """The build is done, the first run about to begin."""
 
     def step(self, run: Run, step: int) -> None:
-        """Training step `step` (from 1) was submitted to the device."""
+        """Training step `step` (from 1) was submitted to the device; of a run that is one graph, the last."""
 
     def epoch(self, run: Run, row: dict) -> None:
         """An epoch ended; `row` is its entry in `run.epochs`."""
@@ -107,6 +112,7 @@ class Trainer:
         apply(recipe, execution)
         self.recipe, self.execution, self.dataset, self.audit = recipe, execution, dataset, audit
         self.device = torch.device(execution.device)
+        self.plan = plan(recipe, len(dataset.tensors[0]))
         self.ops = kernels.backend(execution.kernels)
         if audit:
             self.ops = audit.counted(self.ops)
@@ -116,7 +122,6 @@ class Trainer:
         self.train_images, self.train_labels = self.step.images, self.step.labels
         self.test_images, self.test_labels = (tensor.to(self.device) for tensor in dataset.tensors[2:])
         self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
-        self.plan = plan(recipe, len(self.train_images))
         self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
         self.epochs = math.ceil(self.steps / self.per_epoch)
@@ -135,11 +140,11 @@ class Trainer:
         self._capture()
         self.build_seconds = time.perf_counter() - begin
 
-    def run(self, seed: int, eval_every: int = 1, watcher: Watcher | None = None) -> Run:
+    def run(self, seed: int, eval_every: int = 1, callback: Callback | None = None) -> Run:
         """One training run. `eval_every` is the number of epochs between validations, 0 for none; a run that
         is one graph has none either.
         """
-        watcher = watcher or Watcher()
+        callback = callback or Callback()
         begin = time.perf_counter()
         run, clock = Run(seed, views=self.recipe.views), Clock(self.device, self.audit)
         whole = self.execution.graph == "run"
@@ -150,12 +155,12 @@ class Trainer:
             with clock:
                 self.replay_run()
             run.train_seconds, run.steps = clock.seconds, self.steps
-            watcher.step(run, self.steps)
+            callback.step(run, self.steps)
         for epoch in range(self.epochs):
             last = epoch == self.epochs - 1
             if not whole:
                 with clock:
-                    self._epoch(epoch, run, watcher)
+                    self._epoch(epoch, run, callback)
                 run.train_seconds = clock.seconds
             validate = not whole and eval_every > 0 and (last or (epoch + 1) % eval_every == 0)
             row = self._row(epoch, run, validate)
@@ -164,7 +169,7 @@ class Trainer:
                 run.status = "failed"
             elif last:
                 self._final(run)
-            watcher.epoch(run, row)
+            callback.epoch(run, row)
             if run.status == "failed":
                 break
         run.wall_seconds = time.perf_counter() - begin
@@ -187,11 +192,11 @@ class Trainer:
         self.step.reset(seed)
         whitening.whiten(self.network, images, self.dataset.mean, self.dataset.std)
 
-    def _epoch(self, epoch: int, run: Run, watcher: Watcher) -> None:
+    def _epoch(self, epoch: int, run: Run, callback: Callback) -> None:
         for number in range(epoch * self.per_epoch, min((epoch + 1) * self.per_epoch, self.steps)):
             self._step(number)
             run.steps += 1
-            watcher.step(run, run.steps)
+            callback.step(run, run.steps)
 
     def _row(self, epoch: int, run: Run, validate: bool) -> dict:
         """An epoch's entry: training loss and accuracy, validation of the network and of its average. None
@@ -302,4 +307,4 @@ class Trainer:
         """`count` images and labels without meaning, for the warm-up."""
         pattern, shift = (torch.arange(n, device=self.device) for n in (32 * 32 * 3, count))
         pixels = pattern.mul(7919).to(torch.uint8) + shift.mul(31).to(torch.uint8)[:, None]
-        return pixels.view(count, 32, 32, 3), shift % 10
+        return pixels.view(count, 32, 32, 3), shift % len(self.dataset.classes)

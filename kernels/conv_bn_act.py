@@ -512,6 +512,7 @@ EVAL_SPEC = KernelSpec(
     bytes=_bytes,
     flops=_flops,
     case_of=_case_of,
+    compiled={"activation": tuple(ACTIVATIONS)},
     valid=lambda case: _small(case) and _outputs_of(case) > 0,
     reduction=lambda case: 9 * case.c,
     narrow={"p_filters": _FEW}

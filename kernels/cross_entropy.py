@@ -9,10 +9,16 @@ device: nothing waits for the host. Sums are taken in float32, so no loss scale 
 sum from overflowing. Each program writes a partial sum; the last to arrive adds up all in their order, so
 the result repeats bit for bit. Launches share a counter and must not overlap: see base/arrival.py.
 
+A logit of -inf is a class that cannot be: without smoothing it adds nothing where another is right. A target
+that is no class, 0 to classes - 1, is never skipped: the reference raises IndexError on a CPU and ends in a
+device-side assertion on a GPU; the kernel, which cannot raise, makes the loss and that row's gradient NaN.
+
 Bytes: logits read and their gradient written, 8 of target per row. Source: Szegedy et al., arXiv 1512.00567.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +27,8 @@ from torch import Tensor
 from .base.arrival import counters, last
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .base.spec import Case, KernelSpec, sized
+
+NO_TARGET = torch.iinfo(torch.int64).min  # what PyTorch skips: not -100, which is as wrong as any other
 
 
 def reference(
@@ -33,13 +41,13 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """logits [n, classes] and int64 targets [n] -> (loss, number of correct predictions).
 
-    Ties go to the first class. Raises ValueError for a reduction that is neither `sum` nor `mean`.
+    Ties go to the first class. Raises ValueError, naming the argument, for a reduction that is neither `sum`
+    nor `mean`, a smoothing outside [0, 1], a scale that is not above 0, and logits without a row or a class.
     """
-    _check_reduction(reduction)
+    _check(logits, label_smoothing, scale, reduction)
     wide = torch.promote_types(logits.dtype, torch.float32)
-    loss = F.cross_entropy(
-        logits.to(wide) * scale, targets, label_smoothing=label_smoothing, reduction=reduction
-    )
+    options = {"label_smoothing": label_smoothing, "reduction": reduction, "ignore_index": NO_TARGET}
+    loss = F.cross_entropy(logits.to(wide) * scale, targets, **options)
     return loss, (logits.detach().argmax(1) == targets).sum()
 
 
@@ -67,16 +75,21 @@ def _cross_entropy(
     m_all = m_rows[:, None] & (classes < CLASSES)  # [BLOCK, BLOCK_CLASSES]
     o_all = rows.to(tl.int64)[:, None] * CLASSES + classes
     z = tl.load(p_logits + o_all, mask=m_all, other=0.0).to(tl.float32) * SCALE
-    targets = tl.load(p_targets + rows, mask=m_rows, other=0).to(tl.int32)  # [BLOCK]
+    targets = tl.load(p_targets + rows, mask=m_rows, other=0)  # int64 [BLOCK]
+    m_class = targets.to(tl.uint64) < CLASSES  # without a sign, those below 0 are the largest
+    targets = targets.to(tl.int32)
 
     top = tl.where(classes < CLASSES, z, float("-inf"))
-    largest = tl.max(top, axis=1)[:, None]
+    largest = tl.where(m_class, tl.max(top, axis=1), float("nan"))[:, None]  # NaN: and so is all of the row
     exponential = tl.exp(top - largest)  # 0 beyond the classes
     total = tl.sum(exponential, axis=1)  # [BLOCK]
     smooth = SMOOTHING / CLASSES + tl.where(classes == targets[:, None], 1.0 - SMOOTHING, 0.0)
     smooth = tl.where(classes < CLASSES, smooth, 0.0)  # the target distribution, each row adds up to 1
-    loss = tl.log(total) - tl.sum(smooth * (z - largest), axis=1)
-    correct = tl.argmax(top, axis=1) == targets
+    expected = smooth * (z - largest)
+    if SMOOTHING == 0:  # of other classes 0, and z may be -inf
+        expected = tl.where(classes == targets[:, None], z - largest, 0.0)
+    loss = tl.log(total) - tl.sum(expected, axis=1)
+    correct = m_class & (tl.argmax(top, axis=1) == targets)
     grad = (exponential / total[:, None] - smooth) * (SCALE * WEIGHT)
     tl.store(p_grad + o_all, grad.to(p_grad.dtype.element_ty), mask=m_all)
 
@@ -157,15 +170,21 @@ def op(
 ) -> tuple[Tensor, Tensor]:
     """As `reference`, in one launch; the gradient is made with the loss.
 
-    Raises ValueError for a wrong shape, dtype, layout or device, naming the argument.
+    Raises ValueError as that does, and for a wrong shape, dtype, layout or device, naming the argument.
     """
-    _check_reduction(reduction)
     expect("logits", logits, None, None)
+    _check(logits, label_smoothing, scale, reduction)
     expect("targets", targets, len(logits), dtypes=(torch.int64,), device=logits.device)
     return _forward(logits, targets, label_smoothing, scale, reduction == "mean")[:2]
 
 
-def _check_reduction(reduction: str) -> None:
+def _check(logits: Tensor, label_smoothing: float, scale: float, reduction: str) -> None:
+    if not logits.numel():
+        raise ValueError(f"logits: got shape {list(logits.shape)}, accepted is one with a row and a class")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: got {label_smoothing}, accepted is 0 to 1")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale: got {scale}, accepted is a number above 0")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction: got {reduction!r}, accepted are sum, mean")
 

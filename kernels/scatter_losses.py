@@ -6,6 +6,9 @@ losses float32 [examples]; ids int64 [n], each of them once; logits [n, classes]
 label smoothing, which would rank images by how sure the network is too; and without a gradient, so it takes
 detached logits. Sums are taken in float32.
 
+Of a target that is no class, 0 to classes - 1, or an id outside [0, examples) the reference makes an error,
+as cross_entropy.py says. The kernel writes NaN as the loss of such a target, and nothing for such an id.
+
 Bytes: logits, ids and targets read, a loss per row written. Source: Shrivastava et al., Training Region-based
 Object Detectors with Online Hard Example Mining, arXiv 1604.03540.
 """
@@ -18,12 +21,14 @@ from torch import Tensor
 
 from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .base.spec import Case, KernelSpec, sized
+from .cross_entropy import NO_TARGET
 
 
 def reference(losses: Tensor, ids: Tensor, logits: Tensor, targets: Tensor) -> None:
     """One batch, in place on `losses`. An id that occurs twice has one of its losses."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    losses[ids] = F.cross_entropy(logits.to(wide), targets, reduction="none").to(losses.dtype)
+    each = F.cross_entropy(logits.to(wide), targets, reduction="none", ignore_index=NO_TARGET)
+    losses.index_copy_(0, ids, each.to(losses.dtype))
 
 
 @triton.jit
@@ -33,6 +38,7 @@ def _scatter_losses(
     p_logits,  # [n, CLASSES]
     p_targets,  # int64 [n]
     n,
+    examples,
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
@@ -43,15 +49,17 @@ def _scatter_losses(
     m_all = m_rows[:, None] & (classes < CLASSES)  # [BLOCK, BLOCK_CLASSES]
     o_all = rows.to(tl.int64)[:, None] * CLASSES + classes
     z = tl.load(p_logits + o_all, mask=m_all, other=0.0).to(tl.float32)
-    targets = tl.load(p_targets + rows, mask=m_rows, other=0).to(tl.int32)  # [BLOCK]
+    targets = tl.load(p_targets + rows, mask=m_rows, other=0)  # int64 [BLOCK]
+    m_class = targets.to(tl.uint64) < CLASSES  # without a sign, those below 0 are the largest
+    targets = targets.to(tl.int32)
     ids = tl.load(p_ids + rows, mask=m_rows, other=0)  # [BLOCK]
 
     top = tl.where(classes < CLASSES, z, float("-inf"))
-    largest = tl.max(top, axis=1)[:, None]
+    largest = tl.where(m_class, tl.max(top, axis=1), float("nan"))[:, None]  # NaN: and so is the loss
     exponential = tl.exp(top - largest)  # 0 beyond the classes
     chosen = tl.where(classes == targets[:, None], z - largest, 0.0)
     loss = tl.log(tl.sum(exponential, axis=1)) - tl.sum(chosen, axis=1)  # [BLOCK]
-    tl.store(p_losses + ids, loss, mask=m_rows)
+    tl.store(p_losses + ids, loss, mask=m_rows & (ids.to(tl.uint64) < examples))
 
 
 BLOCK = 32  # rows of a program
@@ -68,6 +76,7 @@ def _scatter(losses: Tensor, ids: Tensor, logits: Tensor, targets: Tensor) -> No
         logits,
         targets,
         n,
+        len(losses),
         CLASSES=classes,
         BLOCK=BLOCK,
         BLOCK_CLASSES=power_of_2(classes),

@@ -293,7 +293,9 @@ def _backward_sums(
     (n, _, h, w), c = x.shape, dy.shape[1]
     grid, blocks = _tiles(n, h, w, c, BACKWARD)
     d_project, d_bias = _gradients(project, bias, x)
-    partial = torch.empty((4 * grid[0], d_project.numel() + d_bias.numel()), device=x.device)
+    partial = torch.empty(
+        (4 * grid[0], d_project.numel() + d_bias.numel()), dtype=torch.float32, device=x.device
+    )
     slope = None if activation is None else ACTIVATIONS[activation].slope
     constants = {"C": c, "PROJECT": project is not None, "SLOPE": slope, **_constants(x, whiten), **blocks}
     launch(_stem_bwd, grid, dy, x, whiten, bias, partial, n * (h - 1), **constants)
@@ -447,6 +449,7 @@ SPEC = KernelSpec(
     bytes=_bytes,
     flops=_flops,
     case_of=_case_of,
+    compiled={"activation": tuple(ACTIVATIONS)},
     part="layer",
     backward=("_stem_bwd", "_sum_splits"),
     valid=lambda case: case.activation is None if case.project else case.c == case.k,

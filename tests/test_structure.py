@@ -85,3 +85,4 @@ def test_importing_hlb_imports_no_compiler():
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "hlb.cli" in run.stdout.split()
     assert not {"torch._dynamo", "torch._inductor", "sympy", "scipy", "matplotlib"} & {*run.stdout.split()}
+    assert len(run.stdout.split()) < 600  # of packages and of modules just below, 470 or so

@@ -59,6 +59,10 @@ def _help() -> str:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line, checked. Raises UserError for invalid ones."""
+    if sys.platform != "linux":  # process groups, signals, /proc
+        raise UserError(
+            f"the card runs on Linux, this is {sys.platform}; `python -m bench` measures anywhere"
+        )
     parser = Parser(description=_help())
     parser.add_argument("--minutes", default=str(MINUTES))
     parser.add_argument("--data")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hlb import UserError
-from hlb.data import FOLDER, cache_dir
+from hlb.data import CIFAR10, FOLDER, found
 from hlb.runs import environment
 from kernels.base import chips, launch
 
@@ -28,8 +28,7 @@ def found_data(asked: str | None) -> str | None:
                 f"--data: no {FOLDER}/ in {asked!r}; give a folder that holds it, or leave it out"
             )
         return str(root.resolve())
-    places = (place for place in (cache_dir(), Path("data"), Path()) if (place / FOLDER).is_dir())
-    folder = next(places, None)
+    folder = found(CIFAR10)
     return str(folder.resolve()) if folder else None
 
 

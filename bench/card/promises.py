@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hlb import RECIPES
 from hlb.runs import ledger
-from hlb.runs.statistics import summary
+from hlb.runs.statistics import distinct, summary
 
 from ..report import records
 from ..tune.conversion import converted
@@ -82,8 +82,8 @@ def before(timed: bool) -> list[dict]:
     notes = content(MEASURED / "notes.json") or {}
     paths = sorted(MEASURED.glob("*.jsonl"))
     ledgers = (path for path in paths if not (timed and "untimed" in notes.get(path.name, {})))
-    runs = [run for path in ledgers for run in ledger.load(path)]
-    return [run for run in runs if ledger.is_run(run) and run["status"] == "ok"]
+    runs = distinct(run for path in ledgers for run in ledger.runs(path))
+    return [run for run in runs if run["status"] == "ok"]
 
 
 def alike(runs: Iterable[dict], kernels: bool = True) -> dict[tuple, list[dict]]:
@@ -108,8 +108,8 @@ def intended(recipe: str, kernels: str) -> dict:
 def own(folder: Folder) -> dict[tuple[str, str], list[dict]]:
     """The card's runs that ended well, by recipe and choice of kernels."""
     groups = defaultdict(list)
-    for run in folder.lines():
-        if ledger.is_run(run) and run["status"] == "ok":
+    for run in distinct(filter(ledger.is_run, folder.lines())):
+        if run["status"] == "ok":
             groups[run["recipe"], run["execution"]["kernels"]].append(run)
     return groups
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hlb import UserError
+from kernels.base.compilers import missing
 from kernels.base.launch import Launch, TensorDescriptor, triton
 
 from . import ptx, sass
@@ -123,10 +125,14 @@ def compiled(launch: Launch, cc: int):
 
 
 def compile_launch(launch: Launch, cc: int) -> Compiled:
-    """Compiles a launch for a compute capability such as 90. Raises nothing: see `Compiled.error`."""
+    """Compiles a launch for a compute capability such as 90. What is wrong with it is in `Compiled.error`;
+    raises UserError where nothing can be compiled.
+    """
     try:
         binary, types = compiled(launch, cc), signature(launch)[0]
     except Exception as error:  # whatever the compiler raises is reported
+        if why := missing(error):
+            raise UserError(f"nothing can be compiled here: {why}") from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" \n^")]
         return broken(launch, cc, f"{type(error).__name__}: {' ... '.join(lines[:1] + lines[1:][-2:])}"[:400])
     registers, stack = _resources(binary.asm["cubin"])

@@ -145,7 +145,7 @@ def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list
 
     float16, or an op's only dtype, at every case for every chip; other dtypes, and tf32 where it makes a
     difference, for 9.0 until each kernel has had a case; or, if `everything`, these too at every case for
-    every chip.
+    every chip. Then, for 9.0 and in the first dtype, what is compiled for `KernelSpec.others` alone.
     """
     rows, faults = [], []
     for spec in specs:
@@ -154,11 +154,12 @@ def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list
         if torch.float32 in spec.dtypes and any(spec.flops(case, torch.float32) for case in spec.cases):
             variants.append((torch.float32, True))
         planned: dict[tuple[str, torch.dtype], Row] = {}
-        for dtype, tf32 in variants:
-            whole = everything or dtype == main
-            ccs = tuple(TARGETS) if whole else (90,)
+        plan = [(*variant, spec.cases) for variant in variants] + [(main, False, spec.others())]
+        for dtype, tf32, cases in plan:
+            whole, shared = everything or dtype == main, cases is spec.cases
+            ccs = tuple(TARGETS) if everything or whole and shared else (90,)
             seen: set[str] = set()
-            for case in spec.cases:
+            for case in cases:
                 declared = _declared(spec, case, dtype, ccs)
                 if not whole and declared <= seen:
                     continue
@@ -176,7 +177,7 @@ def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list
                     if not row and (whole or launch.name not in seen):
                         row = Row(spec, launch, dtype, chips, [case.name], number, tf32)
                         planned[key, dtype] = row
-                    elif row and row.tf32 == tf32:  # else tf32 makes no difference
+                    elif shared and row and row.tf32 == tf32:  # else tf32 makes no difference
                         row.cases.append(case.name)
                         row.ccs = tuple(cc for cc in TARGETS if cc in (*row.ccs, *chips))
                 seen |= launched
@@ -190,7 +191,7 @@ def work(rows: list[Row]) -> dict[tuple[str, str, str], dict[int, dict[str, tupl
     """
     issued = {}
     for row in rows:
-        cases = {case.name: case for case in row.spec.cases}
+        cases = {case.name: case for case in (*row.spec.cases, *row.spec.others())}
         for name in row.cases:
             chips = issued.setdefault((row.spec.name, name, row.precision), {})
             for cc in row.ccs:

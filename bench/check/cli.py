@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 from functools import partial
-from pathlib import Path
 
 from hlb import UserError
+from hlb.data import cache_dir
 from hlb.errors import Parser, exit_status, expect_known, positive
 from hlb.files import check_output
 from kernels import CATALOGUE
@@ -20,7 +20,8 @@ usage: python -m bench check [NAME ...] [--all] [--json [FILE|-]] [--jobs N]
 Compiles every launch of these ops, or of all, for compute capability 8.0, 8.9,
 9.0 and 10.0, which needs no GPU. Fails on spills, too much shared memory, dots
 without tensor cores, loops without asynchronous copies and narrow memory
-accesses. `python -m bench gate --static` compares the code with its baseline.
+accesses. Activations that no recipe has are compiled for 9.0, once a kernel.
+`python -m bench gate --static` compares the code with its baseline.
 
   --all            dtypes other than float16 too at every case for every chip,
                    not one case for 9.0
@@ -55,9 +56,8 @@ def _main(arguments: list[str]) -> int:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, environment)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("HLB_CACHE") or Path(base) / "hlb")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "aot"))
+    if "TRITON_CACHE_DIR" not in os.environ:
+        os.environ["TRITON_CACHE_DIR"] = str(cache_dir() / "aot")
     from . import results
 
     return results.run(options.names, options.all, options.json, options.jobs)

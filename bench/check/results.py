@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from hlb.execution import cpus
 from kernels import CATALOGUE
 from kernels.base.chips import TARGETS
 
@@ -25,7 +25,7 @@ def run(names: list[str], everything: bool, file: str | None, jobs: int | None) 
     """
     torch.set_num_threads(1)  # processes will be forked: no thread of torch's may be at work then
     rows, faults = check.collect([CATALOGUE[name] for name in names or CATALOGUE], everything)
-    _compile(rows, jobs or len(os.sched_getaffinity(0)))
+    _compile(rows, jobs or cpus())
     faults += check.judge(rows)
     faults += _grouped(rows)
     if file:

@@ -123,8 +123,9 @@ def by_case(record: Numbers) -> dict[tuple[str, str, str], list[Numbers]]:
     for launch in record["launches"]:
         for name in launch["cases"]:
             moved = work.get((launch["op"], name), {}).get(launch["kernel"])
-            if launch["dtype"] == "float16" and CC in launch["chips"] and moved and recipe_of(name):
-                numbers = modelled(launch, moved["bytes"], cases[launch["op"], name])
+            case = cases.get((launch["op"], name)) if recipe_of(name) else None
+            if launch["dtype"] == "float16" and CC in launch["chips"] and moved and case:
+                numbers = modelled(launch, moved["bytes"], case)
                 code = [launch["grid"], launch["warps"], launch["chips"][CC]["instructions"]]
                 launches[launch["kernel"], launch["op"], name].append(numbers | {"code": code})
     return launches

@@ -65,7 +65,7 @@ def measured(
     names: Sequence[str], checked: Sequence[str], samples: int, device: str
 ) -> Iterator[tuple[str, float | str]]:
     """(name, seconds or a fault) of one name after the other; the values of those in `checked` are compared
-    first. Ends early where a fault took the device with it.
+    first. Ends early where a fault took the device with it. Raises UserError where nothing can be compiled.
     """
     for name in names:
         try:
@@ -152,6 +152,8 @@ class Repeats:
                 raise UserError(f"`{' '.join(self.command)}` did not start; what it wrote says why")
             for line in child.stdout:
                 name, value = json.loads(line)
+                if name is None:
+                    raise UserError(value)
                 results[name] = value
             return child.wait()
         finally:
@@ -161,11 +163,16 @@ class Repeats:
 
 
 def serve(request: dict, out: TextIO) -> None:
-    """Serves a process: `request` holds the arguments of `measured`; writes a line for each name."""
+    """Serves a process: `request` holds the arguments of `measured`; writes a line for each name, or one
+    without a name that says why nothing can be measured.
+    """
     warm(request["device"])
     print(READY, file=out, flush=True)
-    for pair in measured(**request):
-        print(json.dumps(pair), file=out, flush=True)
+    try:
+        for pair in measured(**request):
+            print(json.dumps(pair), file=out, flush=True)
+    except UserError as error:
+        print(json.dumps((None, str(error))), file=out, flush=True)
 
 
 if __name__ == "__main__":

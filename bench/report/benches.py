@@ -42,7 +42,7 @@ def load(path: Path | str, option: str) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--{option}: cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not accepted(content):
         raise UserError(f"--{option}: {path} is not a record of `{command}`")

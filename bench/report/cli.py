@@ -47,12 +47,15 @@ without one, results/ledger.jsonl and, in a checkout, bench/results/.
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a report shows: the names of what was read, groups of runs, records of kernels and of a step."""
+    """What a report shows: the names of what was read, groups of runs, records of kernels and of a step. And
+    what in them was left out, and why.
+    """
 
     read: list[str]
     groups: list[Group]
     benches: list[dict]
     profiles: list[dict]
+    left_out: list[str]
 
     @property
     def mine(self) -> list[Record]:
@@ -88,6 +91,8 @@ def run(given: argparse.Namespace) -> int:
         written = pages.write(records.ROOT)
     else:
         measurements = find(given.ledgers, given.kernels, given.profile)
+        for text in measurements.left_out:
+            print(f"bench report: warning: {text}", file=sys.stderr)
         out = Path(given.out or FOLDER)
         check_writable(out / "report.html", "--out")
         written = [write(measurements, out)]
@@ -102,14 +107,13 @@ def find(
     nothing to report.
     """
     if ledgers:
-        chosen = [
-            (selection, records.noted(Path(selection.partition(":")[0]), ledger.select(selection)))
-            for selection in dict.fromkeys(ledgers)
-        ]
+        selected = [(selection, ledger.select(selection)) for selection in dict.fromkeys(ledgers)]
+        chosen = [(name, records.noted(Path(runs.path), runs)) for name, runs in selected]
         groups, there = records.groups(chosen), []
     else:
         local = [ledger.DEFAULT] if ledger.DEFAULT.is_file() else []
-        groups = records.trained(records.ROOT, local) + list(peers.timed(records.ROOT))
+        chosen = [*records.ledgers(records.ROOT, local)]
+        groups = [*records.groups(chosen), *peers.timed(records.ROOT)]
         there = [records.read(path) for path in sorted((records.ROOT / records.RESULTS).rglob("*.json"))]
     measured, stepped = (
         [benches.load(path, option) for path in asked or ()] or [*filter(benches.KINDS[option][0], there)]
@@ -118,7 +122,13 @@ def find(
     if not (groups or measured or stepped):
         raise UserError(f"nothing to report: no {ledger.DEFAULT}; `hlb` writes it, or name a ledger")
     read = [*dict.fromkeys(source for group in groups for source in group.sources)]
-    return Measurements([*read, *(kernels or ()), *(profiles or ())], groups, measured, stepped)
+    left_out = [*dict.fromkeys(runs.note for _, runs in chosen if runs.note)]
+    left_out += [
+        f"{group.repeats} of the runs of {group.system} repeat another's seed, and each seed counts once"
+        for group in groups
+        if group.repeats
+    ]
+    return Measurements([*read, *(kernels or ()), *(profiles or ())], groups, measured, stepped, left_out)
 
 
 def write(measurements: Measurements, out: Path) -> Path:
@@ -167,6 +177,8 @@ def headline(measurements: Measurements) -> str:
         parts.append(webpage.paragraphs("The fastest whose mean reaches the target, else the most accurate."))
     if absent := missing(measurements):
         parts += [webpage.paragraphs("Not measured:"), webpage.items(absent)]
+    if measurements.left_out:
+        parts += [webpage.paragraphs("Left out:"), webpage.items(measurements.left_out)]
     when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     of = ", ".join(f"`{source}`" for source in measurements.read)
     return "\n".join([*parts, f'<p class="note">{webpage.inline(f"Made {when} of {of}.")}</p>'])

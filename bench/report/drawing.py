@@ -37,6 +37,7 @@ STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "svg.hashsalt": "hlb",
+    "text.parse_math": False,  # a name may have a $
 }
 # Where a label may stand: points right of and above its own point, nearest first.
 PLACES = sorted(
@@ -55,7 +56,7 @@ def check_installed() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError('plots need matplotlib: pip install "hlb[plot]", or -e ".[plot]"') from None
+        raise UserError("plots need matplotlib, which is not installed: pip install matplotlib") from None
 
 
 @contextlib.contextmanager

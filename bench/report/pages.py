@@ -225,13 +225,16 @@ def replaced(text: str, tables: dict[str, str], name: str) -> str:
 
 def write(root: Path) -> list[Path]:
     """Brings the tables of all pages of a checkout, docs/kernel-costs.md and the plot up to date. Returns
-    their paths. Raises UserError, before anything is written, if a page cannot be read or lacks a marker.
+    their paths. Raises UserError, before anything is written, if a page cannot be read or lacks a marker, or
+    where there are no records, whose rows would be lost.
     """
     texts = {}
     for name, tables in PAGES.items():
         text = records.text(root / name, name)
         texts[root / name] = replaced(text, {marked: make(root) for marked, make in tables.items()}, name)
     texts[root / "docs" / "kernel-costs.md"] = kernel_costs.text() + "\n"
+    if not groups(root):
+        raise UserError(f"--markdown: no record in {root / RESULTS}; it is for a checkout of the project")
     points = mine(root), records.published()
     try:
         (root / PLOT).parent.mkdir(exist_ok=True)

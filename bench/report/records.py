@@ -1,9 +1,10 @@
 """Records as rows: ours, from ledgers, beside the published ones.
 
 Runs of a ledger form a group where recipe, changed settings, dtype, execution, device and test-time views are
-the same; peers.py has the groups of other systems. Each run counts once. A group that was trained on CIFAR-10
-and has a target accuracy is a record. published.json holds the published records and the published numbers of
-the seed system, each with its source; null is what their authors do not state.
+the same; peers.py has the groups of other systems. Each seed of a group counts once, by its first run. A
+group that was trained on CIFAR-10 and has a target accuracy is a record. published.json holds the published
+records and the published numbers of the seed system, each with its source; null is what their authors do not
+state.
 
 What a ledger's lines do not say is in notes.json beside it, by the ledger's name: {"a.jsonl": {"note":
 "patched", "untimed": "accuracy only: the card was shared"}}. Times of an "untimed" ledger are not quoted.
@@ -12,16 +13,17 @@ What a ledger's lines do not say is in notes.json beside it, by the ledger's nam
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hlb.errors import UserError
 from hlb.recipes import RECIPES, Recipe
 from hlb.runs import ledger
-from hlb.runs.statistics import summary
+from hlb.runs.statistics import distinct, summary
 
 ROOT = Path(__file__).parents[2]  # of a checkout
 RESULTS = Path("bench") / "results"
@@ -75,7 +77,8 @@ class Record:
 class Group:
     """Runs with the same settings that we made, of our recipes or of another system. `runs` are those that
     succeeded, each with "accuracy" and "seconds", and with "own_seconds" if there is an `own_contract`.
-    `untimed` is the reason why their times are not quoted.
+    `repeats` are lines that are left out, since their seed had run. `untimed` is the reason why the times are
+    not quoted.
     """
 
     system: str
@@ -90,6 +93,7 @@ class Group:
     failed: int
     sources: tuple[str, ...]
     gpu: bool
+    repeats: int = 0
     untimed: str | None = None
     own_contract: str | None = None
     ours: bool = True
@@ -122,10 +126,15 @@ class Group:
         )
 
 
+@functools.cache
+def _fields(recipe: Recipe) -> dict:
+    """A recipe's fields as in a ledger, where tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
 def _changes(fields: dict, recipe: Recipe) -> dict:
     """The fields of a run's recipe that differ from `recipe`, of those that both have or that are LATER."""
-    own = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists, as in a ledger
-    fields = LATER | fields
+    own, fields = dict(_fields(recipe)), LATER | fields
     if own["master_weights"] == "auto":
         own["master_weights"] = "on" if fields.get("dtype") == "bfloat16" else "off"
     changed = {
@@ -170,7 +179,7 @@ def system(run: dict) -> str:
     name, fields = run.get("recipe"), run["recipe_fields"]
     known = sorted(RECIPES, key=lambda other: other != name)
     same = next((other for other in known if not _changes(fields, RECIPES[other])), name)
-    changed = _settings(_changes(fields, RECIPES.get(same, Recipe(name=same))))
+    changed = _settings(_changes(fields, RECIPES[same] if same in RECIPES else Recipe(name=same)))
     recipe = f"`{same}`" if same == name else f"`{same}` (recorded as `{name}`)"
     return ", ".join(filter(None, [recipe, fields.get("dtype"), changed and f"`{changed}`"]))
 
@@ -188,7 +197,8 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
             by_key.setdefault(key, {}).setdefault(json.dumps(run, sort_keys=True), (source, run))
     made = []
     for key, group in by_key.items():
-        runs = [run for _, run in group.values()]
+        lines = [run for _, run in group.values()]
+        runs = distinct(lines)
         ok = [
             run | {"seconds": run["train_seconds"] + run["eval_seconds"]}
             for run in runs
@@ -201,6 +211,7 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
                 contract=CONTRACT,
                 runs=ok,
                 failed=len(runs) - len(ok),
+                repeats=len(lines) - len(runs),
                 sources=sources,
                 gpu=any(map(on_gpu, ok)),
             )
@@ -208,21 +219,30 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
     return made
 
 
-def noted(path: Path, runs: list[dict]) -> list[dict]:
+def noted(path: Path, runs: ledger.Lines) -> ledger.Lines:
     """The runs of a ledger, each with the ledger's notes. Raises UserError for invalid notes."""
     beside = path.with_name(NOTES)
     notes = read(beside) if beside.is_file() else {}
     note = notes.get(path.name, {}) if isinstance(notes, dict) else None
     if not isinstance(note, dict) or not set(note) <= set(NOTED):
         raise UserError(f"{beside}: accepted are {', '.join(NOTED)} for each ledger")
-    return [run | note for run in runs]
+    return ledger.Lines(runs.path, (run | note for run in runs), runs.skipped)
 
 
-def trained(root: Path, others: Sequence[Path] = ()) -> list[Group]:
-    """The groups of all ledgers of a checkout, and of `others`."""
+def ledgers(root: Path, others: Sequence[Path] = ()) -> Iterator[tuple[str, ledger.Lines]]:
+    """All ledgers of a checkout, and the `others`: names and runs. Raises UserError if one cannot be read."""
     paths = {path.relative_to(root).as_posix(): path for path in sorted((root / RESULTS).rglob("*.jsonl"))}
     paths |= {path.as_posix(): path for path in others}
-    return groups((name, noted(path, ledger.load(path))) for name, path in paths.items())
+    for name, path in paths.items():
+        try:
+            yield name, noted(path, ledger.runs(path))
+        except OSError as error:
+            raise UserError(f"cannot read {name}: {error.strerror}") from None
+
+
+def trained(root: Path) -> list[Group]:
+    """The groups of all ledgers of a checkout."""
+    return groups(ledgers(root))
 
 
 def rank(group: Group) -> tuple:
@@ -276,7 +296,7 @@ def read(path: Path) -> object:
     """A file's JSON. Raises UserError if it cannot be read or is not JSON."""
     try:
         return json.loads(text(path, path.name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name}: not JSON: {error}") from None
 
 

@@ -11,6 +11,7 @@ import torch
 
 from hlb import UserError
 from hlb.errors import Parser, exit_status, positive
+from hlb.execution import cpus
 from hlb.files import check_output
 from kernels.base import launch
 from kernels.convolution import selection
@@ -80,7 +81,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         print(f"{selection.FILE.name}: {count} passes measured on {chip}")
         return 0
     jobs = tune.jobs(options.names or ([] if options.all else ["float16"]))
-    processes = options.jobs or len(os.sched_getaffinity(0))
+    processes = options.jobs or cpus()
     if not jobs:
         raise UserError(
             f"no convolution of the recipes is named {' '.join(options.names)!r}; --dry-run shows all"

@@ -31,6 +31,7 @@ from kernels.convolution.tiling import Config, Problem
 from kernels.norm import norm_gradients, norm_passes
 
 from ..check import check
+from ..micro import one_line
 
 SAMPLES = 10
 ACTIVATION = "silu"  # of the gradient pass; another changes both sides alike
@@ -188,7 +189,7 @@ def one_pass(problem: Problem, configs: list[Config], dropped: dict[Config, str]
             kernel(problem, config, first)()
             faults = wrong(problem, first, want)
         except Exception as error:  # one candidate fails: the others are still tuned
-            faults = [f"{type(error).__name__}: {error}"]
+            faults = [one_line(error)]
         if faults:
             dropped[config] = faults[0]
     del want

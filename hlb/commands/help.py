@@ -14,7 +14,7 @@ Trains a network on CIFAR-10; alone record94, on a CPU cpu94. Reports the time.
 
   --recipe NAME   {recipes}
   --set FIELD=VALUE   change fields of the recipe (see `hlb recipes NAME`)
-  --data WHAT         auto, cifar10, synthetic, or a folder (as torchvision's)
+  --data WHAT         auto, cifar10, cifar100, svhn, synthetic, DIR, folder:DIR
   --device NAME       auto, cpu, cuda, mps
   --dtype NAME        auto, {dtypes}
   --epochs N  --runs N  --seed N      run i trains from seed N + i

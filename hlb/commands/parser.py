@@ -66,6 +66,7 @@ def parser() -> Parser:
     pair = commands.add_parser("compare", description=COMPARE)
     pair.add_argument("A")
     pair.add_argument("B")
+    pair.add_argument("--pool", action="store_true")
     pair.add_json()
 
     test = commands.add_parser("eval", parents=[shared], description=help.page(help.EVAL))

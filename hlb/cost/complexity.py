@@ -14,7 +14,8 @@ import torch
 import kernels
 
 from .. import averaging, schedule
-from ..networks import CLASSES, GROUPS, Network
+from ..data.dataset import CLASSES
+from ..networks import GROUPS, Network
 from ..recipes import Recipe
 from ..step import Variant, plan
 
@@ -54,7 +55,7 @@ def layers(recipe: Recipe, size: int = 32) -> list[Layer]:
             channels, side = width, side // 2 if block.pool else side
             if i == 0 and any(b.gate for b in GROUPS[kind]):
                 out.append(Layer(f"group{g + 1}.se", 4 * width * max(1, width // 16)))
-    out.append(Layer("head", 2 * channels * CLASSES))
+    out.append(Layer("head", 2 * channels * len(CLASSES)))  # of CIFAR-10
     return out
 
 

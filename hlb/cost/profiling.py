@@ -202,7 +202,7 @@ def profile(
     trace["traceEvents"] = [*_backward_slices(calls), *trace["traceEvents"]]
 
     chip, choice = _chip(recipe, device), execution.kernels if device.type == "cuda" else "reference"
-    least = floors(recipe, choice, variant, averages, chip, examples)
+    least = floors(recipe, choice, variant, averages, chip, examples, len(dataset.classes))
     rows = _rows(times(events, calls, device.type == "cuda"), calls, ranges.parts, least)
     unwritten: list[str] = []
     with noted(unwritten, "--profile", path):
@@ -330,10 +330,16 @@ def _chip(recipe: Recipe, device: torch.device) -> Chip:
 
 
 def floors(
-    recipe: Recipe, choice: str, variant: Variant, averages: str, chip: Chip, examples: int
+    recipe: Recipe,
+    choice: str,
+    variant: Variant,
+    averages: str,
+    chip: Chip,
+    examples: int,
+    classes: int = 10,
 ) -> Counter[str]:
     """The least seconds of each part of a step: layers by name, everything else by op."""
-    rehearsal = Rehearsal(recipe, torch_dtype(recipe.dtype), examples)
+    rehearsal = Rehearsal(recipe, torch_dtype(recipe.dtype), examples, classes=classes)
     calls, between = rehearsal.part(lambda: rehearsal.step(variant))
     least, groups = Counter(), {}
     for op, inputs in calls:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..train import Run, Trainer, Watcher
+from ..train import Callback, Run, Trainer
 
 if TYPE_CHECKING:
     from .experiment import Result
@@ -110,7 +110,7 @@ def print_table(
     console.print(table, crop=False, highlight=False, markup=False)
 
 
-class Display(Watcher):
+class Display(Callback):
     """Shows an experiment on `console`."""
 
     def __init__(self, console: Console):
@@ -264,11 +264,9 @@ def summarise(console: Console, result: Result, runs: int) -> None:
         f"dtype: {result.recipe.dtype}",
     )
     line(console, f"device: {result.device_name}")
-    sizes = {kind: size for kind, size in result.memory.items() if size is not None}
-    line(
-        console,
-        "peak memory: " + ", ".join(f"{size / 2**20:,.0f} MiB {kind}" for kind, size in sizes.items()),
-    )
+    sizes = [f"{size / 2**20:,.0f} MiB {kind}" for kind, size in result.memory.items() if size is not None]
+    if sizes:  # on Windows the host's is not known
+        line(console, f"peak memory: {', '.join(sizes)}")
     line(console, f"wall clock of the process: {duration(result.wall_seconds)}")
     line(console, result.claim)
     for what, path in result.written.items():

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 
 def _output(*command: str) -> str | None:
@@ -99,12 +103,12 @@ def reset_peak_memory(device: str) -> None:
 
 def peak_memory(device: str) -> dict[str, int | None]:
     """Peak bytes: allocated and reserved on a GPU (None elsewhere), resident of the whole process on the
-    host.
+    host (None on Windows).
     """
     cuda = torch.device(device).type == "cuda"
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "allocated": torch.cuda.max_memory_allocated(device) if cuda else None,
         "reserved": torch.cuda.max_memory_reserved(device) if cuda else None,
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "resident": resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }

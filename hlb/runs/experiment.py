@@ -8,6 +8,7 @@ import dataclasses
 import operator
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +20,16 @@ from kernels.base import launch
 
 from ..data import Dataset, load
 from ..errors import UserError, tell
-from ..execution import Execution, device_of, out_of_memory_explained, resolve
+from ..execution import Execution, device_of, out_of_memory_explained, resolve, torch_defaults
 from ..files import check_writable, noted
 from ..recipes import Recipe
 from ..settings import fields
 from ..settings import recipe as configure
-from ..train import Run, Trainer, Watcher
+from ..train import Callback, Run, Trainer
 from . import checkpoint, environment, statistics
 from . import ledger as ledgers
+from .callbacks import Callbacks, checked
+from .classifier import Classifier
 from .display import Display, duration, line, summarise, synthetic_banner
 
 # Seconds that Triton's interpreter takes for a pixel of an image and a channel of base_depth in a step, by
@@ -41,7 +44,8 @@ def default(execution: Execution) -> str:
 
 @dataclass
 class Result:
-    """What `train` returns: the resolved recipe and execution, the finished runs, and the last run's network.
+    """What `train` returns: the resolved recipe and execution, the finished runs, and the last run's network
+    with what its predictions need (None where the runs were interrupted).
 
     Statistics are dicts of mean, std, min, max, ci95 and n over the runs that did not fail.
     """
@@ -50,13 +54,20 @@ class Result:
     execution: Execution
     dataset: str
     runs: list[Run]
-    network: torch.nn.Module | None
+    classifier: Classifier | None
     device_name: str
     memory: dict
     wall_seconds: float
     interrupted: bool = False
     written: dict[str, str] = field(default_factory=dict)  # what -> file
     unwritten: list[str] = field(default_factory=list)  # why a file was not, a line each
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """As `train.Trainer` builds it: of normalised images, and for more than predictions. To predict, take
+        `classifier`.
+        """
+        return self.classifier and self.classifier.network
 
     def _ok(self) -> list[Run]:
         return [run for run in self.runs if run.status == "ok"]
@@ -182,6 +193,7 @@ def begin(
     return *first, dataset
 
 
+@torch_defaults()
 def train(
     recipe: str | Recipe | None = None,
     *,
@@ -193,6 +205,7 @@ def train(
     eval_every: int = 1,
     ledger: str | Path | None = ledgers.DEFAULT,
     save: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     console: Console | None = None,
     started: float | None = None,
@@ -203,30 +216,34 @@ def train(
     smoke where `data` is "auto" and CIFAR-10 cannot be had. `settings` replaces fields, as `--set`. `data` is
     auto, cifar10, synthetic, a folder, or a `Dataset`. `eval_every` is in epochs, 0 for never. Each finished
     run is appended to `ledger` (None: nowhere); `save` receives the last finished run's weights. Where they
-    cannot be written any more, training goes on, and the result's `unwritten` says so. The table
-    goes to `console` (standard output), unless `quiet`. `wall_seconds` count from `started`, a
-    `time.perf_counter()` (now). An interrupt returns the runs that had finished. Raises UserError.
+    cannot be written any more, training goes on, and the result's `unwritten` says so. `callbacks` are
+    instances of `hlb.Callback`, called in this order. The table goes to `console` (standard output), unless
+    `quiet`. `wall_seconds` count from `started`, a `time.perf_counter()` (now). An interrupt returns the runs
+    that had finished. Raises UserError.
     """
     started = time.perf_counter() if started is None else started
     runs, eval_every, seed = check_counts(runs, eval_every, seed)
+    callbacks = Callbacks(checked(callbacks))
     for option, path in (("--ledger", ledger), ("--save", save)):
         if path is not None:
             check_writable(path, option, append=option == "--ledger")
     console = console or Console(file=sys.stdout, quiet=quiet)
+    if not quiet:
+        callbacks = Callbacks([Display(console), callbacks])
     recipe, execution, dataset = begin(recipe, settings, data, execution, console)
 
     finished, interrupted = [], False
     written, unwritten = {}, []
     environment.reset_peak_memory(execution.device)
-    with out_of_memory_explained(recipe), Watcher() if quiet else Display(console) as watcher:
+    with out_of_memory_explained(recipe), callbacks:
         trainer = Trainer(recipe, execution, dataset)
         provenance = ledgers.provenance(trainer)
-        watcher.started(trainer, runs, eval_every)
+        callbacks.started(trainer, runs, eval_every)
         try:
             for i in range(runs):
-                run = trainer.run(seed + i, eval_every, watcher)
+                run = trainer.run(seed + i, eval_every, callbacks)
                 finished.append(run)
-                watcher.finished(run)
+                callbacks.finished(run)
                 if ledger is not None:
                     with noted(unwritten, "--ledger", ledger):
                         ledgers.append(ledger, ledgers.record(run, provenance))
@@ -243,7 +260,7 @@ def train(
         execution,
         dataset.name,
         finished,
-        None if interrupted else trainer.network,
+        None if interrupted else Classifier(trainer.network, dataset.mean, dataset.std, dataset.classes),
         provenance["device_name"],
         environment.peak_memory(execution.device),
         time.perf_counter() - started,

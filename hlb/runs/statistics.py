@@ -1,15 +1,86 @@
-"""Statistics of runs, tests that compare two groups of runs, and the rule of a record claim."""
+"""Which runs count, their statistics, tests of two groups of runs, and the rule of a record claim."""
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
+
+from .ledger import DEFAULTS, written
 
 RECORD_RUNS = 100
+UNRECORDED = "not recorded"  # of a field that came later than the run
+LABELS = ("name", "target")  # fields of a recipe that change nothing of a run
 
 
+class Identity(NamedTuple):
+    """What tells a run from others: recipe and execution as JSON, data set, device, seed. Of a line without a
+    seed, all of it.
+    """
+
+    recipe: str
+    execution: str
+    dataset: str | None
+    device_name: str | None
+    seed: int | str
+
+
+def identity(record: dict) -> Identity:
+    """A run's identity. It has neither the recipe's name and aim, nor which of a machine's GPUs executed it
+    and with how many threads, which is in the name of a CPU.
+    """
+    execution = {k: v for k, v in record["execution"].items() if k not in ("device", "threads")}
+    seed = record.get("seed")
+    return Identity(
+        json.dumps(decisive(record["recipe_fields"]), sort_keys=True),
+        json.dumps(execution, sort_keys=True),
+        record.get("dataset"),
+        record.get("device_name"),
+        json.dumps(record, sort_keys=True) if seed is None else seed,
+    )
+
+
+def decisive(fields: dict) -> dict:
+    """The fields of a recipe that decide what a run does; one that came after the run has its default."""
+    whole = DEFAULTS | fields
+    return {name: _typed(whole[name], DEFAULTS.get(name)) for name in whole if name not in LABELS}
+
+
+def _typed(value: object, example: object) -> object:
+    """A field's value in the field's type: 8 epochs are 8.0."""
+    if isinstance(example, list) and isinstance(value, (list, tuple)):
+        return [_typed(item, example[0]) for item in value]
+    return float(value) if isinstance(example, float) and type(value) is int else value
+
+
+def distinct(runs: Iterable[dict]) -> list[dict]:
+    """The first run of each identity: each (recipe, execution, seed) counts once, wherever runs count."""
+    first: dict[Identity, dict] = {}
+    for run in runs:
+        first.setdefault(identity(run), run)
+    return list(first.values())
+
+
+def mixed(runs: Iterable[dict]) -> dict[str, list[str]]:
+    """The fields of recipe and execution, and the data set, in which some runs differ: all values of each."""
+    every = []
+    for run in runs:
+        fields = {"dataset": run.get("dataset")} | decisive(run["recipe_fields"]) | run["execution"]
+        if "device" in fields:
+            fields["device"] = str(fields["device"]).partition(":")[0]  # any GPU of a machine
+        every.append(fields)
+    values = {
+        name: list(dict.fromkeys(written(fields.get(name, UNRECORDED)) for fields in every))
+        for name in dict.fromkeys(name for fields in every for name in fields)
+    }
+    return {name: several for name, several in values.items() if len(several) > 1}
+
+
+@functools.cache
 def quantile(probability: float, degrees: float) -> float:
     """Of Student's t distribution."""
     from scipy.stats import t  # takes a third of a second to import

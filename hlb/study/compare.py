@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -11,16 +12,18 @@ from rich.console import Console
 
 from ..runs import statistics
 from ..runs.display import line, print_table, seconds
+from ..runs.ledger import select
 
 LEVEL = 0.05
 HELP = """\
-usage: hlb compare A B [--json [FILE|-]]
+usage: hlb compare A B [--pool] [--json [FILE|-]]
 
 Tests whether the runs A and B differ in accuracy and in time (Welch's t test).
 A and B are FILE or FILE:FIELD=VALUE,...: the runs of a ledger of which every
 FIELD, of a ledger line, a recipe or an execution, has that VALUE; of `commit`
-the first digits do.
+the first digits do. Each recipe, execution and seed counts once.
 
+  --pool              test also where A or B mixes recipes or executions
   --json [FILE|-]     the same as JSON; - is standard output
 
   hlb compare old.jsonl new.jsonl
@@ -45,14 +48,17 @@ class Measure:
 ACCURACY = Measure("accuracy", "accuracy", "more accurate", "less accurate", "points", 3, 0.05)
 SECONDS = Measure("seconds", "time", "slower", "faster", "%", 2, 1.0)
 MEASURES = (ACCURACY, SECONDS)
+# fields of a ledger line that decide accuracies and times
+TITLES = {"device_name": "devices", "dataset": "data sets", "views": "test-time views"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Runs that are compared as one group. Statistics leave out failed runs."""
+    """Runs that are compared as one group, and a note on them. Statistics leave out failed runs."""
 
     name: str
     records: list[dict]
+    note: str = ""
 
     @property
     def ok(self) -> list[dict]:
@@ -77,51 +83,81 @@ class Sample:
         }
 
 
-def compare(a: Sample, b: Sample) -> dict:
+def chosen(selection: str) -> Sample:
+    """The runs that FILE or FILE:FIELD=VALUE,... names. Raises UserError."""
+    runs = select(selection)
+    return Sample(selection, runs, runs.note)
+
+
+def compare(a: Sample, b: Sample, pool: bool = False) -> dict:
     """What `hlb compare --json` prints: statistics of A and of B, the differences B - A, warnings, a verdict.
 
-    Accuracies are fractions. p and ci95 are None for a difference that cannot be tested, and for that of
-    times where the runs are from several devices.
+    Each recipe, execution and seed counts once. Accuracies are fractions. p and ci95 are None for a
+    difference that cannot be tested, for that of times where the runs are from several devices, and for all
+    where A or B mixes recipes, executions or data sets, unless they are to be taken as one (`pool`).
     """
+    whole, (a, b) = (a, b), (_once(a), _once(b))
     differences = {m.name: statistics.welch(a.values(m), b.values(m)) for m in MEASURES}
     one_device = len({*a.having("device_name"), *b.having("device_name")}) == 1
-    if not one_device:
-        differences["seconds"] |= {"ci95": None, "p": None}
+    mixed = {name: statistics.mixed(sample.records) for name, sample in (("A", a), ("B", b))}
+    refused = any(mixed.values()) and not pool
+    for name in MEASURES if refused else [] if one_device else [SECONDS]:
+        differences[name.name] |= {"ci95": None, "p": None}
     return {
-        "A": {"selection": a.name, **a.json()},
-        "B": {"selection": b.name, **b.json()},
+        "A": {"selection": a.name, **a.json(), "mixed": mixed["A"]},
+        "B": {"selection": b.name, **b.json(), "mixed": mixed["B"]},
         "difference": differences,
-        "warnings": _warnings(a, b),
-        "verdict": _verdict(a, b, differences, one_device),
+        "warnings": _warnings(*whole, mixed),
+        "verdict": _refusal(mixed) if refused else _verdict(a, b, differences, one_device),
     }
 
 
-def _warnings(a: Sample, b: Sample) -> list[str]:
-    lines = []
-    for field, what in (("device_name", "devices"), ("dataset", "data sets"), ("views", "test-time views")):
+def _once(sample: Sample) -> Sample:
+    return dataclasses.replace(sample, records=statistics.distinct(sample.records))
+
+
+def _warnings(a: Sample, b: Sample, mixed: dict[str, dict[str, list[str]]]) -> list[str]:
+    """What a reader of the statistics of two samples, repeats included, has to know."""
+    lines = [*dict.fromkeys(filter(None, (a.note, b.note)))]
+    of_a = {json.dumps(record, sort_keys=True) for record in a.records}
+    both = sum(json.dumps(record, sort_keys=True) in of_a for record in b.records)
+    for name, sample in (("A", a), ("B", b)):
+        again = len(sample.records) - len(_once(sample).records)
+        if again:
+            lines.append(
+                f"{again} of {name}'s runs repeat another's recipe, execution and seed, and are left out"
+            )
+    a, b = _once(a), _once(b)
+    for field, what in TITLES.items():
         one, other = a.having(field), b.having(field)
         for name, values in (("A", one), ("B", other)):
             if len(values) > 1:
                 lines.append(f"{name} mixes {what}: {'; '.join(values)}")
         if one != other:
             lines.append(f"A and B differ in their {what}: {'; '.join(one)} in A, {'; '.join(other)} in B")
+    for name, fields in mixed.items():
+        for field, values in fields.items():
+            if field not in TITLES:
+                more = "; ..." * (len(values) > 10)
+                lines.append(f"{name} mixes {field}: {'; '.join(values[:10])}{more}")
     for name, sample in (("A", a), ("B", b)):
         failed = len(sample.records) - len(sample.ok)
         if failed:
             lines.append(f"{failed} of {name}'s {len(sample.records)} runs failed and are in no mean")
-        again = len(sample.records) - len({_identity(record) for record in sample.records})
-        if again:
-            lines.append(f"{again} of {name}'s runs repeat another's recipe and seed, and prove nothing new")
-    of_a = {json.dumps(record, sort_keys=True) for record in a.records}
-    both = sum(json.dumps(record, sort_keys=True) in of_a for record in b.records)
     if both:
         lines.append(f"{both} runs are in A and in B")
     return lines
 
 
-def _identity(record: dict) -> str:
-    names = ("recipe_fields", "execution", "dataset", "device_name", "commit", "seed")
-    return json.dumps([record.get(name) for name in names], sort_keys=True)
+def _refusal(mixed: dict[str, dict[str, list[str]]]) -> str:
+    """Why there is no verdict, and how to get one."""
+    sides = [f"{name} mixes {', '.join(fields)}" for name, fields in mixed.items() if fields]
+    (field, values), *_ = (item for fields in mixed.values() for item in fields.items())
+    value = next(value for value in values if value != statistics.UNRECORDED)
+    return (
+        f"No verdict, since {' and '.join(sides)}: choose one of each, as FILE:{field}={value}, or take them "
+        "together with --pool."
+    )
 
 
 def scale(measure: Measure, mean: float) -> float:

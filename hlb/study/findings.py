@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from rich.console import Console
@@ -40,6 +40,7 @@ class SweepResult:
     dataset: str
     ledger: str
     interrupted: bool = False
+    unwritten: list[str] = field(default_factory=list)  # why runs are not in the ledger, a line each
 
     @cached_property
     def tests(self) -> dict[str, list[dict]]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..execution import Execution, resolve
 from ..recipes import Recipe
+from ..runs.statistics import decisive, identity
 from ..settings import fields
 from ..settings import recipe as configure
 
-DEFAULTS = fields(Recipe(name=""))
 LARGEST = 10_000  # configurations
 
 
@@ -60,13 +60,20 @@ class Configuration:
 
 def alternatives(setting: str) -> tuple[str, list[str]]:
     """`field=value,value,...` as the field and its values; those of a field that is a list have / between."""
-    field, equals, values = setting.partition("=")
+    field, equals, values = setting.partition("=") if isinstance(setting, str) else ("", "", "")
     field = field.strip()
     if not equals:
         raise UserError(f"--set: got {setting!r}, accepted is field=value,value,...")
     kind = typing.get_type_hints(Recipe).get(field)
     separator = "/" if typing.get_origin(kind) is tuple else ","
     return field, [value.strip() for value in values.split(separator)]
+
+
+def _listed(settings: list[str] | str) -> list[str]:
+    """The settings, of which a string is one. Raises UserError for what is no list."""
+    if isinstance(settings, (list, tuple, str)):
+        return [settings] if isinstance(settings, str) else [*settings]
+    raise UserError(f"--set: got {settings!r}, accepted is a list of field=value,value,...")
 
 
 def grid(
@@ -80,14 +87,13 @@ def grid(
     that many of them, drawn by the seed. Raises UserError, also where two of them resolve to the same.
     """
     fields: dict[str, list[str]] = {}
-    for setting in settings:
-        field, values = alternatives(setting)
+    for field, values in map(alternatives, _listed(settings)):
         if field in fields:
             raise UserError(f"--set: got {field} twice; give its values together, {field}=value,value,...")
         fields[field] = values
     size = math.prod(map(len, fields.values()))
-    if draw is not None and not 1 <= draw <= size:
-        raise UserError(f"--random: got {draw}, accepted is 1 to {size}, the configurations of the grid")
+    if draw is not None and not (hasattr(draw, "__index__") and 1 <= draw <= size):
+        raise UserError(f"--random: got {draw!r}, accepted is 1 to {size}, the configurations of the grid")
     if (draw or size) > LARGEST:
         raise UserError(
             f"--set: got {size:,} configurations, accepted are {LARGEST:,}; take --random K for K of them"
@@ -111,7 +117,7 @@ def ready(name: str, settings: list[str], execution: Execution = Execution()) ->
     chosen, common = READY[name], {}
     changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
     swept = list(dict.fromkeys(field for change in changes for field in change))
-    for field, values in map(alternatives, settings):
+    for field, values in map(alternatives, _listed(settings)):
         if field in swept or field in common or len(values) > 1:
             why = f"of which --grid {name} has values" if field in swept else "of which one value is accepted"
             raise UserError(f"--set: got {field}={','.join(values)}, {why}")
@@ -123,33 +129,34 @@ def _resolved(
     recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
 ) -> list[Configuration]:
     """A configuration of each point, named by what it has of the fields `swept`."""
-    configurations: dict[Recipe, Configuration] = {}
+    configurations: dict[str, Configuration] = {}
     for point in points:
         resolved, how = resolve(configure(recipe, point), execution)
         name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
         name = name or resolved.name
-        if resolved in configurations:
-            same = configurations[resolved].name
+        if (trained := _text(resolved)) in configurations:
+            same = configurations[trained].name
             raise UserError(f"--set: {same} and {name} are the same; leave one of them out")
         values = {field: getattr(resolved, field) for field in swept}
-        configurations[resolved] = Configuration(name, values, resolved, how)
+        configurations[trained] = Configuration(name, values, resolved, how)
     return list(configurations.values())
 
 
-def _text(recipe_fields: dict) -> str:
-    """The fields of a recipe as a key has them; what a run did before a field came is the field's default."""
-    return json.dumps(DEFAULTS | recipe_fields, sort_keys=True)
+def _text(recipe: Recipe) -> str:
+    """A recipe as a key has it."""
+    return json.dumps(decisive(fields(recipe)), sort_keys=True)
 
 
 def key(record: dict) -> Key:
-    """A ledger record's key."""
-    return _text(record["recipe_fields"]), record.get("dataset"), record.get("seed")
+    """A ledger record's key: of its identity all but execution and device."""
+    run = identity(record)
+    return run.recipe, run.dataset, run.seed
 
 
 def all_runs(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
     """All runs (configuration, seed) by their keys, in the order of `order`."""
     planned = {}
-    names = [_text(fields(configuration.recipe)) for configuration in configurations]
+    names = [_text(configuration.recipe) for configuration in configurations]
     for i, seed in order(len(configurations), seeds):
         planned[names[i], dataset, seed] = i, seed
     return planned

@@ -12,11 +12,29 @@ import torch.distributed as dist
 
 from .. import data as sets
 from ..errors import UserError
-from ..execution import Execution, available
+from ..execution import Execution, available, cpus
 
 # How long a process waits for the others, which may be in a long run. If one exits, the wait ends at once.
 PATIENCE = datetime.timedelta(hours=24)
 TORCHRUN = "torchrun --nproc-per-node 8 -m hlb sweep ... --shard"
+# What torchrun tells each process.
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+ADDRESS = "MASTER_ADDR"
+
+
+def started() -> int:
+    """How many processes torchrun, or a launcher that numbers them as it does, has started; 1 without one."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if "RANK" in os.environ and size.isdecimal() else 1
+
+
+def expect_alone() -> None:
+    """Raises UserError in one of several processes, which would all train the same seeds."""
+    if started() > 1:
+        raise UserError(
+            f"this is one of {started()} processes (WORLD_SIZE), which would all train the same seeds; start "
+            f"one, or share a sweep: {TORCHRUN}"
+        )
 
 
 def local(execution: Execution, sharded: bool) -> Execution:
@@ -26,10 +44,10 @@ def local(execution: Execution, sharded: bool) -> Execution:
     all of them would take.
     """
     if not sharded:
-        if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        if started() > 1:
             raise UserError("--shard: not given, so that every process would run everything; add it")
         return execution
-    if "LOCAL_RANK" not in os.environ:
+    if not all(os.environ.get(name, "").isdecimal() for name in NUMBERS) or ADDRESS not in os.environ:
         raise UserError(f"--shard: this process was not started by torchrun; take {TORCHRUN}")
     kind, _, index = execution.device.partition(":")
     if index:
@@ -38,8 +56,7 @@ def local(execution: Execution, sharded: bool) -> Execution:
         )
     if kind in ("auto", "cuda") and available("cuda"):
         return dataclasses.replace(execution, device=f"cuda:{os.environ['LOCAL_RANK']}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    part = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    part = max(1, cpus() // int(os.environ["LOCAL_WORLD_SIZE"]))
     return dataclasses.replace(execution, threads=execution.threads or part)
 
 

@@ -17,15 +17,15 @@ import torch
 from rich.console import Console
 
 from ..data import Dataset
-from ..errors import UserError, expect_known
+from ..errors import UserError, expect_known, tell
 from ..execution import Execution, apply, out_of_memory_explained
-from ..files import check_writable
+from ..files import check_writable, noted
 from ..recipes import Recipe
-from ..runs import environment
+from ..runs import environment, statistics
 from ..runs import ledger as ledgers
 from ..runs.display import duration, line, seconds, synthetic_banner
 from ..runs.experiment import check_counts, check_interpreted, default
-from ..step import work
+from ..step import plan, work
 from ..train import Trainer
 from . import shard
 from .compare import Sample
@@ -83,7 +83,8 @@ def sweep(
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
-    interrupt returns the runs that had finished. Raises UserError, if possible before anything is downloaded.
+    interrupt returns the runs that had finished. Where the ledger cannot be written any more, the sweep goes
+    on, and the result's `unwritten` says so. Raises UserError, if possible before anything is downloaded.
     """
     if named is not None:
         expect_known("--grid", READY, named)
@@ -92,7 +93,7 @@ def sweep(
             raise UserError(f"{option}: the configurations are those of --grid {named}; leave it out")
     if runs is None:
         runs = READY[named].runs if named is not None else 1
-    check_counts(runs, eval_every, seed)
+    runs, eval_every, seed = check_counts(runs, eval_every, seed)
     execution = shard.local(execution, sharded)
     if named is not None:
         configurations = ready(named, settings, execution)
@@ -107,14 +108,14 @@ def sweep(
     for configuration in configurations:
         check_interpreted(configuration.recipe, configuration.execution)
     ledger = default_ledger(first.recipe.name) if ledger is None else Path(ledger)
-    check_writable(ledger, "--ledger")
+    check_writable(ledger, "--ledger", append=True)
     console = console or Console(file=sys.stdout)
 
     with shard.processes(sharded) as (rank, size):
         console.quiet = console.quiet or rank > 0
         dataset = shard.load(data)
         for configuration in configurations:
-            configuration.recipe.steps(len(dataset.tensors[0]))  # UserError where a batch is never full
+            plan(configuration.recipe, len(dataset.tensors[0]))  # UserError where it cannot be trained
         if data == "auto" and dataset.name == "synthetic":
             synthetic_banner(console, first.recipe.name, dataset.note)
         dataset = _placed(dataset, first)
@@ -129,29 +130,41 @@ def sweep(
         _announce(console, configurations, dataset.name, len(planned), finished, ledger, size)
 
         left = [run for name, run in planned.items() if name not in finished]
-        new, interrupted = {}, False
+        new, interrupted, unwritten = {}, False, []
         try:
             for record in _records(configurations, shares(left, size)[rank], dataset, eval_every, console):
-                ledgers.append(ledger, record)
                 new[key(record)] = record
+                with noted(unwritten, "--ledger", ledger):
+                    ledgers.append(ledger, record)
             for theirs in shard.gather(new):
                 finished |= theirs
         except KeyboardInterrupt:
             finished, interrupted = finished | new, True
     if rank > 0:
+        _tell(unwritten)
         return None
     there = _read(ledger, planned, devices)
     if size > 1:
         for name in finished.keys() - there.keys():  # of machines with a ledger of their own
-            ledgers.append(ledger, finished[name])
+            with noted(unwritten, "--ledger", ledger):
+                ledgers.append(ledger, finished[name])
     finished |= there
     samples = [Sample(configuration.name, []) for configuration in configurations]
     for name, (i, _) in planned.items():
         if name in finished:
             samples[i].records.append(finished[name])
-    result = SweepResult(configurations, samples, runs, dataset.name, str(ledger), interrupted)
+    unwritten = _tell(unwritten)
+    result = SweepResult(configurations, samples, runs, dataset.name, str(ledger), interrupted, unwritten)
     report(console, result)
     return result
+
+
+def _tell(unwritten: list[str]) -> list[str]:
+    """Prints each reason why runs are not in the ledger, once; returns them."""
+    different = list(dict.fromkeys(unwritten))
+    for why in different:
+        tell("hlb", why)
+    return different
 
 
 def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
@@ -163,17 +176,21 @@ def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
 
 def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
     """The planned runs that a ledger has of these devices, by key; the first where it has several of a
-    key.
+    key, in different executions.
     """
-    try:
-        records = ledgers.load(path) if path.is_file() else []
-    except OSError as error:
-        raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
     runs = {}
-    for record in filter(ledgers.is_run, records):
+    for record in statistics.distinct(_lines(path)):
         if key(record) in planned and record.get("device_name") in devices:
             runs.setdefault(key(record), record)
     return runs
+
+
+def _lines(path: Path) -> ledgers.Lines:
+    """The runs of a ledger that may not be there yet."""
+    try:
+        return ledgers.runs(path) if path.is_file() else ledgers.Lines(path)
+    except OSError as error:
+        raise UserError(f"--ledger: cannot read {path}: {error.strerror}; give another") from None
 
 
 def _records(
@@ -272,7 +289,10 @@ def _announce(
     kind = first.execution.device.partition(":")[0]
     shown = "   ".join(f"{name}: {number}" for name, number in counts.items())
     line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
-    ways = {_way(*environment.commit(), dataclasses.asdict(c.execution)) for c in configurations}
+    if note := _lines(ledger).note:
+        line(console, f"warning: {note}")
+    code = environment.commit()
+    ways = {_way(*code, dataclasses.asdict(c.execution)) for c in configurations}
     other = sum(_way(r.get("commit"), r.get("dirty"), r["execution"]) not in ways for r in finished.values())
     if other:
         line(console, f"warning: {other} of those are of another commit or were executed in another way")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -66,6 +67,22 @@ def name(kernel) -> str:
     return kernel.fn.__name__
 
 
+def interpreter_fault() -> str | None:
+    """Why Triton's interpreter, where kernels are to run through it, runs none; None where it does. Up to 3.6
+    it takes arrays of one element as numbers, which NumPy refuses from 2.4 on.
+    """
+    if not INTERPRETED or not _before(triton.__version__, 3, 7) or _before(np.__version__, 2, 4):
+        return None
+    return (
+        f"the interpreter of triton {triton.__version__} does not work with numpy {np.__version__}: "
+        "pip install 'numpy<2.4'"
+    )
+
+
+def _before(version: str, major: int, minor: int) -> bool:
+    return tuple(map(int, version.split(".")[:2])) < (major, minor)
+
+
 def runnable(device: str | torch.device) -> bool:
     """Whether kernels can run on tensors of this device: CUDA, or any through the interpreter."""
     return INTERPRETED or INSTALLED and torch.device(device).type == "cuda"
@@ -86,7 +103,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
     """`kernel[grid](*arguments, **constants)` with so many warps a program and pipeline stages.
 
     `arguments` are the run-time ones, in the kernel's order: tensors and ints; `constants` the constexpr
-    ones. Raises ValueError where a kernel cannot run on the device of its first tensor.
+    ones. Raises ValueError where a kernel cannot run on the device of its first tensor, or be interpreted.
     """
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
@@ -98,6 +115,8 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
             if INSTALLED
             else "device: got none that a kernel runs on, triton is not installed; take the reference"
         )
+    if fault := interpreter_fault():
+        raise ValueError(f"device: {fault}")
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
 

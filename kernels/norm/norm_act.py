@@ -45,20 +45,47 @@ TILE = 1 << 19  # values whose float32 copy stays in a CPU's cache
 def _statistics(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [c] of rows [m, c], in `dtype`.
 
-    Two passes over each tile of rows give its mean and M2, the sum of squared deviations from it; tiles merge
-    as in Chan, Golub, LeVeque (1983). PyTorch's own training kernel adds a channel up term by term on a CPU,
-    which at a quarter of a million values is wrong by 5e-5, differently for each thread count. Off a CPU, or
+    Each tile of rows has a mean and an M2, the sum of squared deviations from it; tiles merge as in Chan,
+    Golub, LeVeque (1983). Both are taken of what the rows differ from the first: of a constant channel that
+    is 0, and the mean is exact. PyTorch's own training kernel adds a channel up term by term on a CPU, which
+    at a quarter of a million values is wrong by 5e-5, differently for each thread count. Off a CPU, or
     compiled, all rows are one tile.
     """
     whole = not rows.is_cpu or torch.compiler.is_compiling()
-    mean = m2 = seen = 0
+    first, mean, m2, seen = rows[0].to(dtype), None, None, 0
     for tile in rows.split(len(rows) if whole else max(1, TILE // rows.shape[1])):
-        wide, count = tile.to(dtype), len(tile)
-        tile_mean = wide.mean(0)
-        delta, seen = tile_mean - mean, seen + count
-        m2 = m2 + (wide - tile_mean).square_().sum(0) + delta.square() * (count * (seen - count) / seen)
-        mean = mean + delta * (count / seen)
-    return mean, m2 / seen
+        differences, count = tile - first, len(tile)  # in `dtype`
+        tile_mean = differences.mean(0)
+        tile_m2 = differences.sub_(tile_mean).square_().sum(0)
+        seen += count
+        if mean is None:  # nothing to merge with
+            mean, m2 = tile_mean, tile_m2
+        else:
+            delta = tile_mean - mean
+            m2 = m2 + tile_m2 + delta.square() * (count * (seen - count) / seen)
+            mean = mean + delta * (count / seen)
+    return first + mean, m2 / seen
+
+
+def _normalised(
+    v: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """(v - mean) * rstd * weight + bias by channel, in the dtype of v.
+
+    PyTorch's own takes a multiple of v and adds a constant on a CPU. Both are large where rstd is, which is a
+    million for a constant channel, and leave their rounding. So it is done in tiles of images there.
+    """
+    if not v.is_cpu or torch.compiler.is_compiling():
+        return F.batch_norm(v, mean, variance, weight, bias, False, 0.0, eps)
+    scale = weight * (variance + eps).rsqrt()
+    mean, scale, bias = (values[:, None, None] for values in (mean, scale, bias))
+    if torch.is_grad_enabled():
+        return torch.addcmul(bias, v - mean, scale).to(v.dtype)
+    z, images = torch.empty_like(v), max(1, TILE // v.shape[1:].numel())
+    for tile, out in zip(v.split(images), z.split(images)):
+        wide = torch.sub(tile, mean, out=out if out.dtype == mean.dtype else None)
+        out.copy_(torch.addcmul(bias, wide, scale, out=wide))
+    return z
 
 
 class _Normalise(torch.autograd.Function):
@@ -71,7 +98,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(v, weight, mean, (variance + eps).rsqrt())
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
-        return F.batch_norm(v, mean, variance, weight, bias, False, 0.0, eps), mean, variance
+        return _normalised(v, mean, variance, weight, bias, eps), mean, variance
 
     @staticmethod
     def backward(ctx, dz: Tensor, *_) -> tuple[Tensor | None, ...]:
@@ -127,7 +154,8 @@ def reference(
         z, mean, variance = _Normalise.apply(v, weight, bias, eps)
         stats = torch.stack((mean, variance * (count / (count - 1)))).to(running.dtype)
     else:
-        z = F.batch_norm(v, running[0].to(wide), running[1].to(wide), weight, bias, False, 0.0, eps)
+        mean, variance = running.to(wide)
+        z = _normalised(v, mean, variance, weight, bias, eps)
         stats = running
     y = ACTIVATIONS[activation].reference(z)
     y = y if residual is None else y + residual
@@ -527,6 +555,7 @@ SPEC = KernelSpec(
     ),
     bytes=_bytes,
     case_of=case_of,
+    compiled={"activation": tuple(ACTIVATIONS)},
     valid=lambda case: _small(case) and _well_conditioned(case),
     differentiable=("x", "weight", "bias", "gate", "residual"),
     reduction=_count,

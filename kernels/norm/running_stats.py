@@ -18,7 +18,8 @@ from ..base.spec import Case, KernelSpec, sized
 
 
 def reference(running: Tensor, stats: Tensor, momentum: float) -> None:
-    """One step, in place on `running`."""
+    """One step, in place on `running`. Raises ValueError for a momentum outside [0, 1]."""
+    _check(momentum)
     running.lerp_(stats, momentum)
 
 
@@ -60,10 +61,16 @@ def _(running, stats, momentum):
 
 
 def op(running: Tensor, stats: Tensor, momentum: float) -> None:
-    """As `reference`, in one launch. Raises ValueError for a wrong shape, dtype, layout or device."""
+    """As `reference`, in one launch. Raises ValueError for a wrong shape, dtype, layout or device too."""
+    _check(momentum)
     expect("running", running, 2, None, dtypes=(torch.float32,))
     expect("stats", stats, 2, running.shape[1], dtypes=(torch.float32,), device=running.device)
     _update(running, stats, momentum)
+
+
+def _check(momentum: float) -> None:
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: got {momentum}, accepted is 0 to 1")
 
 
 def _make(case: Case, dtype: torch.dtype, device) -> dict:

@@ -490,14 +490,20 @@ def rows(found: list[promises.Promise]) -> dict[str, tuple[str, str, bool]]:
 
 @pytest.mark.parametrize("accuracy, low", [(0.9390, False), (0.9350, True), (0.9450, False)])
 def test_an_accuracy_is_wrong_below_what_chance_gives(out, measured, accuracy, low):
-    for _ in range(2):
-        ledger.append(out.runs, run("triton", accuracy))
+    for seed in range(2):
+        ledger.append(out.runs, run("triton", accuracy) | {"seed": seed})
     found = rows(promises.runs({}, out))
     promised, now, wrong = found["record94 triton, accuracy in %"]
     assert (
         promised == "94.000 (std 0.089, n 6)" and now.startswith(f"{100 * accuracy:.3f} (") and wrong == low
     )
     assert found["record94 triton, s"] == ("1.500 (std 0.000, n 3) measured", "1.500 (std 0.000, n 2)", False)
+
+
+def test_a_seed_that_was_run_again_is_no_second_run(out, measured):
+    for seconds in (1.0, 9.0):
+        ledger.append(out.runs, run("triton", 0.94, seconds) | {"seed": 0})
+    assert rows(promises.runs({}, out))["record94 triton, s"][1] == "1.500 (n 1)"
 
 
 def test_another_recipe_and_made_up_images_promise_nothing(out, measured):

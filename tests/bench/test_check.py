@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench.check import check, cli
+from bench.check import aot, check, cli
 from bench.check.aot import (
     SERIAL,
     TYPES,
@@ -22,9 +22,11 @@ from bench.check.aot import (
     signature,
 )
 from bench.gate import snapshot, static
+from hlb import UserError
 from kernels import CATALOGUE, __main__
 from kernels.base import chips, launch
 from kernels.base.launch import Launch, box, tl, triton
+from kernels.norm.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(not launch.INSTALLED, reason="triton is not installed")
 
@@ -183,6 +185,31 @@ def test_plan_takes_float16_everywhere_and_other_dtypes_once():
     assert sorted(name for row in everything for name in row.cases) == sorted(3 * names)
 
 
+@pytest.mark.parametrize("op", ["norm_act", "stem", "conv_bn_act_eval"])
+def test_plan_takes_every_activation_for_one_chip_at_least(op):
+    spec = dataclasses.replace(CATALOGUE[op], cases=CATALOGUE[op].cases[:3])
+    rows, faults = check.collect([spec])
+    others = {case.name for case in spec.others()}
+    assert faults == [] and others
+    added = [row for row in rows if others & {*row.cases}]
+    assert all(row.ccs == (90,) and len(row.cases) == 1 for row in added)
+    functions = {value for row in rows for value in row.launch.constants.values()}
+    needed = [act.forward for act in ACTIVATIONS.values()]
+    needed += [act.slope for act in ACTIVATIONS.values()] if spec.differentiable else []
+    assert {*needed} <= functions
+    assert {case for _, case, _ in check.work(rows)} >= others
+
+
+def test_an_activation_that_is_added_is_compiled(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "new", ACTIVATIONS["relu"]._replace(forward=_kernel))
+    spec = CATALOGUE["norm_act"]
+    spec = dataclasses.replace(
+        spec, cases=spec.cases[:1], dtypes=(torch.float16,), compiled={"activation": ("new",)}
+    )
+    rows, _ = check.collect([spec])
+    assert [row.cases for row in rows if _kernel in row.launch.constants.values()] == [["stem new"]]
+
+
 def test_plan_reports_an_undeclared_kernel_and_an_op_that_raises():
     def refuses(**inputs):
         raise RuntimeError("nothing works")
@@ -237,6 +264,16 @@ def test_descriptors_tell_configurations_apart():
     plain, boxed = launched(X, X, 32, 2, **tile), launched(X, box(X, 16), 32, 2, **tile)
     assert [check.tile_options(each) for each in (plain, boxed)] == ["16x16x16", "16x16x16 descriptors"]
     assert check.tile_options(launched(X, X, 32, 2, BLOCK=32)) == ""
+
+
+def test_where_nothing_can_be_compiled_no_launch_is_at_fault(monkeypatch):
+    def compile(*_):
+        raise PermissionError(13, "Permission denied", "/cache/KEY")
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/cache")
+    monkeypatch.setattr(aot, "compiled", compile)
+    with pytest.raises(UserError, match="^nothing can be compiled here: /cache/KEY: Permission denied"):
+        check.compile_all([row("one")], 1, lambda done, of: None)
 
 
 def row(case: str) -> check.Row:

@@ -437,9 +437,18 @@ def test_every_page_gets_its_tables_or_none_is_written(root, capsys, monkeypatch
     assert "docs/more.md: expected one line <!-- three -->" in refused(capsys, "--markdown")
     assert "1" not in (root / "README.md").read_text() and not (root / "docs" / "kernel-costs.md").exists()
     (root / "docs" / "more.md").write_text("<!-- three -->\n<!-- /three -->\n<!-- two -->\n<!-- /two -->")
+    write(root, [run()])
     assert main(["--markdown"]) == 0
     assert (root / "README.md").read_text() == "<!-- one -->\n\n1\n\n<!-- /one -->"
     assert re.findall(r"\d", (root / "docs" / "more.md").read_text()) == ["3", "2"]
+
+
+def test_where_there_are_no_records_the_rows_of_a_page_stay(root, capsys, monkeypatch):
+    """As in a copy of the project without bench/results."""
+    monkeypatch.setattr(kernel_costs, "text", lambda: "costs")
+    (root / records.RESULTS).rmdir()
+    assert f"--markdown: no record in {root / records.RESULTS}" in refused(capsys, "--markdown")
+    assert (root / "README.md").read_text() == PAGE and not (root / "docs").exists()
 
 
 def refused(capsys, *arguments: str) -> str:

@@ -1,14 +1,16 @@
 """The report's page: what is on it, what is said to be missing, and mistakes."""
 
 import dataclasses
+import errno
 import json
+import math
 import re
 import sys
 
 import pytest
 
 import hlb
-from bench.report import benches, cli, records
+from bench.report import benches, cli, records, run_plots
 from bench.report.cli import main
 from hlb.cost.passes import launched
 from hlb.runs import ledger
@@ -70,8 +72,8 @@ def run(accuracy=0.94, name="seed", seconds=(9.0, 1.0), settings=None, **fields)
     return line | fields
 
 
-def write(path, runs) -> str:
-    path.write_text("".join(json.dumps(line | {"seed": i}) + "\n" for i, line in enumerate(runs)))
+def write(path, runs, first=0) -> str:
+    path.write_text("".join(json.dumps(line | {"seed": i}) + "\n" for i, line in enumerate(runs, first)))
     return str(path)
 
 
@@ -200,11 +202,62 @@ def test_every_command_commit_and_machine_is_there_and_html_in_it_is_text(place,
     assert "7bcdefgh with changes" in said and "2026-11-22" in said and "a.jsonl" in said
 
 
+def test_a_hundred_lines_of_one_seed_are_one_run_and_no_record_claim(place, undrawn, capsys):
+    lines = [run(0.95, time=f"2026-11-22T20:00:{i:02}") | {"seed": 0} for i in range(100)]
+    (place / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["a.jsonl"]) == 0
+    said, told = (
+        page(place),
+        "99 of the runs of `seed`, float16 repeat another's seed, and each seed counts once",
+    )
+    assert "1; no record claim: 1 of the 100 runs that one takes" in section(said, "In short")
+    assert (
+        capsys.readouterr().err == f"bench report: warning: {told}\n"
+        and told.replace("`seed`", " seed ").replace("  ", " ") in said
+    )
+
+
+def test_each_of_a_hundred_seeds_is_a_run_whatever_repeats_it(place, undrawn):
+    again = [run(0.5, device="cuda:1", commit="another")] * 100  # seeds 0 to 99 once more
+    write(place / "b.jsonl", again)
+    assert main([write(place / "a.jsonl", [run(0.95)] * 100), "b.jsonl"]) == 0
+    assert "100; a record claim: the mean of 100 runs is at least 95.0000%" in section(
+        page(place), "In short"
+    )
+
+
+def test_lines_that_are_skipped_are_told_with_the_reason(place, undrawn, capsys):
+    path = write(place / "a.jsonl", [run(0.94), run(math.nan), run(device_name=["a GPU"])])
+    with open(path, "ab") as f:
+        f.write("größer\n".encode("latin-1") + b"[" * 5000 + b'\n{"accuracy": 0.')
+    assert main([path]) == 0
+    told = "lines skipped: 1 not in UTF-8, 1 nested too deeply, 1 cut short or no JSON, 2 no runs"
+    assert capsys.readouterr().err == f"bench report: warning: {path}: 5 {told}\n"
+    assert told in section(page(place), "In short") and "94.00 %" in page(place)
+
+
+def test_a_ledger_that_cannot_be_read_is_a_line_that_names_it(place, capsys, monkeypatch):
+    ledger.DEFAULT.parent.mkdir()
+    write(place / ledger.DEFAULT, [run()])
+
+    def unreadable(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(ledger, "load", unreadable)
+    assert "cannot read results/ledger.jsonl: Permission denied" in refused(capsys)
+
+
+def test_a_name_may_hold_what_is_mathematics_to_matplotlib(place):
+    name = "$\\frac{ 5 $"
+    run_plots.distribution(name, records.groups([("a", [run(device_name=name, seed=0)])]), place / "x.svg")
+    assert (place / "x.svg").read_text().count("<svg") == 1
+
+
 def test_without_a_ledger_it_is_of_the_default_one_and_of_the_checkouts_results(place, undrawn):
     (place / records.RESULTS).mkdir(parents=True)
     ledger.DEFAULT.parent.mkdir()
     write(place / ledger.DEFAULT, [run(0.91)])
-    write(place / records.RESULTS / "x.jsonl", [run(0.92)])
+    write(place / records.RESULTS / "x.jsonl", [run(0.92)], first=1)
     other = {"system": "another", "device_name": "a GPU", "runs": [{"accuracy": 0.935, "seconds": 3.0}]}
     (place / records.RESULTS / "y.json").write_text(json.dumps(other))
     (place / records.RESULTS / "k.json").write_text(json.dumps(BENCH))
@@ -265,6 +318,8 @@ def test_mistakes_are_one_line_that_names_them(place, capsys):
     assert "--out: cannot write text/report.html" in refused(capsys, path, "--out", "text")
     assert "--kernels: text is not a record" in refused(capsys, path, "--kernels", "text")
     assert "--kernels: a.jsonl is not a record" in refused(capsys, path, "--kernels", "a.jsonl")
+    (place / "deep").write_text("[" * 99999)
+    assert "--kernels: deep is not a record" in refused(capsys, path, "--kernels", "deep")
     assert "--profile: cannot read absent: No such file" in refused(capsys, path, "--profile", "absent")
     assert not (place / "results").exists()
 
@@ -272,7 +327,7 @@ def test_mistakes_are_one_line_that_names_them(place, capsys):
 @pytest.mark.parametrize("arguments", [[], ["--markdown"]])
 def test_without_matplotlib_the_line_says_what_to_install(monkeypatch, capsys, arguments):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert 'pip install "hlb[plot]"' in refused(capsys, *arguments)
+    assert "pip install matplotlib" in refused(capsys, *arguments)
 
 
 def test_help_fits_a_terminal(capsys):

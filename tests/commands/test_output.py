@@ -41,11 +41,11 @@ def small():
 class Still(Trainer):
     """A trainer that trains nothing: accuracies follow from the seed."""
 
-    def run(self, seed: int, eval_every: int = 1, watcher=None) -> Run:
+    def run(self, seed: int, eval_every: int = 1, callback=None) -> Run:
         run = Run(seed, accuracy=0.1 + seed / 100, views="flip", train_seconds=2.0, eval_seconds=0.5, steps=2)
         run.epochs.append({**ROW, "average_val_acc": None, "val_seconds": None})
-        if watcher:
-            watcher.epoch(run, run.epochs[0])
+        if callback:
+            callback.epoch(run, run.epochs[0])
         return run
 
 

@@ -8,6 +8,7 @@ import tape
 import torch
 
 import hlb
+import kernels
 from hlb import audit, execution, synthetic
 from hlb.cli import main
 from hlb.execution import resolve
@@ -15,6 +16,7 @@ from hlb.train import Trainer
 
 SETTINGS = {"base_depth": 4, "train_examples": 120, "batch_size": 40, "eval_batch_size": 60, "epochs": 2.0,
             "whiten_images": 50, "sizes": "20,32", "dtype": "float32"}  # fmt: skip
+SHORT = {"views": "none", "sizes": "20", "train_examples": 24, "batch_size": 8, "eval_batch_size": 24}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def test_run_does_everything_once_and_on_its_clock(data, name):
     counts = {what: on for what, _, on, _ in rows}
     assert counts["augmentation"] == counts["statistics"] == 6 and counts["order"] == 2
     assert counts["whitening"] == 1 and counts["reset"] >= 1 and counts["test-time views"] >= 2
-    assert (counts["muon"] > 0) == (name == "smoke")
+    updates = {what: on for what, on in counts.items() if what.startswith("updates")}
+    kinds = {"smoke": (6, 6, 6, 3), "seed": (5, 5, 5)}[name]  # the stem freezes; the first rate of seed is 0
+    assert [*updates.values()] == [*kinds]
 
 
 @pytest.mark.parametrize("mode", ["step", "run"])
@@ -43,7 +47,8 @@ def test_replays_of_a_graph_count_for_what_was_captured(data, mode, monkeypatch)
     if not torch.cuda.is_available():
         monkeypatch.setattr(execution, "capture", tape.capture)
     rows, wrong = audit.run(audited(data, mode=mode))
-    assert not wrong and {row[0]: row[2] for row in rows}["augmentation"] == 6
+    counts = {row[0]: row[2] for row in rows}
+    assert not wrong and counts["augmentation"] == counts["updates of filters"] == 6
 
 
 class Early(Trainer):
@@ -85,6 +90,48 @@ class Whitened(Trainer):
 def test_whitening_at_build_fails_the_audit(data):
     _, wrong = audit.run(audited(data, Whitened))
     assert wrong == ["whitening: 0 on the clock, 1 belong there"]
+
+
+class Idle(torch.optim.SGD):
+    """An optimizer that leaves every weight as it is."""
+
+    def step(self, closure=None):
+        pass
+
+
+@pytest.mark.parametrize("optimizer, faults", [
+    ("torch.optim.AdamW", []),
+    (Idle, ["updates of filters: 0 on the clock, 1 belong there"]),
+])  # fmt: skip
+def test_updates_by_an_optimizer_of_torch_are_counted(data, optimizer, faults):
+    rows, wrong = audit.run(audited(data, optimizer=optimizer, lr=1e-3, **SHORT), eval_every=0)
+    updates = {what: on for what, _, on, _ in rows if what.startswith("updates")}
+    assert wrong == faults
+    assert [*updates.values()] == [0 if faults else 6, 6, 6, 3]  # filters, linear, biases, stem
+
+
+def test_an_op_that_updates_nothing_fails_the_audit(data, monkeypatch):
+    monkeypatch.setattr(execution, "capture", tape.capture)
+    monkeypatch.setitem(kernels.BACKENDS["reference"], "muon", lambda *_, **__: None)
+    _, wrong = audit.run(audited(data, mode="run", **SHORT), eval_every=0)
+    assert wrong == ["updates of filters: 0 on the clock, 6 belong there"]
+
+
+class Practised(Trainer):
+    """Does the last step of each epoch once more, off the clock; and moves all weights between two."""
+
+    def _row(self, epoch, *rest):
+        self.optimizer.step_index -= 1
+        self.steppers[self.plan[(epoch + 1) * self.per_epoch - 1]]()
+        for arena in self.optimizer.arenas if epoch == 0 else ():
+            arena.load(arena.value * 0.5)
+        return super()._row(epoch, *rest)
+
+
+def test_updates_off_the_clock_and_between_steps_fail_the_audit(data):
+    _, wrong = audit.run(audited(data, Practised, **SHORT), eval_every=0)
+    each = {"filters": 3, "linear": 3, "biases": 3, "stem": 2}
+    assert {f"updates of {kind}: {off} off the clock" for kind, off in each.items()} <= {*wrong}
 
 
 def test_command_prints_what_was_counted_and_says_that_the_clock_is_honest(capsys, tmp_path, monkeypatch):

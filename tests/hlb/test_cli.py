@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import resource
 import socket
 import statistics as stdlib_statistics
 import subprocess
@@ -20,7 +19,7 @@ from hlb import synthetic
 from hlb.cli import main
 from hlb.data import FOLDER
 from hlb.runs import experiment, ledger, statistics
-from hlb.train import Trainer, Watcher
+from hlb.train import Callback, Trainer
 
 ROOT = Path(hlb.__file__).parents[1]
 SETTINGS = ("base_depth=4", "train_examples=500", "batch_size=250", "epochs=1", "whiten_images=100")
@@ -220,6 +219,10 @@ def test_mistake_is_one_line_of_a_real_process(files, place, arguments, names):
 
 
 def test_network_too_large_for_memory_is_one_line_with_what_was_needed_and_what_lowers_it(capsys):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("only Linux tells and limits a process's memory so")
+    import resource
+
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**32, hard))  # so that no machine tries
@@ -436,7 +439,7 @@ def test_diverging_runs_are_recorded_as_failed_and_all_failing_is_exit_status_1(
     assert [record["status"] for record in ledger.load(ledger.DEFAULT)] == ["failed"] * 2
 
 
-class Poison(Watcher):
+class Poison(Callback):
     """Puts NaN into whatever training changes in a network, after a step."""
 
     def __init__(self, network, after):
@@ -452,8 +455,8 @@ class Poison(Watcher):
 @pytest.mark.parametrize("after", [1, 2], ids=["in training", "in the final evaluation"])
 def test_run_that_diverges_is_counted_and_leaves_the_others_as_they_were(monkeypatch, capsys, after):
     class Poisoned(Trainer):
-        def run(self, seed, eval_every=1, watcher=None):
-            return super().run(seed, eval_every, Poison(self.network, after) if seed == 1 else watcher)
+        def run(self, seed, eval_every=1, callback=None):
+            return super().run(seed, eval_every, Poison(self.network, after) if seed == 1 else callback)
 
     assert main([*TINY, "--runs", "3", "--quiet", "--ledger", "clean.jsonl"]) == 0
     monkeypatch.setattr(experiment, "Trainer", Poisoned)

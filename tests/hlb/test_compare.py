@@ -94,6 +94,7 @@ def file(tmp_path, monkeypatch):
         (":epochs=9", {5}),  # the recipe's, not the ledger's list
         (":device_name=Xeon: fast, 2 threads", {5}),
         (":device=cuda:0", {0, 1, 2, 3, 4, 5, 6}),
+        (":device=cuda", {0, 1, 2, 3, 4, 5, 6}),
         (":seed=6", {6}),
         (":status=failed", {6}),
         (":accuracy=None", {6}),
@@ -201,7 +202,7 @@ def test_one_run_cannot_be_tested(a, b, says):
 
 
 def test_failed_runs_are_counted_and_in_no_mean():
-    content = compare(Sample("a", [*runs(3), failed(), failed()]), Sample("b", runs(3)))
+    content = compare(Sample("a", [*runs(3), failed(seed=3), failed(seed=4)]), Sample("b", runs(3)))
     assert (content["A"]["n"], content["A"]["failed"], content["B"]["failed"]) == (3, 2, 0)
     assert content["A"]["accuracy"]["mean"] == pytest.approx(0.94)
     assert "2 of A's 5 runs failed" in content["warnings"][0]
@@ -240,10 +241,93 @@ def test_runs_in_both_groups_are_warned_of():
     assert "2 runs are in A and in B" in warned(runs(3), runs(2))
 
 
-def test_runs_that_repeat_a_seed_are_warned_of():
-    again = [dict(run, time="later") for run in runs(2)]
-    assert "2 of A's runs repeat" in warned([*runs(3), *again], runs(3, first=5))
-    assert "repeat" not in warned([*runs(3), *runs(2, commit="81d0a")], runs(3, first=5))
+# What says nothing of a run: when and by which code and GPU it ran, and how its recipe was written.
+ASIDE = (
+    {"time": "later"},
+    {"commit": "81d0a"},
+    {"execution": {"device": "cuda:1"}},
+    {"execution": {"threads": 8}},
+    {"recipe": {"name": "renamed"}},
+    {"recipe": {"target": 0.95}},
+    {"recipe": {"epochs": 8}},
+    {"recipe": {"momentum": 0.85}},  # what the field is where a record lacks it
+)
+
+
+@pytest.mark.parametrize("aside", ASIDE, ids=str)
+def test_runs_that_repeat_a_seed_are_warned_of_and_leave_n(aside):
+    content = compare(
+        Sample("a", [*runs(3), *runs(2, accuracy=0.05, **aside)]), Sample("b", runs(3, first=5))
+    )
+    assert "2 of A's runs repeat" in content["warnings"][0]
+    assert (content["A"]["n"], content["A"]["accuracy"]["mean"]) == (3, pytest.approx(0.94))
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        {"first": 3},
+        {"dataset": "other"},
+        {"device_name": "other"},
+        {"execution": {"compile": "off"}},
+        {"recipe": {"lr": 0.3}},
+        {"recipe": {"field_that_is_gone": 1}},
+    ],
+    ids=str,
+)
+def test_runs_of_another_seed_recipe_execution_or_place_repeat_none(apart):
+    content = compare(
+        Sample("a", [*runs(3), *runs(3, **{"first": 0} | apart)]), Sample("b", runs(3, first=9))
+    )
+    assert content["A"]["n"] == 6 and "repeat" not in "".join(content["warnings"])
+
+
+def test_a_hundred_lines_of_one_seed_are_one_run_of_which_nothing_can_be_said():
+    hundred = [dict(run, time=str(i)) for i, run in enumerate(runs(1) * 100)]
+    content = compare(Sample("a", hundred), Sample("b", runs(12)))
+    assert content["A"]["n"] == 1 and content["difference"]["accuracy"]["p"] is None
+    assert content["verdict"].startswith("It cannot be tested") and content["verdict"].endswith("A has 1.")
+
+
+# -- sides that mix what is compared -------------------------------------------------------------------------
+
+
+def test_a_side_that_mixes_recipes_or_executions_is_named_field_by_field_and_gets_no_verdict():
+    other = runs(6, 0.3, first=6, recipe={"epochs": 2.0, "lr": 0.3}, execution={"compile": "off"})
+    a, b = Sample("a", [*runs(6), *other]), Sample("b", runs(12))
+    content = compare(a, b)
+    assert content["verdict"] == (
+        "No verdict, since A mixes epochs, lr, compile: choose one of each, as FILE:epochs=8.0, or take them "
+        "together with --pool."
+    )
+    assert [line for line in content["warnings"] if "mixes" in line] == [
+        "A mixes epochs: 8.0; 2.0",
+        "A mixes lr: 0.24; 0.3",
+        "A mixes compile: on; off",
+    ]
+    assert content["A"]["mixed"]["epochs"] == ["8.0", "2.0"] and content["B"]["mixed"] == {}
+    for test in content["difference"].values():
+        assert test["p"] is test["ci95"] is None and test["difference"] is not None
+    pooled = compare(a, b, pool=True)
+    assert pooled["verdict"].startswith("B is less accurate") and pooled["warnings"] == content["warnings"]
+    assert compare(b, a)["verdict"].startswith("No verdict, since B mixes epochs, lr, compile: ")
+
+
+def test_a_side_that_mixes_data_sets_or_kinds_of_device_gets_no_verdict_either():
+    """Each is an experiment of its own, though no field of a recipe says so."""
+    for other in ({"dataset": "synthetic"}, {"execution": {"device": "cpu"}}, {"execution": {"threads": 9}}):
+        assert said([*runs(6), *runs(6, first=6, **other)], runs(12)).startswith("No verdict, since A mixes")
+    assert "No verdict" not in said([*runs(6), *runs(6, first=6, execution={"device": "cuda:1"})], runs(12))
+
+
+def test_sides_that_differ_from_each_other_are_what_is_compared():
+    assert said(runs(12), runs(12, 0.005, recipe={"lr": 0.3})).startswith("B is more accurate")
+
+
+def test_what_an_older_run_does_not_say_of_its_execution_is_a_value_of_its_own():
+    lines = [*runs(6), *runs(6, first=6, execution={"graph": "run"})]
+    assert "A mixes graph: not recorded; run" in warned(lines, runs(12))
+    assert "as FILE:graph=run, or" in said(lines, runs(12))
 
 
 def test_accuracy_without_any_spread_is_not_tested():
@@ -251,6 +335,33 @@ def test_accuracy_without_any_spread_is_not_tested():
         [record(0.9, 10 + i / 10, seed=i) for i in range(3)], [record(0.8, 5 + i / 10) for i in range(3)]
     )
     assert "accuracy cannot be tested" in verdict and "B is faster by" in verdict
+
+
+def test_skipped_lines_are_told_with_the_reason_by_the_command_and_in_its_json(file, capsys):
+    with open(file, "ab") as f:
+        f.write("größer\n".encode("latin-1") + b'{"accuracy": NaN}\n{"accuracy": 0.\n')
+    for out in ([], ["--json"]):
+        assert main(["compare", f"{file}:lr=0.24", f"{file}:lr=0.3", *out]) == 0
+        said = capsys.readouterr().out
+        assert (
+            said.count("all.jsonl: 3 lines skipped: 1 not in UTF-8, 1 cut short or no JSON, 1 no runs") == 1
+        )
+
+
+def test_a_ledger_of_which_no_line_is_a_run_says_why(file, tmp_path, capsys):
+    (tmp_path / "windows.jsonl").write_text(json.dumps(record(seed=0)) + "\n", encoding="utf-16")
+    assert main(["compare", "windows.jsonl", file]) == 2
+    err = capsys.readouterr().err
+    assert "holds no runs (windows.jsonl: 1 line skipped: 1 not in UTF-8)" in err and err.count("\n") == 1
+
+
+def test_the_command_takes_mixed_runs_together_where_it_is_asked_to(file, capsys):
+    assert main(["compare", file, f"{file}:lr=0.24"]) == 0
+    out = capsys.readouterr().out
+    assert "warning: A mixes lr: 0.24; 0.3" in out and "No verdict" in out.splitlines()[-1]
+    assert main(["compare", file, f"{file}:lr=0.24", "--pool"]) == 0
+    out = capsys.readouterr().out
+    assert "warning: A mixes lr: 0.24; 0.3" in out and "No verdict" not in out
 
 
 # -- the command ---------------------------------------------------------------------------------------------

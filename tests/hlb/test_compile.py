@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import hlb
 from hlb import synthetic
-from hlb.execution import resolve
+from hlb.execution import compiled, out_of_memory_explained, resolve
 from hlb.train import Trainer
 from kernels import pool_head
 
@@ -66,6 +66,29 @@ def test_graph_break_in_a_step_is_an_error(data, graphs, monkeypatch):
     )
     with pytest.raises(torch._dynamo.exc.Unsupported):
         Trainer(recipe, execution, data)
+
+
+@pytest.mark.parametrize("without", ["a compiler", "a folder"])
+def test_nothing_to_compile_with_is_one_line_that_says_what_and_how_to_do_without(
+    without, monkeypatch, tmp_path
+):
+    from torch._inductor import config
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compilers = {"a compiler": (None, "/no/g++"), "a folder": config.cpp.cxx}[without]
+    if without == "a compiler":
+        why = "no C compiler is found: install gcc and g++"
+    else:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file/cache"))
+        why = f"{tmp_path}/file/cache: Not a directory, and compiled code is kept there"
+    torch._dynamo.reset()
+    recipe, explained = hlb.recipe("smoke"), pytest.raises(hlb.UserError)
+    with explained as caught, out_of_memory_explained(recipe), config.patch({"cpp.cxx": compilers}):
+        compiled(lambda x: x.sin() + 1)(torch.ones(3))
+    said = str(caught.value)
+    assert said.startswith(f"nothing can be compiled here: {why}") and "\n" not in said
+    assert said.endswith("; or take --compile off, on a GPU with --kernels reference")
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for a CPU with a C++ compiler")

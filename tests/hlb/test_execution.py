@@ -180,6 +180,7 @@ def test_every_kind_of_shuffle_has_run_before_it_is_captured(data, monkeypatch):
 def test_what_is_all_kernels_and_captured_is_not_compiled(monkeypatch, asked, compile):
     monkeypatch.setattr(execution, "available", lambda device: True)
     monkeypatch.setattr(execution.launch, "runnable", lambda device: True)
+    monkeypatch.setattr(execution.launch, "INSTALLED", True)
     settings = {"dtype": asked.pop("dtype", "auto")}
     how = hlb.Execution(**{"device": "cuda"} | asked)
     assert resolve(hlb.recipe("record94", settings), how)[1].compile == compile

@@ -34,6 +34,19 @@ def test_grid_is_the_product_and_its_last_field_varies_fastest():
     assert "auto" not in (found[0].recipe.dtype, found[0].execution.device)
 
 
+@pytest.mark.parametrize("settings", ["lr=0.1,0.2", ("lr=0.1,0.2",)])
+def test_a_setting_alone_is_a_list_of_one(settings):
+    assert [one.recipe.lr for one in grid.grid("smoke", settings)] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    "settings, options", [({"lr": [0.1]}, {}), (5, {}), ([0.1], {}), (["lr=0.1,0.2"], {"draw": "2"})], ids=str
+)
+def test_what_is_no_setting_or_count_is_refused_in_a_line(settings, options):
+    with pytest.raises(hlb.UserError, match="^--(set|random): got "):
+        grid.grid("smoke", settings, **options)
+
+
 def test_grid_of_single_alternatives_is_the_recipe_with_these():
     (only,) = grid.grid("smoke", ["lr=0.1", "epochs=2"])
     assert (only.name, only.values, only.recipe.lr) == ("smoke", {}, 0.1)

@@ -1,5 +1,6 @@
 """The ledger: whole lines whatever happens to the process that writes them."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -10,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from hlb.runs import ledger
 
@@ -63,6 +66,163 @@ def test_what_json_cannot_hold_becomes_null_at_any_depth(path, value):
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected
 
 
+def test_numbers_of_numpy_and_torch_become_those_of_json(path):
+    ledger.append(path, {"seed": np.int64(3), "lr": np.float32(0.5), "on": np.bool_(True)})
+    ledger.append(
+        path, {"seed": torch.tensor(3), "widths": np.array([1.0, math.nan]), "loss": np.float64("inf")}
+    )
+    first, second = ledger.load(path)
+    assert first == {"seed": 3, "lr": 0.5, "on": True} and first["on"] is True
+    assert second == {"seed": 3, "widths": [1.0, None], "loss": None}
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(path):
+    """A function that leaves the ledger room for some bytes more."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def leave(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + size, before[1]))
+
+    yield leave
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"accuracy": 0.'], ids=["whole", "torn"])
+def test_what_a_full_disk_took_of_a_line_is_taken_back_and_the_next_append_is_whole(path, room, torn):
+    ledger.append(path, RECORD)
+    with open(path, "ab") as f:
+        f.write(torn)
+    content = path.read_bytes()
+    room(20)
+    with pytest.raises(OSError) as error:
+        ledger.append(path, RECORD | {"seed": 1})
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == content
+    room(1000)
+    ledger.append(path, RECORD | {"seed": 2})
+    assert ledger.load(path) == [RECORD, RECORD | {"seed": 2}]
+
+
+def test_nothing_is_taken_back_where_the_file_may_be_anothers_too(path, room, monkeypatch):
+    """On a file system without locks, what stands behind our line may be another writer's."""
+    monkeypatch.setattr(ledger, "fcntl", None)
+    ledger.append(path, RECORD)
+    room(20)
+    with pytest.raises(OSError):
+        ledger.append(path, RECORD)
+    room(1000)
+    assert len(path.read_bytes().splitlines()[1]) == 20 and ledger.load(path) == [RECORD]
+    ledger.append(path, RECORD)
+    assert ledger.load(path) == [RECORD] * 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_device_without_room_is_an_error_that_names_it():
+    with pytest.raises(OSError) as error:
+        ledger.append("/dev/full", RECORD)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/dev/full")
+    ledger.append("/dev/null", RECORD)
+
+
+# -- lines that are no records, and records that are no runs -------------------------------------------------
+
+RUN = {
+    "recipe_fields": {"lr": 0.24, "group_widths": [1.0, 4.0, 4.0], "drop_last": True, "views": "flip"},
+    "execution": {"device": "cpu"},
+    "seed": 0,
+    "status": "ok",
+    "accuracy": 0.94,
+    "train_seconds": 2.0,
+    "eval_seconds": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b'{"accuracy": 0.', "cut short or no JSON"),
+        (b"a text", "cut short or no JSON"),
+        (b"1" * 5000, "cut short or no JSON"),  # more digits than Python reads
+        (b"[1]", "no JSON object"),
+        (b'"text"', "no JSON object"),
+        (b'{"a":' * 30 + b"1" + b"}" * 30, "nested too deeply"),
+        (b'{"a":' + b"[" * 99999 + b"]" * 99999 + b"}", "nested too deeply"),
+        ('{"name": "größer"}'.encode("latin-1"), "not in UTF-8"),
+        ('{"name": "größer"}'.encode("utf-16-le"), "not in UTF-8"),
+        (b'{"name": "\\ud800"}', "not in UTF-8"),
+        (b'{"a": 1}', "no runs"),
+    ],
+    ids=range(11),
+)
+def test_lines_that_are_no_runs_are_counted_with_the_reason(path, line, reason):
+    ledger.append(path, RUN)
+    with open(path, "ab") as f:
+        f.write(line + b"\n\n" + line + b"\n")
+    ledger.append(path, RUN | {"seed": 1})
+    runs = ledger.runs(path)
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert runs.skipped == {reason: 2} and runs.note == f"{path}: 2 lines skipped: 2 {reason}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_every_line_of_a_ledger_in_another_encoding_is_told(path, encoding):
+    path.parent.mkdir()
+    path.write_bytes("".join(json.dumps(RUN | {"seed": i}) + "\r\n" for i in range(7)).encode(encoding))
+    assert ledger.runs(path) == [] and ledger.runs(path).skipped == {"not in UTF-8": 7}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(path):
+    path.parent.mkdir()
+    path.write_bytes((json.dumps(RUN) + "\r\n").encode("utf-8-sig"))
+    assert ledger.runs(path) == [RUN] and not ledger.runs(path).note
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_json_cannot_hold_is_read_as_none_at_any_depth(path, number):
+    path.parent.mkdir()
+    path.write_text(json.dumps(RUN | {"epochs": [{"train_loss": "?"}]}).replace('"?"', number) + "\n")
+    (run,) = ledger.runs(path)
+    assert run["epochs"] == [{"train_loss": None}]
+    path.write_text(json.dumps(RUN | {"accuracy": "?"}).replace('"?"', number) + "\n")
+    assert ledger.runs(path).skipped == {"no runs": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"accuracy": value} for value in (None, True, "0.9", [0.9], -0.1, 94.0, 10**400)),
+        *({"train_seconds": value} for value in (None, -1.0, 1e300, "2", False)),
+        {"train_seconds": 0.0, "eval_seconds": 0},  # per cent of which mean?
+        *({"seed": value} for value in (-1, 1.5, "0", True, 2**63)),
+        *({"status": value} for value in (None, "fine", ["ok"])),
+        *({name: value} for name in ("recipe_fields", "execution") for value in (None, [], "x")),
+        *({"device_name": value} for value in (1, ["x"], {"a": 1})),
+        {"dataset": ["cifar10"]},
+        {"commit": 12345678},
+        {"command": ["hlb"]},
+        {"time": 2026},
+        {"versions": ["torch"]},
+        {"note": 1},
+        *({"recipe_fields": {name: value}} for name, value in (
+            ("lr", "fast"), ("lr", None), ("lr", True), ("group_widths", 1.0), ("group_widths", [1, "a"]),
+            ("drop_last", 1), ("views", 6), ("target", 94), ("target", "0.94"), ("views_fraction", [1]))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_line_whose_fields_are_of_other_types_or_out_of_range_is_no_run(change):
+    assert ledger.is_run(RUN) and not ledger.is_run(RUN | change)
+
+
+def test_a_run_may_lack_what_came_later_and_have_what_is_unknown():
+    assert ledger.is_run({**RUN, "recipe_fields": {"gone": {"a": [1]}}, "execution": {}, "seed": None})
+    assert ledger.is_run(RUN | {"status": "failed", "accuracy": None, "train_seconds": None})
+
+
 def _append_many(path: Path, writer: int, records: int, epochs: int) -> None:
     for i in range(records):
         ledger.append(path, {"writer": writer, "record": i, "epochs": [{"train_loss": i / 7}] * epochs})
@@ -88,6 +248,8 @@ def test_two_processes_that_append_lose_no_record(path, epochs):
 @pytest.fixture
 def program(path, tmp_path):
     """Five runs, long enough to be stopped in the middle of one, in a process of its own."""
+    if os.name != "posix":
+        pytest.skip("Windows has no signal that kills")
     command = [
         sys.executable,
         "-m",

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hlb
 import kernels
 from hlb import schedule, settings
+from hlb.cli import main
 from hlb.cost import complexity
 from hlb.initial import InitialWeights
 from hlb.networks import Network
@@ -130,6 +131,18 @@ def test_long_variant_of_the_seed_is_two_settings():
 def test_settings_are_read_by_the_type_of_their_field(text, field, value):
     got = getattr(hlb.recipe("record94", [text]), field)
     assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize("arguments, both", [
+    (["--set", "lr=0.1", "lr=0.2"], "lr=0.1 and lr=0.2"),
+    (["--set", "lr=0.1", "--set", "lr=0.1"], "lr=0.1 and lr=0.1"),
+    (["--set", "epochs=3", "--epochs", "0.05"], "epochs=3 and epochs=0.05"),
+    (["--dtype", "float32", "--set", "dtype=float64"], "dtype=float64 and dtype=float32"),
+])  # fmt: skip
+def test_a_field_that_is_set_twice_is_refused(capsys, arguments, both):
+    assert main(["--recipe", "smoke", "--data", "synthetic", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert f"--set: got {both}; give one of them" in err and err.count("\n") == 1 and not out
 
 
 def test_recipe_survives_the_ledger():

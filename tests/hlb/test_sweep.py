@@ -1,6 +1,7 @@
 """Sweeps: their runs and ledger, what a stopped one goes on from, its processes, and mistakes."""
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -12,8 +13,10 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import hlb
 from hlb import synthetic
@@ -125,6 +128,7 @@ MANY = ",".join(map(str, range(1, 200)))
         (["--set", "bias_lr=1,many"], "bias_lr: got 'many'"),
         (["--set", "bias_lr=1,1.0"], "lr=0.1 bias_lr=1 and lr=0.1 bias_lr=1.0 are the same"),
         (["--set", "lr=0.4"], "got lr twice"),
+        (["--set", "target=0.94,0.95"], "lr=0.1 target=0.94 and lr=0.1 target=0.95 are the same"),
         (["--dtype", "float64"], "got dtype twice"),
         (["--set", "sizes=32/7"], "sizes: got 7"),
         (["--set", f"bias_lr={MANY}", f"linear_lr={MANY}"], "--random"),
@@ -251,6 +255,44 @@ def test_run_that_is_twice_in_the_ledger_counts_once(instant, capsys):
     assert re.search(r"^lr=0.1 +2 +0 ", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_hundred_lines_of_one_seed_are_one_run_of_a_sweep(instant, capsys):
+    assert start("--runs", "2", "--quiet") == 0
+    line = ledger.load("runs.jsonl")[0]
+    fields = line["recipe_fields"] | {"name": "renamed", "epochs": 1}  # 1.0 epochs
+    for i in range(100):
+        ledger.append("runs.jsonl", line | {"time": str(i), "recipe_fields": fields})
+    assert start("--runs", "2") == 0
+    out = capsys.readouterr().out
+    assert "already: 6   to do: 0" in out and re.search(r"^lr=0.1 +2 +0 ", out, re.MULTILINE)
+
+
+def test_lines_that_are_skipped_are_told_before_the_runs_begin(instant, capsys):
+    Path("runs.jsonl").write_bytes("größer\n".encode("latin-1") + b"[" * 5000 + b'\n{"accuracy": NaN}\n')
+    assert start() == 0
+    told = "warning: runs.jsonl: 3 lines skipped: 1 not in UTF-8, 1 nested too deeply, 1 no runs\n"
+    assert told in capsys.readouterr().out and len(ledger.runs("runs.jsonl")) == 3
+
+
+def test_a_disk_that_is_full_while_a_run_is_recorded_costs_no_statistics(instant, monkeypatch, capsys):
+    append, left = ledger.append, [4]
+
+    def full(path, record):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        append(path, record)
+
+    monkeypatch.setattr(ledger, "append", full)
+    assert start("--runs", "2", "--json", "out.json") == 2
+    out, err = capsys.readouterr()
+    assert (
+        err.startswith("hlb: --ledger: cannot write runs.jsonl: No space left on device")
+        and err.count("\n") == 1
+    )
+    assert len(re.findall(r"^lr=0.\d +2 +0 ", out, re.MULTILINE)) == 3 and len(finished()) == 4
+    assert [one["n"] for one in json.loads(Path("out.json").read_text())["configurations"]] == [2, 2, 2]
+
+
 def test_runs_that_are_there_from_other_code_or_another_execution_are_warned_of(instant, capsys):
     assert start("--runs", "2", "--quiet") == 0
     assert start("--runs", "2", "--channels-last", "off") == 0
@@ -303,6 +345,26 @@ def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, cap
     assert grid.READY["record94"].runs == 50  # without --runs
 
 
+def in_python(**options) -> sweep.SweepResult:
+    common = {"data": "synthetic", "ledger": "runs.jsonl", "console": Console(quiet=True)}
+    return sweep.sweep(
+        "smoke", [*SETTINGS, *RATES], execution=hlb.Execution("cpu", threads=1), **common, **options
+    )
+
+
+def test_counts_of_numpy_are_counts_in_the_ledger_too(instant):
+    in_python(runs=np.int64(2), seed=np.int64(4), draw=np.int64(1))
+    (first, second) = ledger.runs("runs.jsonl")
+    assert (first["seed"], second["seed"]) == (4, 5)
+
+
+@pytest.mark.parametrize("option", ["runs", "seed", "draw", "eval_every"])
+@pytest.mark.parametrize("value", ["2", 2.5, [2]], ids=str)
+def test_a_count_that_is_no_whole_number_is_refused(instant, option, value):
+    with pytest.raises(hlb.UserError, match="^--(runs|seed|random|eval-every): got "):
+        in_python(**{option: value})
+
+
 # -- what is printed -----------------------------------------------------------------------------------------
 
 
@@ -351,6 +413,8 @@ def test_interrupt_prints_what_has_finished_and_is_exit_status_130(instant, monk
 @pytest.fixture
 def program(place):
     """Starts a command over the small set in a process of its own; ends it with the test."""
+    if os.name != "posix":
+        pytest.skip("Windows has no signal that kills")
     (place / "program.py").write_text(PROGRAM)
     started = []
 
@@ -460,6 +524,7 @@ def test_process_that_waits_for_one_that_ended_says_so(monkeypatch):
 def torchrun(monkeypatch):
     """The environment of the fourth of four processes on a machine."""
     variables = {"LOCAL_RANK": "3", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**variables, "TORCHELASTIC_RUN_ID": "none"}.items():
         monkeypatch.setenv(name, value)
 
@@ -481,3 +546,38 @@ def test_processes_on_a_cpu_divide_its_threads(torchrun, monkeypatch, asked, got
 def test_several_processes_that_would_each_run_everything_are_refused(torchrun, capsys):
     assert start() == 2
     assert "--shard: not given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "audit"])
+@pytest.mark.parametrize("launcher", ["torchrun", "another"])
+def test_several_processes_that_would_train_the_same_seeds_are_refused(
+    torchrun, monkeypatch, capsys, command, launcher
+):
+    if launcher == "another":
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert main([command, *TINY[1:]]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "one of 4 processes (WORLD_SIZE), which would all train the same seeds" in err
+        and err.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "unset", [["RANK"], ["WORLD_SIZE"], ["MASTER_ADDR"], ["LOCAL_WORLD_SIZE", "LOCAL_RANK"]]
+)
+def test_a_process_that_has_not_all_of_torchruns_variables_was_not_started_by_it(
+    torchrun, monkeypatch, capsys, unset
+):
+    for name in unset:
+        monkeypatch.delenv(name)
+    assert start("--shard") == 2
+    assert "--shard: this process was not started by torchrun" in capsys.readouterr().err
+
+
+def test_a_single_process_of_a_launcher_trains(torchrun, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    shard.expect_alone()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("RANK")  # somebody's own variable
+    shard.expect_alone()

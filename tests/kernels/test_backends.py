@@ -135,6 +135,28 @@ def test_a_kernel_on_a_cpu_without_the_interpreter_is_a_value_error(no_interpret
         kernels.CATALOGUE["cross_entropy"].op(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64), 0.2)
 
 
+@pytest.mark.skipif(not launch.INTERPRETED, reason="triton does not interpret here")
+def test_an_interpreter_that_its_numpy_is_too_new_for_is_one_line_that_names_both(monkeypatch):
+    monkeypatch.setattr(launch.np, "__version__", "2.4.0")
+    both = (
+        f"the interpreter of triton {launch.triton.__version__} does not work with numpy 2.4.0: pip install"
+    )
+    with pytest.raises(ValueError, match=f"^device: {both} 'numpy<2.4'$"):
+        kernels.CATALOGUE["cross_entropy"].op(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64), 0.2)
+    for choice in ("triton", "tuned", "reference,sgd=triton"):
+        with pytest.raises(UserError, match=f"^--kernels {choice}: {both}"):
+            chosen(choice)
+    assert chosen("reference") == chosen("auto") == "reference"
+
+
+@pytest.mark.parametrize(("triton", "numpy"), [("3.6.0", "2.3.5"), ("3.7.0", "2.4.0"), ("3.10.1", "2.10.0")])
+def test_other_versions_are_tried(triton, numpy, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", True)
+    monkeypatch.setattr(launch.triton, "__version__", triton, raising=False)
+    monkeypatch.setattr(launch.np, "__version__", numpy)
+    assert launch.interpreter_fault() is None
+
+
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # `import triton` raises ImportError

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DTYPES, assert_agrees, assert_near, channels_last, wide
+from helpers import DTYPES, TOLERANCE, assert_agrees, assert_near, channels_last, wide
 from torch import Tensor, nn
 
 import kernels
@@ -30,6 +30,11 @@ def pooled(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     windows = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2)
     return windows.transpose(3, 4).flatten(4).max(-1).values
+
+
+def standard(v: Tensor) -> Tensor:
+    """Of mean 0 and variance 1, by channel."""
+    return normalised(v, *(torch.full((v.shape[1],), value, dtype=v.dtype) for value in (1.0, 0.0)))
 
 
 def normalised(v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -187,6 +192,13 @@ def test_training_equals_batch_norm_of_torch_over_several_steps():
         assert_near(running, torch.stack((module.running_mean, module.running_var)), 1e-6)
 
 
+@pytest.mark.parametrize("function", [running_stats.reference, running_stats.op])
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, math.nan])
+def test_a_momentum_that_is_no_weight_is_refused(function, momentum):
+    with pytest.raises(ValueError, match=f"^momentum: got {momentum}, accepted is 0 to 1"):
+        function(torch.zeros(2, 3), torch.ones(2, 3), momentum)
+
+
 def test_evaluation_uses_the_running_statistics():
     x, bias = channels_last(3, 4, 6, 6), torch.randn(4).double()
     running = torch.stack((torch.randn(4), torch.rand(4) + 0.5))
@@ -234,6 +246,36 @@ def test_constant_channel_has_variance_0_and_a_finite_output(constant, dtype):
     y, stats, _ = norm(x)
     assert stats[1, 1] == 0
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("constant", [3.3, 1e6, -1e19])
+def test_constant_channel_is_0_before_its_bias_whatever_the_constant(constant, dtype, format, monkeypatch):
+    monkeypatch.setattr(norm_act, "TILE", 7 * 3 * 36)  # tiles are merged, and normalised
+    x = torch.full((16, 3, 6, 6), constant).to(dtype).to(memory_format=format)
+    x[:, 2] = torch.randn(16, 6, 6)
+    y, stats, _ = norm(x, bias=torch.full((3,), 0.5), activation="relu")
+    assert (y[:, :2] == 0.5).all() and y.is_contiguous(memory_format=format)
+    assert (stats[0, :2] == x[0, 0, 0, 0]).all() and (stats[1, :2] == 0).all()
+    assert_near(y[:, 2], (0.5 + standard(x[:, 2:].double())[:, 0]).relu(), TOLERANCE[dtype])
+
+
+def test_a_channel_far_from_0_is_as_exact_as_its_mean():
+    x = (torch.randn(64, 8, 31, 31) + 1000).to(memory_format=torch.channels_last)
+    y = norm(x, activation="relu")[0]
+    # The mean is rounded to a multiple of 2^-14, by 1.8e-5 in norm if all roundings had the same chance.
+    assert_near(y, standard(x.double()).relu(), 2.5e-5)
+
+
+def test_evaluation_takes_the_mean_away_before_it_scales():
+    running = torch.stack((torch.full((3,), 3.3), torch.zeros(3)))
+    x = running[0, 0] + torch.arange(36).float().mul(2.0**-22).view(1, 1, 6, 6).expand(4, 3, 6, 6)
+    y = norm(x, running=running, training=False, activation="relu")[0]
+    assert_near(y, (x.double() - running[0, 0].double()) * 1e6, 1e-6)
+    x = x.clone().requires_grad_()
+    norm(x, running=running, training=False, activation="relu")[0].sum().backward()
+    assert_near(x.grad[..., 1:], torch.full_like(x[..., 1:], 1e6).double(), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])  # rstd is 1e6

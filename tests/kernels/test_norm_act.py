@@ -126,7 +126,7 @@ def test_merged_statistics_are_those_of_all_rows(mean, merged, span, m, places, 
     assert_near(rstd, rows.var(0, correction=0).rsqrt(), 1e-6 * mean, "rstd")
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("constant", [0.0, 0.1, 3.0, 1e6, -1e19])
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # rstd is 1e6
 def test_constant_channel_has_variance_0_and_finite_results(dtype, pool, constant):

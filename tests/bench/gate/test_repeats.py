@@ -100,6 +100,23 @@ def test_process_answers_with_a_line_for_each_name(ops):
     assert json.loads(broken) == ["broken large forward", "RuntimeError: out of registers"]
 
 
+def without_a_compiler(x):
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+
+def test_a_machine_that_compiles_nothing_is_no_kernels_fault(ops, monkeypatch):
+    monkeypatch.setitem(kernels.CATALOGUE, "right", made("right", without_a_compiler))
+    out = io.StringIO()
+    request = {"names": ["right large forward"], "checked": ["right large forward"]}
+    repeats.serve(request | {"samples": 1, "device": "cpu"}, out)
+    _, line = out.getvalue().splitlines()
+    none, why = json.loads(line)
+    assert none is None and why.startswith("nothing can be compiled here: no C compiler is found")
+    measure = processes(monkeypatch, f"print('ready')\nprint({line!r})")
+    with pytest.raises(UserError, match="^nothing can be compiled here: no C compiler is found"):
+        measure(["right large forward"])
+
+
 def processes(monkeypatch, script: str) -> repeats.Repeats:
     """Repeats by processes that run this in place of measuring."""
     head = "import json, sys, os\nask = json.load(sys.stdin)\n"
