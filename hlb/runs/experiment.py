@@ -34,7 +34,7 @@ from .display import Display, duration, line, summarise, synthetic_banner
 
 # Seconds that Triton's interpreter takes for a pixel of an image and a channel of base_depth in a step, by
 # steps of smoke on a CPU of 2.5 GHz; and those of a step that it is not refused for.
-INTERPRETED, PATIENCE = 1.5e-3, 600.0
+INTERPRETED, PATIENCE = 2e-3, 600.0
 
 
 def default(execution: Execution) -> str:
