@@ -28,6 +28,12 @@ DIVERGING = ("weight_decay=1000", "epochs=8")  # weights grow a thousandfold wit
 SUMMARY = ("mean", "std", "min", "max", "ci95")
 
 
+def tiny(*settings: str) -> list[str]:
+    """TINY with these settings in place of its own."""
+    fields = {setting.partition("=")[0] for setting in settings}
+    return [word for word in TINY if word.partition("=")[0] not in fields] + [*settings]
+
+
 @pytest.fixture(scope="module")
 def small():
     """A small synthetic set."""
@@ -178,7 +184,9 @@ def _complete(arguments: list[str]) -> list[str]:
     """The arguments of a training made complete by the tiny settings, so that they hold one mistake."""
     if not arguments[0].startswith("-"):
         return arguments
-    settings = [f"--set={setting}" for setting in SETTINGS]
+    fields = {word.partition("=")[0] for word in arguments}  # each is set once
+    fields |= {"epochs"} if "--epochs" in arguments else set()
+    settings = [f"--set={setting}" for setting in SETTINGS if setting.partition("=")[0] not in fields]
     recipe = [] if "--recipe" in arguments else ["--recipe", "smoke"]
     data = [] if "--data" in arguments else ["--data", "synthetic"]
     return ["train", *recipe, *data, *settings, *arguments]
@@ -227,7 +235,7 @@ def test_network_too_large_for_memory_is_one_line_with_what_was_needed_and_what_
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**32, hard))  # so that no machine tries
     try:
-        status = main([*TINY, "base_depth=4096", "group_widths=64,64,64"])
+        status = main(tiny("base_depth=4096", "group_widths=64,64,64"))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     err = capsys.readouterr().err
@@ -420,7 +428,7 @@ def test_saved_model_is_evaluated_under_its_views_for_the_images_that_they_were_
 
 def test_saved_model_of_an_averaging_recipe_is_the_averaged_one(capsys):
     ema = ("averaging=ema", "averaging_epochs=1", "averaging_every=1", "averaging_decay=0.99", "views=none")
-    assert main([*TINY, *ema, "epochs=2", "--save", "model.pt", "--quiet"]) == 0
+    assert main([*tiny(*ema, "epochs=2"), "--save", "model.pt", "--quiet"]) == 0
     (record,) = ledger.load(ledger.DEFAULT)
     assert main(["eval", "model.pt", "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -432,7 +440,7 @@ def test_saved_model_of_an_averaging_recipe_is_the_averaged_one(capsys):
 
 
 def test_diverging_runs_are_recorded_as_failed_and_all_failing_is_exit_status_1(capsys):
-    assert main([*TINY, *DIVERGING, "--runs", "2", "--json", "-"]) == 1
+    assert main([*tiny(*DIVERGING), "--runs", "2", "--json", "-"]) == 1
     result = _strict(capsys.readouterr().out)
     assert [(run["status"], run["accuracy"]) for run in result["runs"]] == [("failed", None)] * 2
     assert result["accuracy"] == {**dict.fromkeys(SUMMARY), "n": 0}
