@@ -169,7 +169,12 @@ PROGRAMS = {  # the first that a command begins with says how it is understood
     "python -m pytest": of_files,
     "pytest": of_files,
 }
-SOMETHING = {"NAME": "cross_entropy", "CHOICE": "triton", "FILE": "file"}  # for what a page leaves open
+SOMETHING = {
+    "COMMAND": "train",
+    "NAME": "cross_entropy",
+    "CHOICE": "triton",
+    "FILE": "file",
+}  # for what a page leaves open
 
 
 def commands(text: str) -> Iterator[tuple[Callable[[list[str]], None], list[str]]]:
