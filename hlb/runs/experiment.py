@@ -15,6 +15,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+import kernels
+from kernels.base import launch
+
 from ..data import Dataset, load
 from ..errors import UserError, tell
 from ..execution import Execution, device_of, out_of_memory_explained, resolve, torch_defaults
@@ -27,7 +30,11 @@ from . import checkpoint, environment, statistics
 from . import ledger as ledgers
 from .callbacks import Callbacks, checked
 from .classifier import Classifier
-from .display import Display, line, summarise, synthetic_banner
+from .display import Display, duration, line, summarise, synthetic_banner
+
+# Seconds that Triton's interpreter takes for a pixel of an image and a channel of base_depth in a step, by
+# steps of smoke on a CPU of 2.5 GHz; and those of a step that it is not refused for.
+INTERPRETED, PATIENCE = 1.5e-3, 600.0
 
 
 def default(execution: Execution) -> str:
@@ -142,6 +149,24 @@ def check_counts(runs: int, eval_every: int, seed: int) -> tuple[int, int, int]:
     return tuple(checked)
 
 
+def check_interpreted(recipe: Recipe, execution: Execution) -> str:
+    """What a training step takes where kernels run in Triton's interpreter, in a line; nothing where none do.
+    Raises UserError where that is too long.
+    """
+    chosen = kernels.choose(execution.kernels).values()
+    if not launch.INTERPRETED or execution.device.startswith("cuda") or "triton" not in chosen:
+        return ""
+    size = max(recipe.sizes)
+    cost = INTERPRETED * recipe.batch_size * size**2 * recipe.base_depth
+    said = (
+        f"TRITON_INTERPRET=1: a step of {recipe.batch_size} images of {size}x{size}, base_depth="
+        f"{recipe.base_depth}, takes about {duration(cost)} in Triton's interpreter"
+    )
+    if cost > PATIENCE:
+        raise UserError(f"{said}; lower these fields, or take --kernels reference")
+    return said
+
+
 def begin(
     recipe: str | Recipe | None,
     settings: dict | list[str],
@@ -157,6 +182,8 @@ def begin(
     if not isinstance(data, (str, Path, Dataset)):
         raise UserError(f"data: got {type(data).__name__}, accepted is a word, a folder or an hlb.Dataset")
     first = resolve(configure(default(execution) if recipe is None else recipe, settings), execution)
+    if said := check_interpreted(*first):
+        line(console, said)
     line(console, "building ...")
     dataset = data if isinstance(data, Dataset) else load(data)
     if data == "auto" and dataset.name == "synthetic":

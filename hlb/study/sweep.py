@@ -24,7 +24,7 @@ from ..recipes import Recipe
 from ..runs import environment, statistics
 from ..runs import ledger as ledgers
 from ..runs.display import duration, line, seconds, synthetic_banner
-from ..runs.experiment import check_counts, default
+from ..runs.experiment import check_counts, check_interpreted, default
 from ..step import plan, work
 from ..train import Trainer
 from . import shard
@@ -105,6 +105,8 @@ def sweep(
         raise UserError(
             f"--runs: got {runs:,} of {len(configurations)}, accepted are {LARGEST:,} runs in all"
         )
+    for configuration in configurations:
+        check_interpreted(configuration.recipe, configuration.execution)
     ledger = default_ledger(first.recipe.name) if ledger is None else Path(ledger)
     check_writable(ledger, "--ledger", append=True)
     console = console or Console(file=sys.stdout)

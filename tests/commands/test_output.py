@@ -24,7 +24,7 @@ from hlb.cli import main
 from hlb.runs import display, experiment, ledger
 from hlb.study import sweep
 from hlb.train import Run, Trainer
-from kernels.base import chips
+from kernels.base import chips, launch
 
 SETTINGS = ("base_depth=4", "train_examples=200", "batch_size=100", "epochs=1", "whiten_images=50")
 TINY = ("train", "--recipe", "smoke", "--data", "synthetic", "--device", "cpu", "--set", *SETTINGS)
@@ -224,6 +224,17 @@ def test_no_interval_of_seconds_goes_below_0(capsys):
     assert wide.json()["train_seconds"]["ci95"][0] == 0
     display.summarise(Console(width=100), wide, 2)
     assert re.search(r"^train s .* 0\.000 \.\. \d", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.skipif(not launch.INTERPRETED, reason="kernels are compiled here")
+def test_the_interpreter_says_what_a_step_takes_before_it_begins(capsys):
+    small = ["batch_size=10", "sizes=16"]
+    assert main([*TINY, *small, "--kernels", "triton"]) == 0
+    first, second, *_ = capsys.readouterr().out.split("\n")
+    assert first.startswith("TRITON_INTERPRET=1: a step of 10 images of 16x16") and " takes about " in first
+    assert second == "building ..."
+    assert main([*TINY, "--kernels", "reference"]) == 0
+    assert "TRITON_INTERPRET" not in capsys.readouterr().out
 
 
 # -- encodings -----------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_what_is_printed_says_that_the_profiled_steps_were_not_compiled(profiled
 
 def test_profile_prints_a_table_writes_trace_and_record_and_trains_nothing(place, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "run", None)
-    files = ("--ledger", "runs.jsonl", "--profile", "new/trace.json", "--json", "new/record.json")
+    files = ("--profile", "new/trace.json", "--json", "new/record.json")
     assert main(["--recipe", "smoke", *TINY, *files]) == 0
     out, err = capsys.readouterr()
     assert all(f"\n{op} " in out for op in (*ONCE, "muon", "sgd", "between the ops", "a step"))
