@@ -11,9 +11,9 @@ import dataclasses
 import getpass
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from tempfile import gettempdir
 
 import torch
 from torch._functorch import config as functorch
@@ -42,7 +42,7 @@ def name_inductors_cache() -> None:
     try:
         getpass.getuser()
     except (KeyError, OSError):  # the latter from Python 3.13 on
-        folder = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+        folder = os.path.join(gettempdir(), f"torchinductor_{os.getuid()}")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
 
