@@ -21,6 +21,9 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from torch._inductor.runtime.cache_dir_utils import (
+    cache_dir as inductors_cache,
+)  # before it has a test's user
 
 from hlb import data
 from hlb.cli import main
@@ -651,15 +654,13 @@ def test_without_a_home_folder_auto_says_what_to_set_and_takes_the_synthetic_set
 
 
 def test_inductor_does_not_ask_for_a_name_that_a_user_does_not_have(homeless, tmp_path, monkeypatch):
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # as setting torch's determinism imports
-
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises((KeyError, OSError)):
-        cache_dir()
+        inductors_cache()
     name_inductors_cache()
-    assert cache_dir() == str(tmp_path / f"torchinductor_{os.getuid()}")
+    assert inductors_cache() == str(tmp_path / f"torchinductor_{os.getuid()}")
 
 
 def test_commands_run_without_a_home_folder(homeless, capsys):
