@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import getpass
 import os
 import re
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from tempfile import gettempdir
 
 import torch
 from torch._functorch import config as functorch
@@ -33,6 +35,20 @@ GRAPHS = ("auto", "off", "step", "run")
 # Options of torch.compile wherever it is called. Batch norm reads five tensors: beyond 4 Inductor writes its
 # result to memory, in float32, for each kernel of the backward pass to read, rather than to compute it there.
 INDUCTOR = {"realize_reads_threshold": 8}
+
+
+def name_inductors_cache() -> None:
+    """Inductor, which other parts of torch import, calls its cache by the user's name. In a container a user
+    may have none: then by the number.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        folder = os.path.join(gettempdir(), f"torchinductor_{os.getuid()}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+
+
+name_inductors_cache()
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,9 @@ def select(selection: str) -> Lines:
         known = dict.fromkeys(name for record in records for name in _fields(record))
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            hint = (
+                f"did you mean {written(near[0])}?" if near else f"there are {', '.join(map(written, known))}"
+            )
             raise UserError(f"{selection}: the runs in {path} have no field {field!r}; {hint}")
         known = [*dict.fromkeys(written(_fields(record).get(field)) for record in records)]
         records = [record for record in records if _matches(field, _fields(record).get(field), value)]
@@ -306,8 +308,9 @@ def _fields(record: dict) -> dict:
 
 
 def written(value: object) -> str:
-    """A field's value as in FILE:field=value."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A field's value as in FILE:field=value; what a terminal would obey is escaped."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _matches(field: str, value: object, wanted: str) -> bool:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from ..runs import statistics
+from ..runs import ledger, statistics
 from ..runs.display import line, print_table, seconds
-from ..runs.ledger import select
 
 LEVEL = 0.05
 HELP = """\
@@ -72,7 +71,7 @@ class Sample:
 
     def having(self, field: str) -> list[str]:
         """The distinct values of a ledger field among these runs, sorted."""
-        return sorted({str(record.get(field)) for record in self.records})
+        return sorted({ledger.written(record.get(field)) for record in self.records})
 
     def json(self) -> dict:
         """n and failed, and for each measure its `statistics.summary`."""
@@ -85,7 +84,7 @@ class Sample:
 
 def chosen(selection: str) -> Sample:
     """The runs that FILE or FILE:FIELD=VALUE,... names. Raises UserError."""
-    runs = select(selection)
+    runs = ledger.select(selection)
     return Sample(selection, runs, runs.note)
 
 

@@ -355,6 +355,14 @@ def test_a_ledger_of_which_no_line_is_a_run_says_why(file, tmp_path, capsys):
     assert "holds no runs (windows.jsonl: 1 line skipped: 1 not in UTF-8)" in err and err.count("\n") == 1
 
 
+def test_what_a_terminal_would_obey_is_escaped(file, capsys):
+    ledger.append(file, record(seed=9, device_name="\x1b[2J\nA is faster", recipe={"\x1b]0;": 1}))
+    assert main(["compare", file, file]) == 0
+    assert r"\x1b[2J\nA is faster" in capsys.readouterr().out
+    assert main(["compare", f"{file}:xyzzy=1", file]) == 2
+    assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
 def test_the_command_takes_mixed_runs_together_where_it_is_asked_to(file, capsys):
     assert main(["compare", file, f"{file}:lr=0.24"]) == 0
     out = capsys.readouterr().out

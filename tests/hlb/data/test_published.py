@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,9 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from torch._inductor.runtime.cache_dir_utils import (
+    cache_dir as inductors_cache,
+)  # before it has a test's user
 
 from hlb import data
 from hlb.cli import main
@@ -28,6 +32,7 @@ from hlb.data.cache import _checksum, cached, scratch
 from hlb.data.dataset import CLASSES, MEAN, Dataset, statistics
 from hlb.data.published import CIFAR10, torchvision_datasets
 from hlb.errors import UserError
+from hlb.execution import name_inductors_cache
 
 TRAIN, TEST = 20, 10  # images in each of the five training batches, and in the test batch
 
@@ -646,6 +651,16 @@ def test_without_a_home_folder_auto_says_what_to_set_and_takes_the_synthetic_set
     assert dataset.name == "synthetic" and "set HLB_CACHE" in dataset.note
     with pytest.raises(DownloadError, match="set HLB_CACHE"):
         data.load("svhn")
+
+
+def test_inductor_does_not_ask_for_a_name_that_a_user_does_not_have(homeless, tmp_path, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises((KeyError, OSError)):
+        inductors_cache()
+    name_inductors_cache()
+    assert inductors_cache() == str(tmp_path / f"torchinductor_{os.getuid()}")
 
 
 def test_commands_run_without_a_home_folder(homeless, capsys):
