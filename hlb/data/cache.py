@@ -10,6 +10,8 @@ import contextlib
 import io
 import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
@@ -31,7 +33,8 @@ except ImportError:  # Windows locks no folder
 
 log = logging.getLogger(__name__)
 PREFIX = ".download-"  # of folders that are in the making
-ABANDONED_SECONDS = 3600  # a folder in the making that nothing touched for so long, where none can be locked
+HERE = f"{PREFIX}{re.sub('[^0-9A-Za-z]', '', platform.node())[:32]}-"  # of those that are on this machine
+ABANDONED_SECONDS = 3600  # after which one of another machine that nothing has touched counts as abandoned
 
 
 class DownloadError(UserError):
@@ -123,7 +126,7 @@ def scratch(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     unlocked = tempfile.mkdtemp(prefix=".new-", dir=folder)
     lock = _lock(unlocked)
-    made = folder / f"{PREFIX}{Path(unlocked).name.removeprefix('.new-')}"
+    made = folder / Path(unlocked).name.replace(".new-", HERE, 1)
     os.rename(unlocked, made)  # locked since before anyone could call it abandoned
     try:
         yield made
@@ -151,9 +154,12 @@ def _lock(folder: Path | str) -> int | None:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether the process that made a folder is dead: its lock went with it."""
-    if fcntl is None:
-        touched = max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0)
+    """Whether the process that made a folder is dead. On this machine its lock has gone with it."""
+    if fcntl is None or not folder.name.startswith(HERE):
+        try:
+            touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        except OSError:  # it goes just now
+            return False
         return time.time() - touched > ABANDONED_SECONDS
     lock = _lock(folder)
     if lock is not None:
