@@ -81,12 +81,10 @@ def _read(path: Path, stem: str, key: str) -> Dataset | None:
     try:
         content = torch.load(path, weights_only=True)
         tensors = tuple(content["tensors"])
-        if content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]:
-            if content.get("key", "") != key:
-                return None
-            # Of CIFAR-10 there are older caches, with the tensors alone.
-            about = {"name": stem, "classes": CLASSES} | content.get("about", {})
-            return Dataset(tensors=tensors, **about)
+        about = content.get("about", {"name": stem, "classes": CLASSES})  # older ones were of CIFAR-10 alone
+        good = content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]
+        if good and _checksum_of_text(about) == content.get("about_crc32", _checksum_of_text(about)):
+            return Dataset(tensors=tensors, **about) if content.get("key", "") == key else None
     except FileNotFoundError:
         return None
     except OSError:
@@ -102,6 +100,7 @@ def _write(path: Path, stem: str, key: str, dataset: Dataset) -> None:
     content, buffer = {"format": f"hlb-{stem}", "key": key, "tensors": list(dataset.tensors)}, io.BytesIO()
     content["crc32"] = _checksum(dataset.tensors)
     content["about"] = {field: getattr(dataset, field) for field in ("name", "mean", "std", "classes")}
+    content["about_crc32"] = _checksum_of_text(content["about"])
     torch.save(content, buffer)  # to a file it would not say why it fails
     with scratch(path.parent) as folder:
         (folder / path.name).write_bytes(buffer.getbuffer())
@@ -113,6 +112,10 @@ def _checksum(tensors: tuple[Tensor, ...]) -> int:
     for tensor in tensors:
         value = zlib.crc32(tensor.numpy(), value)
     return value
+
+
+def _checksum_of_text(about: dict) -> int:
+    return zlib.crc32(repr(sorted(about.items())).encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

@@ -588,6 +588,18 @@ def test_cache_of_another_user_is_skipped_and_the_files_are_found(folder, tmp_pa
     assert "cannot be read: Permission denied" in caplog.messages[0]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("mean", (0.4, 0.4, 0.4)), ("classes", tuple("abcdefghij")), ("name", "mine")]
+)
+def test_cache_whose_statistics_or_names_are_others_is_refused(folder, cache, field, value):
+    data.load(str(folder))
+    content = torch.load(cache / "cifar10.pt")
+    content["about"][field] = value
+    torch.save(content, cache / "cifar10.pt")
+    with pytest.raises(UserError, match="cifar10.pt is truncated, corrupted"):
+        data.load("cifar10")
+
+
 def test_older_cache_without_classes_is_cifar10s(cache):
     images, labels = torch.zeros(10, 32, 32, 3, dtype=torch.uint8), torch.arange(10)
     content = {"format": "hlb-cifar10", "tensors": [images, labels] * 2}
