@@ -327,13 +327,7 @@ def _chip(recipe: Recipe, device: torch.device) -> Chip:
 
 
 def floors(
-    recipe: Recipe,
-    choice: str,
-    variant: Variant,
-    averages: str,
-    chip: Chip,
-    examples: int,
-    classes: int = 10,
+    recipe: Recipe, choice: str, variant: Variant, averages: str, chip: Chip, examples: int, classes: int = 10
 ) -> Counter[str]:
     """The least seconds of each part of a step: layers by name, everything else by op."""
     rehearsal = Rehearsal(recipe, torch_dtype(recipe.dtype), examples, classes=classes)

@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +80,9 @@ def cached(stem: str, key: str, make: Callable[[], Dataset]) -> Dataset:
 def _read(path: Path, stem: str, key: str) -> Dataset | None:
     """None where there is no such file, or one that was made under another key."""
     try:
-        content = torch.load(path, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.load, about files that are refused below
+            content = dict(torch.load(path, weights_only=True))
         tensors = tuple(content["tensors"])
         about = content.get("about", {"name": stem, "classes": CLASSES})  # older ones were of CIFAR-10 alone
         good = content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]
