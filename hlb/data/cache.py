@@ -64,7 +64,9 @@ def cached(stem: str, key: str, make: Callable[[], Dataset]) -> Dataset:
     except DownloadError:
         return make()
     try:
-        found = _read(path, stem, key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.load, about files that it refuses
+            found = _read(path, stem, key)
     except OSError as error:
         log.warning(f"hlb: the cache {path} cannot be read: {reason(error)}; going on without it")
         return make()
@@ -80,9 +82,7 @@ def cached(stem: str, key: str, make: Callable[[], Dataset]) -> Dataset:
 def _read(path: Path, stem: str, key: str) -> Dataset | None:
     """None where there is no such file, or one that was made under another key."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch.load, about files that are refused below
-            content = dict(torch.load(path, weights_only=True))
+        content = dict(torch.load(path, weights_only=True))
         tensors = tuple(content["tensors"])
         about = content.get("about", {"name": stem, "classes": CLASSES})  # older ones were of CIFAR-10 alone
         good = content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]
