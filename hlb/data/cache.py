@@ -10,9 +10,12 @@ import contextlib
 import io
 import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +34,8 @@ except ImportError:  # Windows locks no folder
 
 log = logging.getLogger(__name__)
 PREFIX = ".download-"  # of folders that are in the making
-ABANDONED_SECONDS = 3600  # a folder in the making that nothing touched for so long, where none can be locked
+HERE = f"{PREFIX}{re.sub('[^0-9A-Za-z]', '', platform.node())[:32]}-"  # of those that are on this machine
+ABANDONED_SECONDS = 3600  # after which one of another machine that nothing has touched counts as abandoned
 
 
 class DownloadError(UserError):
@@ -60,7 +64,9 @@ def cached(stem: str, key: str, make: Callable[[], Dataset]) -> Dataset:
     except DownloadError:
         return make()
     try:
-        found = _read(path, stem, key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.load, about files that it refuses
+            found = _read(path, stem, key)
     except OSError as error:
         log.warning(f"hlb: the cache {path} cannot be read: {reason(error)}; going on without it")
         return make()
@@ -78,12 +84,10 @@ def _read(path: Path, stem: str, key: str) -> Dataset | None:
     try:
         content = dict(torch.load(path, weights_only=True))
         tensors = tuple(content["tensors"])
-        if content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]:
-            if content.get("key", "") != key:
-                return None
-            # Of CIFAR-10 there are older caches, with the tensors alone.
-            about = {"name": stem, "classes": CLASSES} | content.get("about", {})
-            return Dataset(tensors=tensors, **about)
+        about = content.get("about", {"name": stem, "classes": CLASSES})  # older ones were of CIFAR-10 alone
+        good = content["format"] == f"hlb-{stem}" and _checksum(tensors) == content["crc32"]
+        if good and _checksum_of_text(about) == content.get("about_crc32", _checksum_of_text(about)):
+            return Dataset(tensors=tensors, **about) if content.get("key", "") == key else None
     except FileNotFoundError:
         return None
     except OSError:
@@ -99,6 +103,7 @@ def _write(path: Path, stem: str, key: str, dataset: Dataset) -> None:
     content, buffer = {"format": f"hlb-{stem}", "key": key, "tensors": list(dataset.tensors)}, io.BytesIO()
     content["crc32"] = _checksum(dataset.tensors)
     content["about"] = {field: getattr(dataset, field) for field in ("name", "mean", "std", "classes")}
+    content["about_crc32"] = _checksum_of_text(content["about"])
     torch.save(content, buffer)  # to a file it would not say why it fails
     with scratch(path.parent) as folder:
         (folder / path.name).write_bytes(buffer.getbuffer())
@@ -112,6 +117,10 @@ def _checksum(tensors: tuple[Tensor, ...]) -> int:
     return value
 
 
+def _checksum_of_text(about: dict) -> int:
+    return zlib.crc32(repr(sorted(about.items())).encode(errors="backslashreplace"))
+
+
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A new folder in `folder`, which is made where it is missing, for what is moved to its place once it is
@@ -123,7 +132,7 @@ def scratch(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     unlocked = tempfile.mkdtemp(prefix=".new-", dir=folder)
     lock = _lock(unlocked)
-    made = folder / f"{PREFIX}{Path(unlocked).name.removeprefix('.new-')}"
+    made = folder / Path(unlocked).name.replace(".new-", HERE, 1)
     os.rename(unlocked, made)  # locked since before anyone could call it abandoned
     try:
         yield made
@@ -151,9 +160,12 @@ def _lock(folder: Path | str) -> int | None:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether the process that made a folder is dead: its lock went with it."""
-    if fcntl is None:
-        touched = max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0)
+    """Whether the process that made a folder is dead. On this machine its lock has gone with it."""
+    if fcntl is None or not folder.name.startswith(HERE):
+        try:
+            touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        except OSError:  # it goes just now
+            return False
         return time.time() - touched > ABANDONED_SECONDS
     lock = _lock(folder)
     if lock is not None:

@@ -14,7 +14,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.library import Library
 
 from ..errors import UserError
@@ -123,7 +122,7 @@ CIFAR100 = Cifar("cifar100", "CIFAR-100", "cifar-100-python", "fine_labels")
 PUBLISHED = {source.name: source for source in (CIFAR10, CIFAR100, Svhn())}
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
+def _unpickled(path: Path) -> dict:
     return pickle.loads(path.read_bytes(), encoding="latin1")
 
 

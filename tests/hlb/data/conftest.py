@@ -1,5 +1,3 @@
-import pwd
-
 import pytest
 
 
@@ -19,6 +17,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def homeless(monkeypatch):
     """A user without a home folder and without a passwd entry, as in a container."""
+    pwd = pytest.importorskip("pwd")
 
     def unknown(*_):
         raise KeyError("getpwuid(): uid not found: 12345")

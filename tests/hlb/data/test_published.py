@@ -21,14 +21,12 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from torch._inductor.runtime.cache_dir_utils import (
-    cache_dir as inductors_cache,
-)  # before it has a test's user
+from torch._inductor.runtime import cache_dir_utils  # now: a test has no user, whom it asks for
 
 from hlb import data
 from hlb.cli import main
 from hlb.data import FOLDER, PUBLISHED, DownloadError, fetch
-from hlb.data.cache import _checksum, cached, scratch
+from hlb.data.cache import HERE, _checksum, cached, scratch
 from hlb.data.dataset import CLASSES, MEAN, Dataset, statistics
 from hlb.data.published import CIFAR10, torchvision_datasets
 from hlb.errors import UserError
@@ -266,14 +264,14 @@ def _left_behind(cache: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("manner", ["whole", "truncated"])
 def test_what_a_killed_download_left_is_removed_at_the_next_one(server, cache, manner):
-    _left_behind(cache, ".download-abcd1234")
+    _left_behind(cache, f"{HERE}abcd1234")
     with contextlib.suppress(DownloadError):
         fetch.download(CIFAR10, cache, f"{server}/{manner}")
     assert not list(cache.glob(".*"))
 
 
 def test_what_a_process_was_killed_over_is_removed_when_a_cache_is_written(folder, cache):
-    _left_behind(cache, ".download-abcd1234")
+    _left_behind(cache, f"{HERE}abcd1234")
     data.load(str(folder))
     assert sorted(path.name for path in cache.iterdir()) == ["cifar10.pt", "notes.txt"]
 
@@ -285,9 +283,20 @@ def test_folder_of_a_download_that_goes_on_is_left_alone(server, cache):
     assert not list(cache.glob(".*"))
 
 
-def test_where_no_folder_can_be_locked_one_is_abandoned_after_an_hour(cache, monkeypatch):
-    monkeypatch.setattr("hlb.data.cache.fcntl", None)
-    old, young = (_left_behind(cache, f".download-{name}") for name in ("old", "young"))
+@pytest.mark.parametrize(
+    "start", [".download-", ".download-elsewhere-"], ids=["older version", "other machine"]
+)
+def test_folder_of_another_machine_is_abandoned_after_an_hour(cache, start):
+    old, young = (_left_behind(cache, f"{start}{name}") for name in ("old", "young"))
+    for path in (old / "cifar-10-python.tar.gz", old):
+        os.utime(path, (time.time() - 4000,) * 2)
+    with scratch(cache):
+        assert young.is_dir() and not old.exists()
+
+
+def test_without_locks_a_folder_is_abandoned_after_an_hour(cache, monkeypatch):
+    monkeypatch.setattr("hlb.data.cache.fcntl", None)  # as on Windows
+    old, young = (_left_behind(cache, f"{HERE}{name}") for name in ("old", "young"))
     for path in (old / "cifar-10-python.tar.gz", old):
         os.utime(path, (time.time() - 4000,) * 2)
     with scratch(cache):
@@ -579,6 +588,18 @@ def test_cache_of_another_user_is_skipped_and_the_files_are_found(folder, tmp_pa
     assert "cannot be read: Permission denied" in caplog.messages[0]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("mean", (0.4, 0.4, 0.4)), ("classes", tuple("abcdefghij")), ("name", "mine")]
+)
+def test_cache_whose_statistics_or_names_are_others_is_refused(folder, cache, field, value):
+    data.load(str(folder))
+    content = torch.load(cache / "cifar10.pt")
+    content["about"][field] = value
+    torch.save(content, cache / "cifar10.pt")
+    with pytest.raises(UserError, match="cifar10.pt is truncated, corrupted"):
+        data.load("cifar10")
+
+
 def test_older_cache_without_classes_is_cifar10s(cache):
     images, labels = torch.zeros(10, 32, 32, 3, dtype=torch.uint8), torch.arange(10)
     content = {"format": "hlb-cifar10", "tensors": [images, labels] * 2}
@@ -658,9 +679,9 @@ def test_inductor_does_not_ask_for_a_name_that_a_user_does_not_have(homeless, tm
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises((KeyError, OSError)):
-        inductors_cache()
+        cache_dir_utils.cache_dir()
     name_inductors_cache()
-    assert inductors_cache() == str(tmp_path / f"torchinductor_{os.getuid()}")
+    assert cache_dir_utils.cache_dir() == str(tmp_path / f"torchinductor_{os.getuid()}")
 
 
 def test_commands_run_without_a_home_folder(homeless, capsys):
