@@ -20,6 +20,8 @@ if not torch.cuda.is_available():
         pytest.exit(fault, returncode=2)
 # Inductor's header of its own, which pays off after dozens of kernels, takes half a minute to compile.
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+# It takes the vector instructions that the processor says it has; to try each of them takes a dozen seconds.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 settings.register_profile("hlb", deadline=None)
 settings.load_profile("hlb")

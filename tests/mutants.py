@@ -120,16 +120,16 @@ def catalogue() -> dict[str, list[str]]:
     for spec in CATALOGUE.values():
         found.setdefault(spec.op.__module__.rpartition(".")[2], []).append(spec.name)
     owners = {owner: list(names) for owner, names in found.items()}
+    imports = {name: imported(path.read_text()) for name, path in modules().items()}
     for path in sorted((ROOT / "tests" / "mutants").glob("*.txt")):
-        using = users(path.stem)
+        using = users(path.stem, imports)
         names = [name for owner, its in owners.items() if owner in using for name in its]
         found[path.stem] = owners.get(path.stem, [path.stem]) + names
     return found
 
 
-def users(module: str) -> set[str]:
+def users(module: str, imports: dict[str, set[str]]) -> set[str]:
     """The other modules that import it, or names from it, directly or through others."""
-    imports = {name: imported(path.read_text()) for name, path in modules().items()}
     found, new = {module}, {module}
     while new:
         new = {name for name, names in imports.items() if name not in found and names & new}

@@ -15,8 +15,6 @@ makes of the covariance, and loading an exponential average before the evaluatio
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +23,8 @@ import kernels
 from kernels.base.chips import Chip
 
 from ..recipes import Recipe
-from ..step import rounds
-from . import complexity
+from . import rehearsal
 from .passes import Pass, passes
-from .rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -56,27 +52,12 @@ def phases(
 ) -> list[Phase]:
     """The phases of a run with a choice of kernels, in order. Errors as `kernels.choose`."""
     kernels.choose(choice)
+    work: dict[str, list[tuple[int, list[Pass]]]] = {}
     known: dict = {}
-    run = Rehearsal(recipe, dtype, examples, tests)
-
-    def once(name: str, work: Callable[[], None]) -> Phase:
-        return Phase(name, 1, ((1, passes(recipe, choice, *run.part(work), known=known)),))
-
-    steps = complexity.steps(recipe, examples)
-    orders = Counter(images for _, images in rounds(recipe, examples))
-    work = tuple(
-        (times, passes(recipe, choice, *run.part(lambda n=images: run.step.shuffle(n)), known=known))
-        for images, times in orders.items()
-    )
-    parts = [once("prepare", run.prepare), Phase("shuffle", orders.total(), work)]
-    for size in dict.fromkeys(variant.size for variant, _ in steps):
-        these = {step: times for step, times in steps.items() if step[0].size == size}
-        work = tuple(
-            (times, passes(recipe, choice, *run.part(lambda v=variant: run.step(v)), averages, known))
-            for (variant, averages), times in these.items()
-        )
-        parts.append(Phase(f"train at {size}", sum(these.values()), work))
-    return [*parts, once("evaluation", run.evaluate)]
+    for part in rehearsal.parts(recipe, dtype, examples, tests):
+        there = passes(recipe, choice, part.calls, part.between, part.averages, known)
+        work.setdefault(part.phase, []).append((part.times, there))
+    return [Phase(name, sum(times for times, _ in these), tuple(these)) for name, these in work.items()]
 
 
 def seconds(parts: list[Phase], chip: Chip) -> float:

@@ -1,5 +1,7 @@
 """The parts of a run on meta tensors: which ops each calls, and what PyTorch does between them.
 
+    parts(recipe)       all of a run, each different one once
+
     run = Rehearsal(recipe)
     calls, between = run.part(lambda: run.step(variant))     and run.prepare, run.step.shuffle, run.evaluate
 
@@ -12,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -27,7 +31,8 @@ from ..evaluate import score
 from ..execution import Execution
 from ..optimizer import OPTIMIZERS
 from ..recipes import Recipe
-from ..step import build
+from ..step import Variant, build, rounds
+from . import complexity
 
 COLOURS = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 Call = tuple[str, dict]  # an op and its arguments by name
@@ -108,6 +113,35 @@ class Rehearsal:
             return outputs
 
         return call
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a run that comes `times` times, with what `Rehearsal.part` returns. A training step has its
+    variant, and what it averages.
+    """
+
+    phase: str
+    times: int
+    calls: list[Call]
+    between: Traffic
+    averages: str = "none"
+    variant: Variant | None = None
+
+
+@functools.lru_cache(maxsize=16)  # a report, its floor and its expected time are of the same run
+def parts(
+    recipe: Recipe, dtype: torch.dtype = torch.float16, examples: int = 50000, tests: int = 10000
+) -> tuple[Part, ...]:
+    """The different parts of a run, in order."""
+    run = Rehearsal(recipe, dtype, examples, tests)
+    found = [Part("prepare", 1, *run.part(run.prepare))]
+    for images, times in Counter(images for _, images in rounds(recipe, examples)).items():
+        found.append(Part("shuffle", times, *run.part(lambda n=images: run.step.shuffle(n))))
+    for (variant, averages), times in complexity.steps(recipe, examples).items():
+        calls, between = run.part(lambda v=variant: run.step(v))
+        found.append(Part(f"train at {variant.size}", times, calls, between, averages, variant))
+    return *found, Part("evaluation", 1, *run.part(run.evaluate))
 
 
 def shown(value):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from .launch import FLOATS
@@ -18,7 +20,11 @@ class Case(dict):
 
     def __init__(self, label: str = "", /, **fields: Any):
         super().__init__(fields)
-        self.name = label or " ".join(f"{key}={value}" for key, value in fields.items())
+        self.label = label
+
+    @functools.cached_property
+    def name(self) -> str:
+        return self.label or " ".join(f"{key}={value}" for key, value in self.items())
 
     def __getattr__(self, key: str) -> Any:
         try:
@@ -158,16 +164,15 @@ def covering(space: dict[str, tuple], valid: Callable[[Case], bool] = lambda cas
     Greedy and deterministic: each case takes, field by field, the value that covers most pairs that are still
     open.
     """
-    names, numbers = list(space), {}  # a number for each pair, which is its bit
-
-    def pairs(case: Case) -> int:
-        items = list(case.items())
-        paired = itertools.combinations(items, 2) if len(items) > 1 else items
-        return sum(1 << numbers.setdefault(pair, len(numbers)) for pair in paired)
-
-    everything = (Case(**dict(zip(names, values))) for values in itertools.product(*space.values()))
-    covers = [(case, pairs(case)) for case in everything if valid(case)]
-    open_pairs, chosen = (1 << len(numbers)) - 1, []
+    cases = [Case(**dict(zip(space, values))) for values in itertools.product(*space.values())]
+    which = np.indices([len(values) for values in space.values()]).reshape(len(space), -1)  # of its values
+    good = np.array([valid(case) for case in cases])
+    cases, which = [*itertools.compress(cases, good)], which[:, good]
+    has = [[of == k for k in range(len(values))] for of, values in zip(which, space.values())]
+    pairs = [a & b for first, other in itertools.combinations(has, 2) for a in first for b in other]
+    covers = np.packbits(pairs or has[0], axis=0).T  # of a case, a bit for each pair
+    covers = [(case, int.from_bytes(bits, "big")) for case, bits in zip(cases, covers)]
+    open_pairs, chosen = functools.reduce(int.__or__, (covered for _, covered in covers), 0), []
     while open_pairs:
         best, covered = max(covers, key=lambda item: (item[1] & open_pairs).bit_count())
         chosen.append(best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -170,6 +171,13 @@ class Fake:
         return Counter(one.name for one in found), operators.launches.total()
 
 
+@functools.cache
+def both(name: str) -> tuple[Rehearsal, Fake]:
+    """What is told of a run, and what launches it."""
+    recipe = hlb.recipe(name, {"averaging": "none", "views_fraction": 0.3})
+    return Rehearsal(recipe), Fake(recipe)
+
+
 PARTS = {  # of a run
     "step": lambda run: run.step(Variant(32, run.recipe.batch_size, False)),
     "step of the stem": lambda run: run.step(Variant(32, 300, True)),
@@ -183,15 +191,14 @@ PARTS = {  # of a run
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", hlb.RECIPES)
 def test_the_launches_of_a_part_of_a_run_are_those_that_it_makes(name, part):
-    recipe = hlb.recipe(name, {"averaging": "none", "views_fraction": 0.3})
-    run, told, operators = Rehearsal(recipe), Counter(), 0
-    for p in passes.passes(recipe, "triton", *run.part(lambda: PARTS[part](run))):
+    (run, fake), told, operators = both(name), Counter(), 0
+    for p in passes.passes(run.recipe, "triton", *run.part(lambda: PARTS[part](run))):
         if p.form in ("PyTorch", "reference"):
             operators += p.launches
         else:
             names = conv.WINDOWS if p.form.startswith("windows") else conv.NAMES
             told[names.get(p.name, p.name)] += p.launches
-    assert (told, operators) == Fake(recipe).launches(PARTS[part])
+    assert (told, operators) == fake.launches(PARTS[part])
 
 
 def test_recipes_tells_what_a_step_launches(capsys):

@@ -133,7 +133,7 @@ def test_the_clock_is_honest_with_it(data):
 
 def test_adamw_trains_an_epoch_of_smoke():
     changes = {"optimizer": "torch.optim.AdamW", "lr": 2e-3, "epochs": 1.0, "train_examples": 4000,
-               "dtype": "float32"}  # fmt: skip
+               "base_depth": 8, "dtype": "float32"}  # fmt: skip
     dataset = hlb.Dataset("synthetic", synthetic.make(4000, 500))
     result = hlb.train("smoke", settings=changes, data=dataset, quiet=True, ledger=None)
     frozen = hlb.train("smoke", settings=changes | {"lr": 1e-12}, data=dataset, quiet=True, ledger=None)
