@@ -181,8 +181,15 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", nargs="?", const="-", metavar="FILE|-")
 
     def parse_known_args(self, args=None, namespace=None):
+        return self._noting(super().parse_known_args, args, namespace)
+
+    def parse_known_intermixed_args(self, args=None, namespace=None):
+        return self._noting(super().parse_known_intermixed_args, args, namespace)
+
+    def _noting(self, parse: Callable, args, namespace) -> tuple[Options, list[str]]:
+        """What argparse makes of a command line, and which options stand there."""
         words = sys.argv[1:] if args is None else [*args]
-        options, rest = super().parse_known_args(words, Options() if namespace is None else namespace)
+        options, rest = parse(words, Options() if namespace is None else namespace)
         flags = {word.partition("=")[0] for word in words[: words.index("--") if "--" in words else None]}
         given = dict(getattr(options, "given", {}))
         for action in self._actions:

@@ -6,6 +6,11 @@ import re
 
 import pytest
 
+import bench.check.cli
+import bench.cli
+import bench.gate.cli
+import bench.pairs
+import bench.tune.cli
 import hlb
 from hlb import recipes
 from hlb.cli import COMMANDS, main, parser
@@ -68,6 +73,45 @@ def test_json_takes_a_file_or_standard_output_in_every_command(command):
         ([], None),
     ):
         assert parser().parse_args([command, *needed, *words]).json == target
+
+
+@pytest.mark.parametrize(
+    ("parsed", "needed"),
+    [
+        (bench.cli.parsed, []),
+        (bench.cli.parsed, ["vs", "HEAD", "sgd"]),
+        (bench.check.cli.parsed, []),
+        (bench.tune.cli.parsed, []),
+        (bench.gate.cli.parsed, []),
+        (bench.pairs.parsed, ["lr=1", "lr=2"]),
+    ],
+    ids=["benchmark", "vs", "check", "tune", "gate", "pairs"],
+)
+def test_json_takes_a_file_or_standard_output_in_every_command_of_bench(
+    parsed, needed, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for words, target in (
+        (["--json"], "-"),
+        (["--json", "-"], "-"),
+        (["--json=a.json"], "a.json"),
+        ([], None),
+    ):
+        assert parsed([*needed, *words]).json == target
+
+
+def test_an_option_counts_as_given_where_it_stands_and_not_by_its_default():
+    def given(*words: str) -> dict[str, str]:
+        return parser().parse_args(words).given
+
+    assert given("train") == {} and given("recipes", "seed") == {"name": "NAME"}
+    assert given("train", "--runs=1", "--set", "lr=1") == {"runs": "--runs", "set": "--set"}
+    assert bench.cli.parsed(["sgd", "--samples", "3"]).given == {"names": "NAMES", "samples": "--samples"}
+    options = parser().parse_args(["train", "--runs", "1"])
+    options.only(["runs"], "as it is read")
+    options.without(["seed"], "as it is not given")
+    with pytest.raises(hlb.UserError, match="^--runs: only so; leave --runs out$"):
+        options.only(["seed"], "only so")
 
 
 def test_recipes_and_env_write_json_files(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import hlb
 from bench import __main__ as bench
+from bench.check import check
 from hlb import errors, synthetic
 from hlb.cli import main
 from hlb.runs import display, experiment, ledger
@@ -275,6 +276,13 @@ def test_every_command_prints_in_any_encoding(encoding):
     assert {"µ.jsonl", "µ.pt", "→.json"} <= set(os.listdir())
 
 
+def test_what_an_encoding_lacks_is_written_plainly_by_every_program():
+    with output(io.TextIOWrapper(io.BytesIO(), encoding="ascii")) as stream:
+        assert errors.exit_status("bench pace", lambda: print("µs 1 → 2 … ±") or 0) == 0
+        stream.flush()
+    assert stream.buffer.getvalue().decode().strip() == "us 1 -> 2 ... ?"
+
+
 def test_a_file_name_that_is_no_unicode_is_printed_as_far_as_can_be():
     name = os.fsdecode(b"\xff.json")
     with output(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as stream:
@@ -390,6 +398,14 @@ def test_json_and_model_follow_a_link_and_keep_the_mode_of_what_was_there(place)
     assert json.loads((place / "kept" / "out.json").read_text())["recipe"] == "smoke"
     assert hlb.load_checkpoint(place / "kept" / "model.pt")[1].name == "smoke"
     assert sorted(os.listdir("kept")) == ["model.pt", "out.json"]
+
+
+@pytest.mark.parametrize("write", [lambda path: ledger.write(path, {}), lambda path: check.write(path, "{}")])
+def test_a_link_to_a_device_stays_one_under_every_record(place, write):
+    link = place / ("x" * 250)
+    link.symlink_to(os.devnull)
+    write(link)
+    assert link.is_symlink() and os.listdir() == [link.name]
 
 
 def test_a_link_to_a_file_that_is_not_there_yet_makes_it(place):
