@@ -215,7 +215,7 @@ def _statistics(group: Group) -> tuple[str, ...]:
     """A row whose cells have accuracies on the first line and times on the second."""
     lines = []
     for values, digits in (([100 * value for value in group.accuracies], ".2f"), (group.seconds, ".4g")):
-        stats = summary(values)
+        stats = summary(values, least=0)
         known = ("" if stats[name] is None else format(stats[name], digits) for name in STATISTICS[:4])
         lines.append((*known, " .. ".join(format(bound, digits) for bound in stats["ci95"] or ())))
     about = _named(group), group.hardware or cells.UNKNOWN, str(group.dataset)

@@ -78,21 +78,27 @@ class Result:
 
     @property
     def train_seconds(self) -> dict:
-        return _of_seconds([run.train_seconds for run in self._ok()])
+        return statistics.summary([run.train_seconds for run in self._ok()], least=0)
 
     @property
     def eval_seconds(self) -> dict:
-        return _of_seconds([run.eval_seconds for run in self._ok()])
+        return statistics.summary([run.eval_seconds for run in self._ok()], least=0)
 
     @property
     def val_seconds(self) -> dict:
-        return _of_seconds(
-            [row["val_seconds"] for run in self._ok() for row in run.epochs if row["val_seconds"] is not None]
+        return statistics.summary(
+            [
+                row["val_seconds"]
+                for run in self._ok()
+                for row in run.epochs
+                if row["val_seconds"] is not None
+            ],
+            least=0,
         )
 
     @property
     def run_wall_seconds(self) -> dict:
-        return _of_seconds([run.wall_seconds for run in self._ok()])
+        return statistics.summary([run.wall_seconds for run in self._ok()], least=0)
 
     @property
     def claim(self) -> str:
@@ -125,12 +131,6 @@ class Result:
             "execution_fields": dataclasses.asdict(self.execution),
             "versions": environment.versions(),
         }
-
-
-def _of_seconds(times: list[float]) -> dict:
-    """Their statistics; an interval of times does not go below 0."""
-    summary = statistics.summary(times)
-    return summary | {"ci95": summary["ci95"] and [max(0.0, end) for end in summary["ci95"]]}
 
 
 def check_counts(runs: int, eval_every: int, seed: int) -> tuple[int, int, int]:

@@ -88,8 +88,10 @@ def quantile(probability: float, degrees: float) -> float:
     return float(t.ppf(probability, degrees))
 
 
-def summary(values: Sequence[float]) -> dict[str, object]:
-    """mean, std (n - 1), min, max, ci95 (two-sided, Student's t) and n; None where n is too small."""
+def summary(values: Sequence[float], least: float = -math.inf) -> dict[str, object]:
+    """mean, std (n - 1), min, max, ci95 (two-sided, Student's t) and n; None where n is too small. ci95 does
+    not go below `least`, such as 0 for seconds.
+    """
     n = len(values)
     if n == 0:
         return {"mean": None, "std": None, "min": None, "max": None, "ci95": None, "n": 0}
@@ -101,7 +103,7 @@ def summary(values: Sequence[float]) -> dict[str, object]:
         "std": std,
         "min": min(values),
         "max": max(values),
-        "ci95": None if half is None else [mean - half, mean + half],
+        "ci95": None if half is None else [max(least, mean - half), mean + half],
         "n": n,
     }
 

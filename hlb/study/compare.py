@@ -78,7 +78,7 @@ class Sample:
         return {
             "n": len(self.ok),
             "failed": len(self.records) - len(self.ok),
-            **{measure.name: statistics.summary(self.values(measure)) for measure in MEASURES},
+            **{measure.name: statistics.summary(self.values(measure), least=0) for measure in MEASURES},
         }
 
 

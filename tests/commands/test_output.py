@@ -20,10 +20,11 @@ from rich.console import Console
 import hlb
 from bench import __main__ as bench
 from bench.check import check
+from bench.report import cli as report
 from hlb import errors, synthetic
 from hlb.cli import main
 from hlb.runs import display, experiment, ledger
-from hlb.study import sweep
+from hlb.study import compare, sweep
 from hlb.train import Run, Trainer
 from kernels.base import chips, launch
 
@@ -236,6 +237,18 @@ def test_the_interpreter_says_what_a_step_takes_before_it_begins(capsys):
     assert second == "building ..."
     assert main([*TINY, "--kernels", "reference"]) == 0
     assert "TRITON_INTERPRET" not in capsys.readouterr().out
+
+
+def test_no_interval_of_a_comparison_or_a_report_goes_below_0():
+    runs = [
+        {"status": "ok", "accuracy": 0.01 + 0.5 * i, "train_seconds": 0.1 + 3 * i, "eval_seconds": 0.0}
+        for i in range(2)
+    ]
+    sample = compare.Sample("a", runs).json()
+    assert sample["seconds"]["ci95"][0] == sample["accuracy"]["ci95"][0] == 0
+    group = SimpleNamespace(accuracies=[0.1, 0.9], seconds=[0.1, 3.0], system="a", execution="")
+    group.hardware, group.dataset, group.untimed, group.record = "x", "x", "", SimpleNamespace(n=2, failed=0)
+    assert "-" not in report._statistics(group)[-1]
 
 
 # -- encodings -----------------------------------------------------------------------------------------------
