@@ -499,9 +499,9 @@ def test_tools_take_the_dtype_that_an_op_has(monkeypatch, tmp_path, others):
 
 
 def test_vs_gets_what_was_asked_for(tmp_path, others):
-    path = tmp_path / "vs.json"
+    path = str(tmp_path / "vs.json")
     asked = ["doubled", "--case", "seed", "--direction", "both"]
-    assert main(["vs", "HEAD~1", *asked, "--samples", "7", "--repeats", "3", "--json", str(path)]) == 3
+    assert main(["vs", "HEAD~1", *asked, "--samples", "7", "--repeats", "3", "--json", path]) == 3
     assert main(["vs", "main"]) == 3
     first, second = ([name, *given] for name, _, *given in others)
     assert first == ["versus", "HEAD~1", ["doubled"], "seed", "float32", "both", 7, 3, path]
