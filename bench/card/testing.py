@@ -30,6 +30,8 @@ FILES = (
     "tests/kernels/test_window_passes.py",
     "tests/kernels/test_window_gradients.py",
     "tests/kernels/test_norm_act.py",
+    "tests/kernels/test_cross_entropy.py",
+    "tests/kernels/test_scatter_losses.py",
     "tests/kernels/test_sums.py",
     "tests/kernels/test_arrival.py",
     "tests/kernels/test_stem.py",

@@ -416,12 +416,14 @@ def test_the_static_gate_finds_the_committed_baseline_in_a_cold_compilation(chec
 
 
 BAD_KERNELS = r"""
-import json, os, re, subprocess, tempfile, torch
+import dataclasses, json, os, re, subprocess, tempfile, torch
 from collections import Counter
 from bench.check import sass
 from bench.check.aot import compile_launch
-from bench.check.check import violations
+from bench.check.check import collect, violations
 from kernels.base.launch import launch, recording, tl, triton
+from kernels.norm.activations import ACTIVATIONS
+from kernels.norm.norm_act import EVAL_SPEC
 
 @triton.jit
 def _good(p_x, p_y, n, BLOCK: tl.constexpr):
@@ -460,6 +462,10 @@ def _serial(p_x, p_y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
 def _wrong(p_x, p_y, n, BLOCK: tl.constexpr):
     tl.store(p_y + tl.arange(0, BLOCK), tl.zeros((2 * BLOCK,), tl.float32))
 
+@triton.jit
+def _tanh(z):
+    return tl.tanh(z)  # which there is not
+
 x, half, byte = torch.zeros(65536), torch.zeros(65536).half(), torch.zeros(65536, dtype=torch.uint8)
 with recording() as launches:
     launch(_good, (4,), x, x, 65536, BLOCK=1024)
@@ -476,6 +482,11 @@ with recording() as wide:
         launch(kernel, (4,), half, x, 512, BLOCK=64, STEP=64, num_stages=3)
 for name, one in zip(("overlapping", "serial"), wide):
     found[name] = violations(one, compile_launch(one, 90))
+
+ACTIVATIONS["tanh"] = ACTIVATIONS["silu"]._replace(forward=_tanh)
+options = {"dtypes": (torch.float16,), "compiled": {"activation": ("tanh",)}}
+rows, _ = collect([dataclasses.replace(EVAL_SPEC, cases=EVAL_SPEC.cases[:1], **options)])
+found["activation"] = violations(rows[-1].launch, compile_launch(rows[-1].launch, 90))
 
 class Driver:  # of a GPU that is not there
     get_current_device = get_current_stream = lambda self, device=0: 0
@@ -550,6 +561,7 @@ def faults(tmp_path_factory):
         ("large", "shared memory: "),
         ("bytes", "a loop around a dot loads without asynchronous copies"),
         ("wrong", "does not compile: "),
+        ("activation", "does not compile: "),
         ("serial", SERIAL),
     ],
 )
