@@ -134,10 +134,10 @@ def test_updates_off_the_clock_and_between_steps_fail_the_audit(data):
     assert {f"updates of {kind}: {off} off the clock" for kind, off in each.items()} <= {*wrong}
 
 
-def test_command_prints_what_was_counted_and_says_that_the_clock_is_honest(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "hlb.runs.experiment.load", lambda what: hlb.Dataset("synthetic", synthetic.make(120, 60))
-    )
+def test_command_prints_what_was_counted_and_says_that_the_clock_is_honest(
+    data, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hlb.runs.experiment.load", lambda what: data)
     settings = [f"{field}={value}" for field, value in SETTINGS.items()]
     assert main(["audit", "--recipe", "smoke", "--set", *settings, "--json", str(tmp_path / "a.json")]) == 0
     out = capsys.readouterr().out
