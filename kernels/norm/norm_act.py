@@ -73,19 +73,14 @@ def _normalised(
     """(v - mean) * rstd * weight + bias by channel, in the dtype of v.
 
     PyTorch's own takes a multiple of v and adds a constant on a CPU. Both are large where rstd is, which is a
-    million for a constant channel, and leave their rounding. So it is done in tiles of images there.
+    million for a constant channel, and leave their rounding.
     """
     if not v.is_cpu or torch.compiler.is_compiling():
         return F.batch_norm(v, mean, variance, weight, bias, False, 0.0, eps)
     scale = weight * (variance + eps).rsqrt()
     mean, scale, bias = (values[:, None, None] for values in (mean, scale, bias))
-    if torch.is_grad_enabled():
-        return torch.addcmul(bias, v - mean, scale).to(v.dtype)
-    z, images = torch.empty_like(v), max(1, TILE // v.shape[1:].numel())
-    for tile, out in zip(v.split(images), z.split(images)):
-        wide = torch.sub(tile, mean, out=out if out.dtype == mean.dtype else None)
-        out.copy_(torch.addcmul(bias, wide, scale, out=wide))
-    return z
+    z = v - mean  # as wide as the mean
+    return torch.addcmul(bias, z, scale, out=None if torch.is_grad_enabled() else z).to(v.dtype)
 
 
 class _Normalise(torch.autograd.Function):
