@@ -128,7 +128,7 @@ def test_the_clock_is_honest_with_it(data):
     recipe, execution = resolve(hlb.recipe("smoke", SMALL | {"optimizer": "torch.optim.AdamW"}),
                                 hlb.Execution(device="cpu"))  # fmt: skip
     rows, wrong = audit.run(Trainer(recipe, execution, data, audit.Audit()))
-    assert not wrong and {name: on for name, _, on, _ in rows}["muon"] == 0
+    assert not wrong and {name: on for name, _, on, _ in rows}["updates of filters"] == 6
 
 
 def test_adamw_trains_an_epoch_of_smoke():
