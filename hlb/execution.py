@@ -43,9 +43,11 @@ def name_inductors_cache() -> None:
     """
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # the latter from Python 3.13 on
-        folder = os.path.join(gettempdir(), f"torchinductor_{os.getuid()}")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+    except (ImportError, KeyError, OSError):  # on Windows, elsewhere, and from Python 3.13 on
+        number = os.getuid() if hasattr(os, "getuid") else 0
+        os.environ.setdefault(
+            "TORCHINDUCTOR_CACHE_DIR", os.path.join(gettempdir(), f"torchinductor_{number}")
+        )
 
 
 name_inductors_cache()

@@ -33,7 +33,7 @@ def identity(record: dict) -> Identity:
     """A run's identity. It has neither the recipe's name and aim, nor which of a machine's GPUs executed it
     and with how many threads, which is in the name of a CPU.
     """
-    execution = {k: v for k, v in record["execution"].items() if k not in ("device", "threads")}
+    execution = {k: v for k, v in record.get("execution", {}).items() if k not in ("device", "threads")}
     seed = record.get("seed")
     return Identity(
         json.dumps(decisive(record["recipe_fields"]), sort_keys=True),
