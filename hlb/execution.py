@@ -220,8 +220,10 @@ def apply(recipe: Recipe, execution: Execution) -> None:
     os.environ.setdefault("TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS", "ATEN")
     if execution.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # warn_only: max_pool2d's backward is listed as nondeterministic; where windows do not overlap it is not.
-    torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
+    if execution.deterministic or torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler
+        # warn_only: max_pool2d's backward is listed as nondeterministic; where windows do not overlap it is
+        # not.
+        torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not execution.deterministic
     if execution.device.startswith("cuda:"):
         torch.cuda.set_device(execution.device)  # graphs are captured on the current one

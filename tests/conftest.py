@@ -18,9 +18,7 @@ if not torch.cuda.is_available():
 
     if fault := launch.interpreter_fault():
         pytest.exit(fault, returncode=2)
-# Inductor's header of its own, which pays off after dozens of kernels, takes half a minute to compile.
-os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
-# It takes the vector instructions that the processor says it has; to try each of them takes a dozen seconds.
+# Inductor takes the vector instructions that the processor says it has; to try each takes a dozen seconds.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 settings.register_profile("hlb", deadline=None)
@@ -37,7 +35,8 @@ def determinism_is_as_it_was():
     """Whatever a run asked of torch for the whole process."""
     before = torch.are_deterministic_algorithms_enabled()
     yield
-    torch.use_deterministic_algorithms(before)
+    if torch.are_deterministic_algorithms_enabled() != before:  # to ask for it imports torch's compiler
+        torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture

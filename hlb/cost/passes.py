@@ -23,7 +23,7 @@ from kernels.convolution.tiling import Problem
 from ..recipes import Recipe
 from ..step import plan
 from . import complexity
-from .rehearsal import Call, parts, shown
+from .rehearsal import Call, Rehearsal, shown
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def launched(
     size of images. Errors as `kernels.choose`.
     """
     kernels.choose(choice)
+    counts = complexity.steps(recipe, examples)
     last = plan(recipe, examples)[-1].size
-    steps = (part for part in parts(recipe, dtype, examples) if part.variant and part.variant.size == last)
-    step = max(steps, key=lambda part: part.times)
-    return passes(recipe, choice, step.calls, step.between, step.averages)
+    variant, averages = max((step for step in counts if step[0].size == last), key=counts.get)
+    rehearsal = Rehearsal(recipe, dtype, examples)
+    return passes(recipe, choice, *rehearsal.part(lambda: rehearsal.step(variant)), averages)
 
 
 def passes(

@@ -49,10 +49,9 @@ def place(tmp_path, monkeypatch, small):
         s.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HLB_CIFAR10_URL", f"http://127.0.0.1:{s.getsockname()[1]}/")  # closed by then
     monkeypatch.setattr(synthetic, "make", lambda *_: small)
-    switches = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads = torch.get_num_threads()
     yield tmp_path
-    torch.set_num_threads(switches[0])
-    torch.use_deterministic_algorithms(switches[1])
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

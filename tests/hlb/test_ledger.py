@@ -273,7 +273,7 @@ def program(path, tmp_path):
         "base_depth=4",
         "train_examples=500",
         "batch_size=250",
-        "epochs=8",
+        "epochs=2",
     ]
     process = subprocess.Popen(
         command,
