@@ -5,13 +5,15 @@
 As it comes, the interpreter looks through all of triton.language at each call of a device function, though
 the launch around it has replaced what there is to replace; builds the table of NumPy's dtypes for each
 operation; and makes shape, number of elements and name of every block anew. Here these are made once and
-kept. What an operation computes is not touched. An interpreter of another version stays as it is.
+kept, and an operation on two values of one type, or on one and a number, has the type that it shows. What an
+operation computes is not touched. An interpreter of another version stays as it is.
 """
 
 from __future__ import annotations
 
 import builtins
 import math
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -23,18 +25,21 @@ def speed_up() -> bool:
     """Whether it was done: where triton is of one of VERSIONS."""
     try:
         import triton
-        from triton.language import core
+        from triton.language import core, semantic
         from triton.runtime import interpreter
     except ImportError:
         return False
     if triton.__version__ not in VERSIONS:
         return False
     block_type, tensor = _types(core)
+    operands, broadcast = _operations(core, semantic.TritonSemantic)
     for place, name, new in (
         (interpreter.InterpretedFunction, "__call__", _device_function),
         (interpreter, "_get_np_dtype", _np_dtypes(interpreter, core)),
         (core.block_type, "__init__", block_type),
         (core.tensor, "__init__", tensor),
+        (semantic.TritonSemantic, "binary_op_type_checking_impl", operands),
+        (semantic.TritonSemantic, "broadcast_impl_value", broadcast),
     ):
         REPLACED.append((place, name, getattr(place, name)))
         setattr(place, name, new)
@@ -100,3 +105,60 @@ def _types(core):
             self.shape, self.numel = scalar
 
     return block_type, tensor
+
+
+def _operations(core, semantic):
+    """The two operands of an operation, in their common type and then their common shape."""
+    slow_operands, slow_broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+    shapes: dict[tuple[tuple, tuple], list[int] | None] = {}  # of two blocks: the common one, if there is one
+
+    def simple(tensor, number) -> bool:
+        """Whether a number takes the type of this tensor, whatever the operation."""
+        scalar = tensor.type.scalar if type(tensor) is core.tensor else None
+        if type(number) is int and -(2**31) <= number < 2**31:
+            return scalar is core.int32 or scalar is core.float32
+        return type(number) is float and scalar is core.float32
+
+    def operands(self, lhs, rhs, lhs_ptr=False, rhs_ptr=False, arithmetic_check=True, div_or_mod=False):
+        if type(lhs) is type(rhs) is core.tensor:
+            scalar = lhs.type.scalar
+            if scalar is rhs.type.scalar and not div_or_mod and not scalar.is_ptr():
+                return self.broadcast_impl_value(lhs, rhs)
+        elif arithmetic_check and simple(lhs, rhs):
+            return self.broadcast_impl_value(lhs, self.scalar_constant(rhs, lhs.type.scalar))
+        elif arithmetic_check and simple(rhs, lhs):
+            return self.broadcast_impl_value(self.scalar_constant(lhs, rhs.type.scalar), rhs)
+        return slow_operands(self, lhs, rhs, lhs_ptr, rhs_ptr, arithmetic_check, div_or_mod)
+
+    def broadcast(self, lhs, rhs):
+        left, right = lhs.type, rhs.type
+        if left.is_block() and right.is_block():
+            if left.shape is right.shape:
+                return lhs, rhs
+            key = builtins.tuple(left.shape.values), builtins.tuple(right.shape.values)
+            if key not in shapes:
+                shapes[key] = common(*key)
+            if shape := shapes[key]:
+                return enlarged(self, lhs, shape), enlarged(self, rhs, shape)
+        elif left.is_block() or right.is_block():
+            shape = (left if left.is_block() else right).shape.values
+            return splat(self, lhs, shape), splat(self, rhs, shape)
+        return slow_broadcast(self, lhs, rhs)
+
+    def common(left: tuple, right: tuple) -> list[int] | None:
+        fits = len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right))
+        return [max(a, b) for a, b in zip(left, right)] if fits else None
+
+    def enlarged(self, tensor, shape: list[int]):
+        if list(tensor.type.shape.values) == shape:
+            return tensor
+        handle = self.builder.create_broadcast(tensor.handle, shape)
+        return self.tensor(handle, core.block_type(tensor.type.scalar, shape))
+
+    def splat(self, tensor, shape: list[int]):
+        if tensor.type.is_block():
+            return tensor
+        handle = self.builder.create_splat(SimpleNamespace(shape=shape), tensor.handle)
+        return self.tensor(handle, core.block_type(tensor.type.scalar, list(shape)))
+
+    return operands, broadcast

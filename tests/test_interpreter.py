@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ if not INTERPRETED:
 
 import interpreter
 from triton.language import core
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as theirs
 
 DTYPES = (tl.int1, tl.int8, tl.uint8, tl.int32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64)
@@ -32,7 +34,7 @@ def as_it_comes():
 
 def test_this_version_is_known():
     assert triton.__version__ in interpreter.VERSIONS, "see that tests/interpreter.py fits it, then name it"
-    assert len(interpreter.REPLACED) == 4
+    assert len(interpreter.REPLACED) == 6
 
 
 def made(shape, dtype) -> tuple:
@@ -69,6 +71,44 @@ def test_shapes_that_are_none_are_refused_alike(shape):
     with pytest.raises(before.type) as now:
         core.block_type(tl.float32, shape)
     assert str(now.value) == str(before.value)
+
+
+def outcome(lhs, rhs, options) -> list | str:
+    """Of the operands of an operation in their common type and shape, or the error of those without one."""
+    try:
+        found = TritonSemantic(theirs.interpreter_builder).binary_op_type_checking_impl(lhs, rhs, *options)
+    except Exception as error:
+        return repr(error)
+    return [
+        (str(one.type), one.shape.values, one.handle.data.dtype, one.handle.data.tolist()) for one in found
+    ]
+
+
+def operands(dtype) -> list:
+    """A scalar and blocks."""
+    kind = theirs._get_np_dtype(dtype)
+    scalar = core.tensor(theirs.TensorHandle(np.ones(1, kind), dtype), dtype)
+    blocks = [
+        core.tensor(theirs.TensorHandle(np.ones(shape, kind), dtype), core.block_type(dtype, shape))
+        for shape in ([4], [8], [1, 4], [2, 1], [2, 4])
+    ]
+    return [scalar, *blocks]
+
+
+@pytest.mark.parametrize(
+    "options", [(), (True, True), (False, False, True, True), (False, False, False, True)]
+)
+@pytest.mark.parametrize("dtype", [*DTYPES, core.pointer_type(tl.float16)], ids=str)
+def test_operands_have_the_same_common_type_and_shape(dtype, options):
+    others = [one for other in (dtype, tl.int32, tl.float32, tl.float16) for one in operands(other)]
+    others += [0, 3, -1, 2**31, -(2**40), 2.5, 1e300, True]
+    pairs = [(one, other) for one in operands(dtype) for other in others]
+    pairs += [(other, one) for one, other in pairs]
+    with as_it_comes():
+        before = [outcome(*pair, options) for pair in pairs]
+    assert [outcome(*pair, options) for pair in pairs] == before
+    assert any(isinstance(one, str) for one in before)
+    assert any(isinstance(one, list) for one in before) or dtype.is_ptr()
 
 
 @triton.jit
