@@ -66,6 +66,11 @@ class Folder:
         """The whole lines of runs.jsonl."""
         return ledger.load(self.runs) if self.runs.exists() else []
 
+    def trained(self) -> list[dict]:
+        """The runs among them that say their recipe and choice of kernels, as the card's own do."""
+        runs = filter(ledger.is_run, self.lines())
+        return [run for run in runs if run.get("recipe") and run["execution"].get("kernels")]
+
 
 def opened(folder: Folder, fresh: dict) -> dict:
     """The card in the folder, to resume, or the `fresh` one where there is none. Raises UserError for a card

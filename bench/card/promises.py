@@ -108,7 +108,7 @@ def intended(recipe: str, kernels: str) -> dict:
 def own(folder: Folder) -> dict[tuple[str, str], list[dict]]:
     """The card's runs that ended well, by recipe and choice of kernels."""
     groups = defaultdict(list)
-    for run in distinct(filter(ledger.is_run, folder.lines())):
+    for run in distinct(folder.trained()):
         if run["status"] == "ok":
             groups[run["recipe"], run["execution"]["kernels"]].append(run)
     return groups

@@ -137,7 +137,7 @@ def ready(context: Context, configurations: tuple[Configuration, ...]) -> list[T
 
 
 def run(context: Context) -> int:
-    there = [one for one in context.folder.lines() if ledger.is_run(one)]
+    there = context.folder.trained()
     if not context.data:
         say("made-up images: times are right, accuracies mean nothing")
     trainees = ready(context, TOY if context.toy else CONFIGURATIONS)

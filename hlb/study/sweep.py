@@ -113,6 +113,7 @@ def sweep(
 
     with shard.processes(sharded) as (rank, size):
         console.quiet = console.quiet or rank > 0
+        line(console, "building ...")
         dataset = shard.load(data)
         for configuration in configurations:
             plan(configuration.recipe, len(dataset.tensors[0]))  # UserError where it cannot be trained

@@ -439,9 +439,14 @@ def test_runs_take_turns_each_a_line_and_whoever_fails_stops_alone(out, monkeypa
     shown = capsys.readouterr().out
     assert "record94 broken: not run: no such thing" in shown and "record94 fragile: out of memory" in shown
     assert out.profiles.read_text().count("== ") == 3
+    for foreign in ({"recipe": None}, {"execution": {}}, {"recipe_fields": "x"}, {"seed": "x"}):
+        ledger.append(out.runs, out.lines()[0] | foreign)
     trains.run(context(out, toy=False))
+    assert len(promises.own(out)["record94", "good"]) == 12
     again = [
-        run["seed"] for run in out.lines() if (run["recipe"], run["execution"]["kernels"]) == ("seed", "good")
+        run["seed"]
+        for run in out.trained()
+        if (run["recipe"], run["execution"]["kernels"]) == ("seed", "good")
     ]
     assert again == [1, 2, 3, 4]  # a second card goes on with the next seed
 
