@@ -33,7 +33,7 @@ def tree(tmp_path):
     ids=["as it is", "survives", "red", "endless", "syntax", "import"],
 )
 def test_verdict_on_a_mutant(tree, mutant, expected):
-    seconds = 5 if "time" in expected else 60
+    seconds = 3 if "time" in expected else 60
     assert outcome(mutant, ["made"], seconds, tree).startswith(expected)
     assert (tree / "kernels/made.py").read_text() == SOURCE
 

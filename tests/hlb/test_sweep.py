@@ -330,7 +330,10 @@ def test_every_run_has_its_own_configurations_switches(instant, monkeypatch):
     assert len(ran) == 6 and all(one == other for one, other in ran)
 
 
-def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, capsys):
+def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sweep.gc, "collect", lambda: None
+    )  # after each of dozens of trainers that hold nothing
     toy = ["sweep", "--grid", "record94", "--data", "synthetic", "--device", "cpu", "--set", *SMALL]
     assert main([*toy, "--runs", "1"]) == 0
     out = capsys.readouterr().out
