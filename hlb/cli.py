@@ -16,7 +16,7 @@ from .cost import profiling, show
 from .data import load, stored
 from .errors import Options, UserError, exit_status
 from .evaluate import evaluate
-from .execution import Execution, apply, available, out_of_memory_explained, resolve
+from .execution import Execution, apply, available, resolve, shortage_explained
 from .files import check_output
 from .runs import checkpoint, environment, ledger
 from .runs.display import duration, line, print_table
@@ -183,7 +183,7 @@ def _audit(options: Options) -> int:
     execution = dataclasses.replace(_execution(options), compile="off")  # compiled code counts no calls
     console = _console(options)
     resolved, execution, dataset = begin(options.recipe, _settings(options), options.data, execution, console)
-    with out_of_memory_explained(resolved):
+    with shortage_explained(resolved):
         trainer = Trainer(resolved, execution, dataset, audit.Audit())
         rows, wrong = audit.run(trainer, options.seed)
     if options.json:
@@ -220,7 +220,7 @@ def _eval(options: Options) -> int:
     # Of the images that it was trained on, if the file says them.
     colours = {name: about.get(name, getattr(dataset, name)) for name in ("mean", "std")}
     images, labels = (tensor.to(execution.device) for tensor in dataset.tensors[2:])
-    with out_of_memory_explained(resolved), Clock(execution.device) as clock:
+    with shortage_explained(resolved), Clock(execution.device) as clock:
         views = {"views": resolved.views, "fraction": resolved.views_fraction}
         accuracy, loss = evaluate(network, images, labels, **views, **colours)
     content = {

@@ -301,7 +301,7 @@ def synchronize(device: str | torch.device) -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(recipe: Recipe) -> Iterator[None]:
+def shortage_explained(recipe: Recipe) -> Iterator[None]:
     """Turns what a machine lacks into a UserError. Of memory it says how much was asked for, and which
     settings lower it; of a compiler, or a folder for what that makes, which, and how to do without.
     """

@@ -44,7 +44,7 @@ from kernels.base.traffic import Traffic
 from ..audit import Audit
 from ..data import Dataset
 from ..errors import UserError
-from ..execution import Execution, out_of_memory_explained, torch_dtype
+from ..execution import Execution, shortage_explained, torch_dtype
 from ..files import atomic, check_writable, noted
 from ..recipes import Recipe
 from ..runs import environment
@@ -189,7 +189,7 @@ def profile(
 
     ranges, examples = Ranges(recipe), len(dataset.tensors[0])
     plain = dataclasses.replace(execution, compile="off", graph="off")
-    with out_of_memory_explained(recipe):
+    with shortage_explained(recipe):
         trainer = Trainer(recipe, plain, dataset, ranges)
         largest = max(trainer.plan).size
         counts = complexity.steps(recipe, examples)

@@ -31,7 +31,7 @@ from ..evaluate import score
 from ..execution import Execution
 from ..optimizer import OPTIMIZERS
 from ..recipes import Recipe
-from ..step import Variant, build, rounds
+from ..step import build, rounds
 from . import complexity
 
 COLOURS = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -119,16 +119,13 @@ class Rehearsal:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A part of a run that comes `times` times, with what `Rehearsal.part` returns. A training step has its
-    variant, and what it averages.
-    """
+    """A part of a run that comes `times` times, with what `Rehearsal.part` returns, and what it averages."""
 
     phase: str
     times: int
     calls: list[Call]
     between: Traffic
     averages: str = "none"
-    variant: Variant | None = None
 
 
 @functools.lru_cache(maxsize=16)  # a report, its floor and its expected time are of the same run
@@ -142,7 +139,7 @@ def parts(
         found.append(Part("shuffle", times, *run.part(lambda n=images: run.step.shuffle(n))))
     for (variant, averages), times in complexity.steps(recipe, examples).items():
         calls, between = run.part(lambda v=variant: run.step(v))
-        found.append(Part(f"train at {variant.size}", times, calls, between, averages, variant))
+        found.append(Part(f"train at {variant.size}", times, calls, between, averages))
     return *found, Part("evaluation", 1, *run.part(run.evaluate))
 
 

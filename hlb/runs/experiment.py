@@ -20,7 +20,7 @@ from kernels.base import launch
 
 from ..data import Dataset, load
 from ..errors import UserError, tell
-from ..execution import Execution, device_of, out_of_memory_explained, resolve, torch_defaults
+from ..execution import Execution, device_of, resolve, shortage_explained, torch_defaults
 from ..files import check_writable, noted
 from ..recipes import Recipe
 from ..settings import fields
@@ -235,7 +235,7 @@ def train(
     finished, interrupted = [], False
     written, unwritten = {}, []
     environment.reset_peak_memory(execution.device)
-    with out_of_memory_explained(recipe), callbacks:
+    with shortage_explained(recipe), callbacks:
         trainer = Trainer(recipe, execution, dataset)
         provenance = ledgers.provenance(trainer)
         callbacks.started(trainer, runs, eval_every)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ..data import Dataset
 from ..errors import UserError, expect_known, tell
-from ..execution import Execution, apply, out_of_memory_explained
+from ..execution import Execution, apply, shortage_explained
 from ..files import check_writable, noted
 from ..recipes import Recipe
 from ..runs import environment, statistics
@@ -261,7 +261,7 @@ def _built(configuration: Configuration, dataset: Dataset) -> tuple[Trainer, dic
 def _named(configuration: Configuration) -> Iterator[None]:
     """Adds the configuration's name to a UserError."""
     try:
-        with out_of_memory_explained(configuration.recipe):
+        with shortage_explained(configuration.recipe):
             yield
     except UserError as error:
         raise UserError(f"{configuration.name}: {error}") from None

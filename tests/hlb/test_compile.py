@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import hlb
 from hlb import synthetic
-from hlb.execution import compiled, out_of_memory_explained, resolve
+from hlb.execution import compiled, resolve, shortage_explained
 from hlb.train import Trainer
 from kernels import pool_head
 
@@ -84,7 +84,7 @@ def test_nothing_to_compile_with_is_one_line_that_says_what_and_how_to_do_withou
         why = f"{tmp_path}/file/cache: Not a directory, and compiled code is kept there"
     torch._dynamo.reset()
     recipe, explained = hlb.recipe("smoke"), pytest.raises(hlb.UserError)
-    with explained as caught, out_of_memory_explained(recipe), config.patch({"cpp.cxx": compilers}):
+    with explained as caught, shortage_explained(recipe), config.patch({"cpp.cxx": compilers}):
         compiled(lambda x: x.sin() + 1)(torch.ones(3))
     said = str(caught.value)
     assert said.startswith(f"nothing can be compiled here: {why}") and "\n" not in said
