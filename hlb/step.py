@@ -29,7 +29,8 @@ from .execution import Execution, compiled, torch_dtype
 from .initial import InitialWeights
 from .networks import Network
 from .optimizer import Optimizer
-from .recipes import AUGMENTATION, Recipe
+from .ranges import AUGMENTATION
+from .recipes import Recipe
 
 
 class Round(NamedTuple):
