@@ -218,13 +218,9 @@ class Recipe:
         return _at(self.batch_size, epoch)
 
     @property
-    def largest_batch(self) -> int:
-        return max(_items(self.batch_size))
-
-    @property
-    def batches(self) -> str:
-        """The batch sizes in words."""
-        return ", ".join(map(str, dict.fromkeys(_items(self.batch_size))))
+    def batch_sizes(self) -> tuple[int, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys(_items(self.batch_size)))
 
     def fraction(self, epoch: int) -> float:
         """Of the images, those that a round shows which begins in an epoch, counted from 0."""
@@ -233,6 +229,12 @@ class Recipe:
     def steps(self, examples: int) -> int:
         """Training steps of the whole run."""
         return self.epoch_starts(examples)[-1]
+
+    def steps_by_epoch(self, examples: int) -> int | tuple[int, ...]:
+        """Training steps in an epoch, or, with several batch sizes, in each as it is when whole."""
+        if not isinstance(self.batch_size, tuple):
+            return self.steps_per_epoch(examples)
+        return tuple(self.steps_per_epoch(examples, epoch) for epoch in range(math.ceil(self.epochs)))
 
     def epoch_starts(self, examples: int) -> list[int]:
         """The first step of each epoch, and at last the number of all steps."""

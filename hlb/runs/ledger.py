@@ -250,6 +250,8 @@ def _fits(name: str, value: object, example: object) -> bool:
         return isinstance(value, list) and all(_fits(name, item, example[0]) for item in value)
     if isinstance(value, list) and by_epoch(name):
         return bool(value) and all(_fits(name, item, example) for item in value)
+    if example is None and value is None:
+        return True
     if isinstance(example, (bool, str)):
         return type(value) is type(example)
     low, high = RANGES.get(name, (-LARGEST, LARGEST))

@@ -15,7 +15,7 @@ from hlb.averaging import Averaging, table
 from hlb.execution import resolve
 from hlb.networks import Network
 from hlb.optimizer import Optimizer
-from hlb.step import plan
+from hlb.step import Variant, plan
 from hlb.train import Trainer
 
 CUDA = torch.cuda.is_available()
@@ -170,12 +170,12 @@ def test_plan_changes_size_where_an_epoch_begins_and_keeps_the_last_size():
     recipe = hlb.recipe("record94", {"sizes": "24,28", "epochs": 3.5, "batch_size": 20000, "drop_last": False,
                                      "whiten_bias_epochs": 0.5, "averaging_epochs": 1.0,
                                      "averaging_every": 2})  # fmt: skip
-    assert [tuple(variant) for variant in plan(recipe, 50000)] == [
+    assert plan(recipe, 50000) == [Variant(*of, hard=False) for of in (
         (24, 20000, True, False), (24, 20000, True, False), (24, 10000, False, False),
         (28, 20000, False, False), (28, 20000, False, False), (28, 10000, False, False),
         (28, 20000, False, False), (28, 20000, False, False), (28, 10000, False, True),
         (28, 20000, False, False), (28, 20000, False, True),
-    ]  # fmt: skip
+    )]  # fmt: skip
 
 
 def test_images_of_an_epoch_have_the_size_that_the_recipe_says(data):
