@@ -58,13 +58,14 @@ class Tally(NamedTuple):
 class Lab(Protocol):
     """Where the arms are trained. It drops an arm that cannot be."""
 
+    budget: float  # seconds
     dropped: dict[int, str]  # arm -> why
 
     def left(self) -> float:
         """Seconds of the budget that are left."""
 
-    def whole(self) -> float:
-        """Seconds of the budget without those that building took so far."""
+    def built(self) -> float:
+        """Seconds that building took so far."""
 
     def building(self, arm: int) -> float:
         """What it is expected to take before the arm can be trained; 0.0 where it is built."""
@@ -139,7 +140,7 @@ class Race:
 
     def run(self, halve: bool = True) -> None:
         """All of it. Without `halve` there is one rung of as many runs as fit, to compare with."""
-        self._admit()
+        self.admit()
         runs = FIRST
         while self._rung(runs if halve else None) and halve:
             runs *= 2
@@ -153,17 +154,16 @@ class Race:
         missing = {arm: max(0, n - self.lab.tally(arm).n) for arm, n in counts.items()}
         return sum(n * self.lab.cost(arm) + self.lab.building(arm) for arm, n in missing.items() if n)
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
         """Builds as many arms as leave enough time; one that has runs already is in."""
         lab = self.lab
-        beyond = (1 - BEGUN) * (lab.left() if not any(map(self._begun, range(self.count))) else 0.0)
         for arm in range(self.count):
             if arm in lab.dropped:
                 continue
             if not self._begun(arm):
                 there = self._there()
                 first = self._cost(dict.fromkeys([*there, arm], FIRST))
-                if lab.left() <= 0 or (there and lab.left() - first < beyond):
+                if lab.left() <= 0 or (there and lab.left() - first < (1 - BEGUN) * lab.budget):
                     self.untried.append(arm)
                     continue
                 lab.build(arm)
@@ -174,7 +174,7 @@ class Race:
 
     def reserve(self) -> float:
         """Seconds that are kept for the last rung."""
-        return RESERVED * self.lab.whole()
+        return RESERVED * max(0.0, self.lab.budget - self.lab.built())
 
     def _rung(self, runs: int | None) -> bool:
         """Trains the arms up to `runs` each, or as many as fit; whether there will be another rung."""
@@ -184,10 +184,9 @@ class Race:
         spare = lab.left() - self.reserve()
         whole = runs is not None and self._cost(dict.fromkeys(there, runs)) <= spare
         if not whole:
-            runs = min(lab.tally(arm).n for arm in there)
-            while self._cost(dict.fromkeys(there, runs + 1)) <= spare:
-                runs += 1
-            runs = max(runs, 1)
+            spare -= sum(map(lab.building, there))
+            more = int(max(0.0, spare) / sum(map(lab.cost, there)))
+            runs = max(1, min(lab.tally(arm).n for arm in there) + more)
         lab.train(dict.fromkeys(there, runs))
         ranked = self.ranked()
         found = self.chances(ranked)
