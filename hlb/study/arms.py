@@ -1,6 +1,6 @@
 """A file of arms: named settings of one recipe, from the most promising to the least.
 
-    {"recipe": "record94", "arms": {"as it is": {}, "8.0 epochs": {"epochs": 8.0, "hard_fraction": 0.5}}}
+{"recipe": "record94", "arms": {"as it is": {}, "8.0 epochs": {"epochs": 8.0, "hard_fraction": 0.5}}}
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ KEYS = ("recipe", "arms", "about")  # `about` is for whoever reads the file
 MOST = 1000
 
 
-def arms(path: str | Path, settings: list[str] = (), execution: Execution = Execution()) -> list[Configuration]:
+def arms(
+    path: str | Path, settings: list[str] = (), execution: Execution = Execution()
+) -> list[Configuration]:
     """The configurations of a file, resolved, each with these settings (`--set`) of one value each. Raises
     UserError, which names the arm.
     """

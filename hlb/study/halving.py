@@ -259,6 +259,8 @@ class Race:
         reaches = self.reaches(slower, SAFE * seconds)
         sure = [arm for arm in slower if reaches[arm] >= SURE]
         safe = (
-            min(sure, key=lambda arm: lab.tally(arm).seconds) if sure else max(slower, key=reaches.__getitem__)
+            min(sure, key=lambda arm: lab.tally(arm).seconds)
+            if sure
+            else max(slower, key=reaches.__getitem__)
         )
         return safe if reaches[safe] > alone + 0.1 else None
