@@ -15,9 +15,8 @@ from rich.console import Console
 
 from ..data import Dataset
 from ..errors import UserError
-from ..execution import Execution
 from ..files import check_writable
-from ..runs import environment, statistics
+from ..runs import statistics
 from ..runs.display import duration, line, print_table, seconds, synthetic_banner
 from ..runs.experiment import check_counts, check_interpreted
 from ..settings import fields

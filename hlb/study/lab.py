@@ -28,7 +28,8 @@ from ..step import work
 from ..train import Run
 from .grid import Configuration, key, text
 from .halving import Tally
-from .sweep import Trainers, placed, read
+from .sweep import placed, read
+from .trainers import Trainers
 
 FRESH = 1_000_000  # from the first seed of a choice to the first of the last rung
 
@@ -59,7 +60,7 @@ class Lab:
         self.ledger, self.console = ledger, console
         self.dropped: dict[int, str] = {}
         self.unwritten: list[str] = []
-        self.trainers = Trainers(self.dataset)
+        self.trainers = Trainers(self.dataset, configurations)
         self.device_name = environment.device_name(configurations[0].execution.device)
         self.runs: dict[tuple[int, bool], dict[int, dict]] = defaultdict(
             dict
@@ -67,7 +68,8 @@ class Lab:
         self.took: dict[int, list[float]] = defaultdict(
             list
         )  # arm -> seconds of a run, on the clock and off it
-        self.builds: list[float] = []
+        self.builds: list[float] = []  # seconds of each, and of those that shared another one's network
+        self.shared: list[float] = []
         examples = len(dataset.tensors[0])
         self.work = [work(one.recipe, examples) for one in configurations]
         self.pace: float | None = None  # seconds per `work`, before there are runs
@@ -110,9 +112,12 @@ class Lab:
         return sum(self.builds)
 
     def building(self, arm: int) -> float:
-        if self.trainers.has(self.configurations[arm]):
+        configuration = self.configurations[arm]
+        if self.trainers.has(configuration):
             return 0.0
-        return fmean(self.builds) if self.builds else 0.0
+        if self.shared and self.trainers.like(configuration):
+            return fmean(self.shared)
+        return max(self.builds, default=0.0)
 
     def cost(self, arm: int) -> float:
         if self.took[arm]:
@@ -159,18 +164,19 @@ class Lab:
     def _built(self, arm: int):
         """Its trainer and provenance; None where it cannot be built, which drops it."""
         configuration = self.configurations[arm]
-        if there := self.trainers.has(configuration):
+        if self.trainers.has(configuration):
             return self.trainers.ready(configuration)
         line(self.console, f"building {configuration.name} ...")
-        begin = time.perf_counter()
+        begin, like = time.perf_counter(), self.trainers.like(configuration)
         try:
             with shortage_explained(configuration.recipe):
                 trainer, provenance = self.trainers.ready(configuration)
         except Exception as error:
             self._drop(arm, self.seed, error)
             return None
-        if not there:
-            self.builds.append(time.perf_counter() - begin)
+        self.builds.append(time.perf_counter() - begin)
+        if like is not None:
+            self.shared.append(self.builds[-1])
         if self.pace is None:
             self.pace = trainer.estimate_seconds(self.eval_every) / self.work[arm]
         return trainer, provenance

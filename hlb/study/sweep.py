@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ..data import Dataset
@@ -32,8 +30,8 @@ from .arms import arms as of_file
 from .compare import Sample
 from .findings import SweepResult, report
 from .grid import READY, Configuration, Key, all_runs, grid, key, ready, shares
+from .trainers import Trainers
 
-CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
 LARGEST = 1_000_000  # runs
 HELP = """\
 usage: hlb sweep [--recipe NAME] --set FIELD=VALUE,VALUE,... --runs N [options]
@@ -75,14 +73,16 @@ def asked(
     """The configurations of a file of arms, of the ready grid that is `named`, or what `grid` makes of a recipe
     (as `train`) and the settings. Raises UserError.
     """
-    sources = {"--arms": arms, "--grid": named, "--recipe": recipe, "--random": draw}
-    given = [option for option, value in sources.items() if value is not None]
-    if given[1:] and given[0] in ("--arms", "--grid"):
-        raise UserError(f"{given[1]}: the configurations are those of {given[0]}; leave it out")
+    if named is not None:
+        expect_known("--grid", READY, named)
+    source = f"--arms {arms}" if arms is not None else f"--grid {named}" if named is not None else ""
+    others = {"--grid": named if arms is not None else None, "--recipe": recipe, "--random": draw}
+    for option, value in others.items():
+        if source and value is not None:
+            raise UserError(f"{option}: the configurations are those of {source}; leave it out")
     if arms is not None:
         return of_file(arms, settings, execution)
     if named is not None:
-        expect_known("--grid", READY, named)
         return ready(named, settings, execution)
     return grid(default(execution) if recipe is None else recipe, settings, execution, draw, seed)
 
@@ -245,47 +245,6 @@ def _records(
             f"{done:>{len(str(len(runs)))}} of {len(runs)}  {configuration.name}, seed {seed}: {outcome}"
             + (f"; about {duration(left)} left" if left else ""),
         )
-
-
-class Trainers:
-    """Those of a data set, each with its provenance; the ones used last are kept."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        self.kept: dict[
-            str, tuple[Trainer, dict]
-        ] = {}  # by the configuration's name; the last used stands last
-
-    def ready(self, configuration: Configuration) -> tuple[Trainer, dict]:
-        """The configuration's, built where it is not kept, with torch's switches set for it."""
-        name = configuration.name
-        while name not in self.kept and _full(configuration.execution.device, len(self.kept)):
-            self.forget(next(iter(self.kept)))
-        self.kept[name] = self.kept.pop(name, None) or self._built(configuration)
-        trainer, provenance = self.kept[name]
-        apply(trainer.recipe, trainer.execution)  # torch's switches are those of the trainer built last
-        return trainer, provenance
-
-    def has(self, configuration: Configuration) -> bool:
-        """Whether it needs no building."""
-        return configuration.name in self.kept
-
-    def forget(self, name: str) -> None:
-        """Frees a trainer."""
-        self.kept.pop(name, None)
-        gc.collect()  # a trainer is held by its own functions
-
-    def _built(self, configuration: Configuration) -> tuple[Trainer, dict]:
-        trainer = Trainer(configuration.recipe, configuration.execution, self.dataset)
-        return trainer, ledgers.provenance(trainer)
-
-
-def _full(device: str, trainers: int) -> bool:
-    """Whether there is no room for another trainer beside those that are kept."""
-    if not device.startswith("cuda"):
-        return trainers == CACHED
-    free, total = torch.cuda.mem_get_info(device)
-    return trainers > 0 and free < total / 2
 
 
 def _forecast(trainer: Trainer, runs: list[Configuration], eval_every: int) -> str:
