@@ -221,8 +221,8 @@ def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: D
     return Step(network, optimizer, averaging, images, labels, augment, execution.compile == "on")
 
 
-# Tables of a step, by what holds them: what a recipe says of each step or round. All else of a step is the same
-# in recipes that differ only there. One that is not there, or None, is none.
+# Tables of a step, by what holds them: what a recipe says of each step or round. In recipes that differ only
+# there all else of a step is the same. One that is not there, or None, is none.
 TABLES = (
     ("optimizer", "rates"),
     ("optimizer", "momenta"),
@@ -237,7 +237,8 @@ def _holders(step: Step) -> dict[str, object]:
 
 
 def tables(step: Step, rows: int = 0) -> dict[tuple[str, str], Tensor]:
-    """The tables of a step, by TABLES, those of steps with `rows` rows at least: compiled code takes tables of
+    """The tables of a step, by TABLES, those of steps with `rows` rows at least: compiled code takes tables
+    of
     one length.
     """
     holders = _holders(step)

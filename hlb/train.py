@@ -106,9 +106,9 @@ class Trainer:
     included), `step_seconds` a later step of the largest images, `compile_seconds` the extra time of first
     steps where they are compiled. `audit` counts the calls of a run (audit.py).
 
-    `like` is a trainer whose recipe differs in what only tables of steps say (`step.TABLES`), of the same data
-    set and execution: its network, its optimizer and its compiled code are shared, and one of the two runs at a
-    time. `rows` are the steps of the longest run that is to share them.
+    `like` is a trainer whose recipe differs in what only tables of steps say (`step.TABLES`), of the same
+    data set and execution: its network, its optimizer and its compiled code are shared, and one of the two
+    runs at a time. `rows` are the steps of the longest run that is to share them.
     """
 
     def __init__(

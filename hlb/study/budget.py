@@ -1,7 +1,7 @@
 """`hlb sweep --budget SECONDS`: the fastest configuration that is shown to reach the recipe's target.
 
-halving.py decides who is trained how often, lab.py trains; here the arms are checked, and what is known at the end
-is told: at the budget's end, after Ctrl-C, and after a kill by the same command again.
+halving.py decides who is trained how often, lab.py trains; here the arms are checked, and what is known at
+the end is told: at the budget's end, after Ctrl-C, and after a kill by the same command again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .halving import Race, Rung
 from .lab import FRESH, DeviceLost, Lab, clocked
 from .sweep import default_ledger, read, told_once
 
-COLUMNS = ("arm", "n", "accuracy", "95 % interval", "seconds", "fresh n", "accuracy", "at least", "")
+COLUMNS = ("arm", "n", "accuracy", "seconds", "fresh n", "accuracy", "at least", "")
 
 
 @dataclass
 class Found:
-    """What `fastest` returns. An arm's sample are the runs that chose, its fresh one those of the last rung."""
+    """What `fastest` returns. `samples` are the runs that chose, `fresh` those of the last rung, by arm."""
 
     configurations: list[Configuration]
     samples: list[Sample]
@@ -57,16 +57,16 @@ class Found:
     def fate(self, arm: int) -> str:
         """How far an arm came."""
         if arm in self.dropped:
-            return f"dropped: {self.dropped[arm]}"
+            return "dropped"
         if arm in self.race.untried:
-            return "not tried: no time"
+            return "no time"
         if arm == self.race.claimed:
-            return "reaches the target"
+            return "shown"
         if arm in self.race.finalists:
             return "not shown"
         for number, rung in enumerate(self.race.rungs, 1):
             if arm in rung.chances and arm not in rung.kept:
-                return f"left after rung {number}"
+                return f"left in rung {number}"
         return ""
 
     def json(self) -> dict:
@@ -125,7 +125,7 @@ class Found:
                 f"{self._name(race.claimed)} is the fastest arm that is shown to reach {target}: "
                 f"{self._fresh(race.claimed)}."
             )
-        elif race.ranked():
+        elif race.standing():
             said.append(f"No arm is shown to reach {target}.")
         else:
             said.append(f"No arm has a run: {duration(self.budget)} did not reach for one.")
@@ -139,7 +139,7 @@ class Found:
                     f"{self._name(arm)} was to be tested, and there was no time: {self._chosen(arm)}."
                 )
         if race.claimed is None and not race.finalists:
-            said += [f"{self._name(arm)} leads: {self._chosen(arm)}." for arm in race.ranked()[:1]]
+            said += [f"{self._name(arm)} leads: {self._chosen(arm)}." for arm in list(race.standing())[:1]]
         if race.untried:
             said.append(f"Not tried, for lack of time: {', '.join(map(self._name, race.untried))}.")
         said += [f"{self._name(arm)} was dropped: {why}." for arm, why in self.dropped.items()]
@@ -181,9 +181,9 @@ def fastest(
     console: Console | None = None,
     started: float | None = None,
 ) -> Found:
-    """Looks for the fastest of the configurations (`grid`, `ready`, `arms`) whose accuracy reaches the recipe's
-    target, for `budget` seconds from `started` on, a `time.perf_counter()` (now); prints its progress and what
-    it found, and returns it.
+    """Looks for the fastest of the configurations (`grid`, `ready`, `arms`) whose accuracy reaches the
+    recipe's target, for `budget` seconds from `started` on, a `time.perf_counter()` (now); prints its
+    progress and what it found, and returns it.
 
     The first configurations are tried where there is no time for all. A run is begun only if it should end in
     time. Runs that raise or diverge are recorded, and drop their configuration. The ledger
@@ -288,19 +288,21 @@ def report(console: Console, found: Found) -> None:
     console.print()
     rows = []
     for arm, (sample, fresh) in enumerate(zip(found.samples, found.fresh)):
-        cells = [sample.name, str(len(sample.ok))]
-        for runs, last in ((sample.ok, False), (fresh.ok, True)):
-            accuracy = statistics.summary([run["accuracy"] for run in runs])
-            mean = "" if accuracy["mean"] is None else f"{accuracy['mean']:.4f}"
-            if last:
-                bound = found.bound(arm)
-                cells += [str(len(runs) or ""), mean, "" if bound is None else f"{bound:.4f}"]
-            else:
-                times = statistics.summary([clocked(run) for run in runs])["mean"]
-                cells += [mean, interval(accuracy["ci95"], "{:.4f}".format)]
-                cells.append("" if times is None else seconds(times))
-        rows.append((*cells, found.fate(arm)[:60]))
-    print_table(console, COLUMNS, rows, words=(0, 8), expendable=(3, 6, 5))
+        chose, shown = sample.json(), fresh.json()
+        times, bound = chose["seconds"]["mean"], found.bound(arm)
+        rows.append(
+            (
+                sample.name,
+                str(chose["n"]),
+                _written(chose["accuracy"]["mean"]),
+                "" if times is None else seconds(times),
+                str(shown["n"] or ""),
+                _written(shown["accuracy"]["mean"]),
+                _written(bound),
+                found.fate(arm),
+            )
+        )
+    print_table(console, COLUMNS, rows, words=(0,), expendable=(5, 4))
     console.print()
     line(
         console,
@@ -308,3 +310,7 @@ def report(console: Console, found: Found) -> None:
         f"{duration(found.budget)}   ledger: {found.ledger}",
     )
     line(console, found.verdict)
+
+
+def _written(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.4f}"

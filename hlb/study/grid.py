@@ -122,8 +122,8 @@ def ready(name: str, settings: list[str], execution: Execution = Execution()) ->
 
 
 def common(settings: list[str], swept: list[str], source: str) -> dict[str, str]:
-    """The settings that all configurations of a source share. Raises UserError for a field that it varies, and
-    for one of several values.
+    """The settings that all configurations of a source share. Raises UserError for a field that the source
+    varies, and for one of several values.
     """
     shared: dict[str, str] = {}
     for field, values in map(alternatives, _listed(settings)):

@@ -1,26 +1,26 @@
 """Successive halving: within a budget of seconds, the fastest arm whose mean accuracy reaches a target.
 
-An arm is a configuration. Its time is known after a few runs (0.001 s between runs of 0.8 s), its accuracy is not
-(0.14 points between runs of record94, so 0.14 / sqrt(n) of a mean): the question is how few epochs still reach
-the target. So all arms have 10 runs each, the better half 20, the better half of those 40, ..., and what is left
-of the budget, 30 % of the runs' time or more, shows what was found:
+An arm is a configuration. Its time is known after a few runs (0.001 s between runs of 0.8 s), its accuracy is
+not (0.14 points between runs of record94, so 0.14 / sqrt(n) of a mean): the question is how few epochs still
+reach the target. So all arms have 10 runs each, the better half 20, the better half of those 40, ..., and
+what is left of the budget, 40 % of the runs' time or more, shows what was found:
 
     reach_k  = P(the lower 95 % bound of the last rung of arm k will reach the target | its runs so far)
     chance_k = reach_k * product of 1 - reach_j over the faster arms j
 
-"Better" is a larger chance_k: the probability that k is the fastest arm of which it can be shown. It ranks a slow
-arm low once a faster one is sure to do, and an arm low whose accuracy is hopeless; what has less than a hundredth
-of the leader's leaves without waiting for its half. Arms within 0.2 % of each other's time count as equally fast,
-the surer one first. reach_k is normal, with the runs' spread pooled over all arms. (Ranking by the probability
-that the mean reaches the target, without the bound's margin, more often names the best arm and far more often
-one that misses the target; ranking by accuracy or by the expected saving stays with slow arms.)
+"Better" is a larger chance_k: the probability that k is the fastest arm of which it can be shown. It ranks a
+slow arm low once a faster one is sure to do, and an arm low whose accuracy is hopeless; what has less than a
+hundredth of the leader's leaves without waiting for its half. Arms within 0.2 % of each other's time count as
+equally fast, the surer one first. reach_k is normal, with the runs' spread pooled over all arms. (Without the
+bound's margin in reach_k the leader more often misses the target; accuracy alone stays with slow arms.)
 
-A mean of the arm that looked best is too high, and so is its bound. So the last rung has seeds that nothing was
-chosen by, and a number of runs that was fixed before the first of them. If the leader is not sure to do (90 %),
-a third of it goes to a slower arm that is surer, first: only if that one's bound reaches the target is the leader
-tested. Both at 95 %, in an order fixed before: the probability to claim an arm that misses the target is at most
-5 % (a fixed sequence of tests; Maurer, Hothorn and Lehmacher, 1995), and nearly always there is something to
-claim. A budget that is raised after a verdict looks twice at the same runs, and its error is a little larger.
+A mean of the arm that looked best is too high, and so is its bound. So the last rung has seeds that nothing
+was chosen by, and a number of runs that was fixed before the first of them. If the leader is not sure to do
+(90 %), a third of it goes to a slower arm that is surer, first: only if that one's bound reaches the target
+is the leader tested. Both at 95 %, in an order fixed before: the probability to claim an arm that misses the
+target is at most 5 % (a fixed sequence of tests; Maurer, Hothorn and Lehmacher, 1995), and nearly always
+there is something to claim. A budget that is raised after a verdict looks twice at the same runs, and its
+error is a little larger.
 
 `python -m bench halving` simulates all this, by this code.
 """
@@ -34,8 +34,8 @@ from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
 FIRST = 10  # runs of an arm in the first rung
-BEGUN = 0.6  # of the budget, which building and the first rung may take: beyond it no further arm is begun
-RESERVED = 0.3  # of the seconds that are not for building, which are kept for the last rung
+BEGUN = 0.7  # of the budget, which building and the first rung may take: beyond it no further arm is begun
+RESERVED = 0.4  # of the seconds that are not for building, which are kept for the last rung
 HOPELESS = 0.01  # of the leader's chance
 SURE, SAFE = 0.9, 1 / 3  # a leader surer than that is alone in the last rung; else the safer arm's part of it
 ALIKE = 0.002  # of a time: differences below it are none
@@ -45,8 +45,8 @@ BOUND = NORMAL.inv_cdf(0.95)
 
 
 class Tally(NamedTuple):
-    """Runs of an arm: how many, mean and variance (n - 1; 0 for one run) of their accuracies as fractions, and
-    a run's seconds on the clock.
+    """Runs of an arm: how many, mean and variance (n - 1; 0 for one run) of their accuracies, which are
+    fractions, and a run's seconds on the clock.
     """
 
     n: int
@@ -188,8 +188,8 @@ class Race:
             more = int(max(0.0, spare) / sum(map(lab.cost, there)))
             runs = max(1, min(lab.tally(arm).n for arm in there) + more)
         lab.train(dict.fromkeys(there, runs))
-        ranked = self.ranked()
-        found = self.chances(ranked)
+        found = self.standing()
+        ranked = list(found)
         half = ranked[: -(-len(ranked) // 2)] if len(ranked) > 1 else ranked
         kept = [arm for arm in half if found[arm] >= HOPELESS * found[ranked[0]]]
         self.rungs.append(Rung(runs, found, kept))
@@ -198,11 +198,13 @@ class Race:
             self.alive = kept
         return whole and len(kept) > 1
 
-    def ranked(self) -> list[int]:
-        """The arms that are in, the best first, of those that have runs."""
+    def standing(self) -> dict[int, float]:
+        """The chances of the arms that are in and have runs, by the last rung that is kept; the best first."""
         arms = [arm for arm in self._there() if self._begun(arm)]
-        found = self.chances(arms)
-        return sorted(arms, key=lambda arm: -found[arm])
+        if not arms:
+            return {}
+        found = chances({arm: self.lab.tally(arm) for arm in arms}, self.reaches(arms, self.reserve()))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def reaches(self, arms: Sequence[int], seconds: float) -> dict[int, float]:
         """`reach` of each arm in a last rung of so many seconds."""
@@ -214,18 +216,12 @@ class Race:
         """Runs of an arm in so many seconds; 2 at least."""
         return max(2, int(seconds / self.lab.cost(arm)))
 
-    def chances(self, arms: Sequence[int]) -> dict[int, float]:
-        """`chances` of these arms, with the last rung that the budget keeps."""
-        if not arms:
-            return {}
-        return chances({arm: self.lab.tally(arm) for arm in arms}, self.reaches(arms, self.reserve()))
-
     def _last(self) -> None:
         """The last rung: shows of the leader, if need be after a safer arm, that it reaches the target."""
-        lab, ranked = self.lab, self.ranked()
-        if not ranked:
+        lab, standing = self.lab, self.standing()
+        if not standing:
             return
-        leader = ranked[0]
+        leader = next(iter(standing))
         # What a stopped one has of it counts, so that it is divided as before.
         had = sum(lab.tally(arm, fresh=True).n * lab.cost(arm) for arm in range(self.count))
         seconds = max(0.0, lab.left()) + had

@@ -1,8 +1,9 @@
 """The lab of `hlb sweep --budget`: trains arms, keeps their runs in the ledger, and counts the seconds.
 
-Runs that choose have seeds `seed`, `seed + 1`, ...; those of the last rung begin at `seed + FRESH`. A ledger's runs
-of the same recipe, data set, device and seed are not made again. Those that a sweep with a budget made, and what it
-built, have used their part of the budget: a killed sweep that is started again has what is left.
+Runs that choose have seeds `seed`, `seed + 1`, ...; those of the last rung begin at `seed + FRESH`. A
+ledger's runs of the same recipe, data set, device and seed are not made again. Those that a sweep with a
+budget made, and what it built, have used their part of the budget: a killed sweep that is started again has
+what is left.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class DeviceLost(Exception):
 
 
 class Lab:
-    """`configurations` are the arms, by number; `halving.Lab` says what is asked of it. `failed` are runs that
-    raised or diverged, `unwritten` says why runs are not in the ledger.
+    """`configurations` are the arms, by number; halving.Lab says what is asked of it. `unwritten` says why
+    runs are not in the ledger.
     """
 
     def __init__(
@@ -219,7 +220,9 @@ class Lab:
             ledgers.append(self.ledger, record)
 
     def _drop(self, arm: int, seed: int, error: Exception) -> None:
-        """Records that the arm cannot be trained, and why, so that no later process tries. Raises DeviceLost."""
+        """Records that the arm cannot be trained, and why, so that no later process tries. Raises
+        DeviceLost.
+        """
         configuration = self.configurations[arm]
         why = " ".join(str(error).split()) or type(error).__name__
         why = why if isinstance(error, UserError) else f"{type(error).__name__}: {why}"

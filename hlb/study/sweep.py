@@ -70,8 +70,8 @@ def asked(
     named: str | None = None,
     arms: str | Path | None = None,
 ) -> list[Configuration]:
-    """The configurations of a file of arms, of the ready grid that is `named`, or what `grid` makes of a recipe
-    (as `train`) and the settings. Raises UserError.
+    """The configurations of a file of `arms`, of the ready grid that is `named`, or what `grid` makes of a
+    recipe (as `train`) and the settings. Raises UserError.
     """
     if named is not None:
         expect_known("--grid", READY, named)
@@ -108,8 +108,7 @@ def sweep(
     sharded: bool = False,
     console: Console | None = None,
 ) -> SweepResult | None:
-    """Trains the configurations that are `asked` for,
-    each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
+    """Trains the configurations that are `asked` for, each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
     `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and

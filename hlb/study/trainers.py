@@ -1,8 +1,8 @@
 """The trainers of a sweep: each configuration's is built once, and kept while there is room.
 
-A build of record94 takes 15 s on an H200 with full caches, as long as 25 runs. So configurations that differ only
-in what tables of steps say share a network and its compiled code: how long and when, not how. Of the second one
-only its graphs are captured.
+A build of record94 takes 15 s on an H200 with full caches, as long as 25 runs. So configurations that differ
+only in what tables of steps say share a network and its compiled code: how long and when, not how. Of the
+second one only its graphs are captured.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..train import Trainer
 from .grid import Configuration
 
 CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
-# Fields of a recipe that act by tables of steps, and by which kinds of steps there are; `lr` where Muon has it: as
-# a rate of SGD it is in the decay, too.
+# Fields of a recipe that act by tables of steps, and by which kinds of steps there are. `lr` is one where it is
+# Muon's: as a rate of SGD it is in the decay, too.
 IN_TABLES = frozenset(
     (
         *("epochs", "sizes", "hard_from", "hard_fraction"),
@@ -45,8 +45,8 @@ def family(configuration: Configuration, examples: int) -> str:
 
 
 class Trainers:
-    """Those of a data set, each with its provenance; the ones used last are kept. Of the `sharing` ones some may
-    share a network.
+    """Those of a data set, each with its provenance; the ones used last are kept. Some of the configurations
+    `sharing` share a network.
     """
 
     def __init__(self, dataset: Dataset, sharing: Sequence[Configuration] = ()):

@@ -1,4 +1,4 @@
-"""Trainers of a sweep that share a network: what each trains is what it would have trained alone, to the bit."""
+"""Trainers of a sweep that share a network: what each trains is what it trains alone, to the bit."""
 
 import dataclasses
 
