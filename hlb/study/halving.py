@@ -199,7 +199,7 @@ class Race:
         return whole and len(kept) > 1
 
     def standing(self) -> dict[int, float]:
-        """The chances of the arms that are in and have runs, by the last rung that is kept; the best first."""
+        """The chances of the arms that are in, by the last rung that is kept; the best first."""
         arms = [arm for arm in self._there() if self._begun(arm)]
         if not arms:
             return {}

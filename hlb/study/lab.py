@@ -241,11 +241,15 @@ class Lab:
         )
         error.__traceback__ = None  # its frames hold the trainer
         self.trainers.forget(configuration.name)
-        if configuration.execution.device.startswith("cuda"):
+        if on_gpu(configuration.execution.device):
             try:
                 torch.cuda.synchronize()
             except RuntimeError as lost:
                 raise DeviceLost(" ".join(str(lost).split())[:200]) from None
+
+
+def on_gpu(device: str) -> bool:
+    return device.startswith("cuda")
 
 
 def clocked(record: dict) -> float:

@@ -108,8 +108,9 @@ def sweep(
     sharded: bool = False,
     console: Console | None = None,
 ) -> SweepResult | None:
-    """Trains the configurations that are `asked` for, each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
-    `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
+    """Trains the configurations that are `asked` for, each from seeds `seed` to `seed + runs - 1` (one, or as
+    many as a ready grid says); prints what `findings.report` has to say, and returns it. None in all of
+    torchrun's processes but the first.
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An

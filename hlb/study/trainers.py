@@ -23,8 +23,8 @@ from ..train import Trainer
 from .grid import Configuration
 
 CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
-# Fields of a recipe that act by tables of steps, and by which kinds of steps there are. `lr` is one where it is
-# Muon's: as a rate of SGD it is in the decay, too.
+# Fields of a recipe that act by tables of steps, and by which kinds of steps there are. `lr` is one where it
+# is Muon's: as a rate of SGD it is in the decay, too.
 IN_TABLES = frozenset(
     (
         *("epochs", "sizes", "hard_from", "hard_fraction"),

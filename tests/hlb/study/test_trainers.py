@@ -109,8 +109,8 @@ def test_captured_steps_that_share_a_network_replay_their_own_tables(dataset, mo
 
 @pytest.mark.parametrize(
     "change",
-    [{"label_smoothing": 0.1}, {"base_depth": 8}, {"batch_size": 12}, {"bias_lr": 0.02}, {"hard_fraction": 1.0},
-     {"muon_momentum": 0.5}, {"views": "flip"}, {"activation": "silu"}],
+    [{"label_smoothing": 0.1}, {"base_depth": 8}, {"batch_size": 12}, {"bias_lr": 0.02},
+     {"hard_fraction": 1.0}, {"muon_momentum": 0.5}, {"views": "flip"}, {"activation": "silu"}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_what_is_compiled_or_captured_needs_a_network_of_its_own(change):
