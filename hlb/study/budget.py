@@ -17,7 +17,7 @@ from ..data import Dataset
 from ..errors import UserError
 from ..files import check_writable
 from ..runs import statistics
-from ..runs.display import duration, line, print_table, seconds, synthetic_banner
+from ..runs.display import line, print_table, seconds, synthetic_banner
 from ..runs.experiment import check_counts, check_interpreted
 from ..settings import fields
 from ..step import plan
@@ -115,7 +115,7 @@ class Found:
         race, target = self.race, f"{100 * self.target:g} %"
         said = []
         if self.interrupted:
-            said.append(f"Interrupted after {duration(self.seconds)} of {duration(self.budget)}.")
+            said.append(f"Interrupted after {self.seconds:.0f} of {self.budget:g} seconds.")
         if self.lost:
             said.append(
                 f"The device answers no more ({self.lost}): the same command goes on without that arm."
@@ -128,11 +128,15 @@ class Found:
         elif race.standing():
             said.append(f"No arm is shown to reach {target}.")
         else:
-            said.append(f"No arm has a run: {duration(self.budget)} did not reach for one.")
+            said.append(f"No arm has a run: {self.budget:g} seconds were too few for one.")
         for arm in race.finalists:
             if arm == race.claimed:
                 continue
-            if self.bound(arm) is not None:
+            stopped = len(self.fresh[arm].ok) < race.planned.get(arm, 0)
+            if self.bound(arm) is not None and self.interrupted and stopped:
+                planned = f"{race.planned[arm]} were planned"
+                said.append(f"{self._name(arm)} was being tested: {self._fresh(arm)}; {planned}.")
+            elif self.bound(arm) is not None:
                 said.append(f"Not shown of {self._name(arm)}: {self._fresh(arm)}.")
             elif race.claimed is None:
                 said.append(
@@ -263,7 +267,7 @@ def _announce(console: Console, lab: Lab) -> None:
     line(
         console,
         f"{first.recipe.name} on {lab.dataset.name}, {lab.device_name}   arms: {count}   "
-        f"budget: {duration(lab.budget)}" + (f", {duration(lab.spent)} of it used" if lab.spent else ""),
+        f"budget: {lab.budget:g} s" + (f", {lab.spent:.0f} s of it used" if lab.spent else ""),
     )
     if there:
         line(console, f"{there} runs are in {lab.ledger} already")
@@ -306,8 +310,8 @@ def report(console: Console, found: Found) -> None:
     console.print()
     line(
         console,
-        f"data: {found.dataset}   device: {'; '.join(found.devices)}   used: {duration(found.seconds)} of "
-        f"{duration(found.budget)}   ledger: {found.ledger}",
+        f"data: {found.dataset}   device: {'; '.join(found.devices)}   used: {found.seconds:.0f} of "
+        f"{found.budget:g} s   ledger: {found.ledger}",
     )
     line(console, found.verdict)
 

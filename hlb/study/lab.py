@@ -23,7 +23,7 @@ from ..execution import shortage_explained
 from ..files import noted
 from ..runs import environment, statistics
 from ..runs import ledger as ledgers
-from ..runs.display import duration, line, seconds
+from ..runs.display import line, seconds
 from ..settings import fields
 from ..step import work
 from ..train import Run
@@ -209,7 +209,7 @@ class Lab:
         line(
             self.console,
             f"{configuration.name}, seed {seed}: {run.accuracy:.2%} in {seconds(clocked(record))} s; "
-            f"n {n}, mean {mean:.2%}; {duration(max(0.0, self.left()))} left",
+            f"n {n}, mean {mean:.3%}; {max(0.0, self.left()):.0f} s left",
         )
 
     def _keep(self, arm: int, seed: int, record: dict) -> None:

@@ -1,5 +1,6 @@
-"""`hlb sweep --budget`: its runs, its ledger and its seconds, what it goes on from, what it says; and mistakes. The
-trainers are made up and take no time but the clock's, which a test turns.
+"""`hlb sweep --budget`: its runs, its ledger, its seconds, what it goes on from, what it says; and mistakes.
+
+The trainers are made up, and take no time but that of a clock which they turn themselves.
 """
 
 import json
@@ -53,6 +54,7 @@ def clock(tmp_path, monkeypatch, small):
     """A folder with a file of arms, a small data set, and a clock that only trainers turn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(synthetic, "make", lambda *_: small)
+    monkeypatch.setattr(lab.ledgers.os, "fsync", lambda file: None)  # a disk takes its time
     Path("arms.json").write_text(json.dumps(ARMS))
     clock = Clock()
     for module in (lab, budget):
@@ -82,9 +84,8 @@ def clock(tmp_path, monkeypatch, small):
             return Run(seed, "ok", accuracy, "flip", 0.0, seconds - 0.01, 0.01, wall_seconds=seconds)
 
     monkeypatch.setattr(trainers, "Trainer", MadeUp)
-    provenance = lab.ledgers.provenance  # looks for the commit, which takes time
 
-    def quick(trainer):
+    def provenance(trainer):  # the real one looks for the commit, which takes its time, too
         known = {
             "execution": vars(trainer.execution),
             "device": "cpu",
@@ -99,7 +100,7 @@ def clock(tmp_path, monkeypatch, small):
             "device_name": name,
         }
 
-    monkeypatch.setattr(lab.ledgers, "provenance", quick if provenance else quick)
+    monkeypatch.setattr(lab.ledgers, "provenance", provenance)
     threads = torch.get_num_threads()
     yield clock
     torch.set_num_threads(threads)
@@ -133,13 +134,13 @@ def test_the_fastest_arm_that_reaches_the_target_is_claimed_by_fresh_runs(clock,
     found = json.loads(Path("out.json").read_text(), parse_constant=pytest.fail)
     assert (found["claimed"], found["target"], found["interrupted"]) == ("50 epochs", 0.94, False)
     assert f"\n{found['verdict']}\n" in out
-    said = r"50 epochs is the fastest arm that is shown to reach 94 %: the mean of \d+ runs of fresh seeds is 94.2"
-    assert re.match(said, found["verdict"])
+    said = "50 epochs is the fastest arm that is shown to reach 94 %: the mean of "
+    assert found["verdict"].startswith(said)
     by_name = {arm["name"]: arm for arm in found["arms"]}
     assert by_name["50 epochs"]["fresh"]["lower_bound"] >= 0.94 and by_name["50 epochs"]["fate"] == "shown"
     assert by_name["40 epochs"]["fate"] == "left in rung 1" and by_name["40 epochs"]["n"] == 10
-    assert found["rungs"][0] == {"runs": 10, "arms": [*by_name], "kept": ["50 epochs"]} or True
-    seeds = {name: [seed for _, seed in clock.runs if seed >= FRESH] for name in ("fresh",)}["fresh"]
+    assert found["rungs"][0]["runs"] == 10 and found["rungs"][0]["kept"] == ["50 epochs"]
+    seeds = [seed for _, seed in clock.runs if seed >= FRESH]
     assert seeds == [*range(FRESH, FRESH + len(seeds))] and len(seeds) == by_name["50 epochs"]["fresh"]["n"]
     assert 0 <= found["budget"] - found["seconds"] < 0.7
 
@@ -153,7 +154,7 @@ def test_arms_of_a_rung_take_turns_forwards_and_backwards(clock):
 def test_progress_has_a_line_for_each_run_and_each_rung(capsys):
     assert start() == 0
     out = capsys.readouterr().out
-    assert re.search(r"^50 epochs, seed 3: 94.\d\d% in 0.500 s; n 4, mean 94.\d\d%; \d+ s left$", out, re.M)
+    assert re.search(r"^50 epochs, seed 3: 94.\d\d% in 0.500 s; n 4, mean 94.\d\d\d%; \d+ s left$", out, re.M)
     assert "rung 1, 10 runs each:\n" in out and re.search(r"^    40 epochs: n 10, .*, leaves$", out, re.M)
 
 
@@ -167,13 +168,13 @@ def test_nothing_is_claimed_where_no_arm_reaches_the_target(capsys):
     assert found["verdict"].startswith("No arm is shown to reach 94 %. Not shown of 40 epochs: the mean of ")
 
 
-@pytest.mark.parametrize("seconds", [1, 5.2, 7, 12, 22, 30, 45, 80, 150, 300])
+@pytest.mark.parametrize("seconds", [1, 5.2, 7, 12, 22, 45, 80])
 def test_a_budget_is_kept_but_for_a_first_build_and_less_than_a_run(clock, capsys, seconds):
     assert start(seconds=seconds) in (0, 1)
     used = clock.now - cli.STARTED
     assert used <= max(seconds, BUILD) + 0.7
     if seconds < 5:
-        assert "No arm has a run: 1.0 s did not reach for one." in capsys.readouterr().out
+        assert "No arm has a run: 1 seconds were too few for one." in capsys.readouterr().out
     elif seconds < 45:
         assert "Not tried, for lack of time: " in capsys.readouterr().out
 
@@ -185,7 +186,7 @@ class Killed(BaseException):
     """As nothing that a program catches."""
 
 
-@pytest.mark.parametrize("after", [3, 25, 41, 60, 120])
+@pytest.mark.parametrize("after", [3, 25, 41, 60])
 def test_a_killed_sweep_goes_on_and_makes_every_run_once(clock, after, capsys):
     assert start("--json", "whole.json", "--quiet") == 0
     whole = Counter(clock.runs)
@@ -205,9 +206,9 @@ def test_a_killed_sweep_goes_on_and_makes_every_run_once(clock, after, capsys):
     clock.now, clock.alarms = cli.STARTED, []
     assert start("--json", "resumed.json") == 0
     out = capsys.readouterr().out
-    assert f"{after} runs are in runs.jsonl already" in out and f"{round(used)} s of it used" in out.replace(
-        ".0 s", " s"
-    )
+    assert f"{after} runs are in runs.jsonl already" in out
+    known = int(re.search(r"budget: 150 s, (\d+) s of it used", out)[1])
+    assert used - BUILD - 1 < known < used + 1  # of a build without a run nothing is known
     assert max(Counter(clock.runs).values()) == 1 and sorted(clock.runs) == sorted(finished())
     # What it built again is time that it has not for runs.
     assert not Counter(clock.runs) - whole and len(whole) - len(clock.runs) <= 4 * BUILD / 0.4
@@ -233,8 +234,11 @@ def test_an_interrupt_says_what_is_known(clock, capsys):
     assert start("--json", "out.json") == 130
     found = json.loads(Path("out.json").read_text())
     assert found["interrupted"] and len(finished()) == 50
-    assert found["verdict"].startswith("Interrupted after ")
-    assert "No arm is shown to reach 94 %. 50 epochs leads: 94.2" in found["verdict"]
+    assert found["verdict"].startswith(
+        "Interrupted after 47 of 150 seconds. No arm is shown to reach 94 %. 50 epochs was being tested: the "
+        "mean of 10 runs of fresh seeds is 94.241%, at least 94.152% with 95 % confidence, in "
+    )
+    assert found["verdict"].endswith("; 216 were planned.")
     assert found["verdict"] in capsys.readouterr().out
 
 
@@ -270,7 +274,7 @@ def test_an_arm_that_raises_is_recorded_and_dropped_with_its_reason_and_not_trie
     assert found["claimed"] == "50 epochs" and f"60 epochs was dropped: {why}" in found["verdict"]
     assert [run["seed"] for run in ledger.runs("runs.jsonl") if run["status"] == "failed"] == [4]
     clock.now, clock.alarms, clock.runs = cli.STARTED, [], []
-    assert start(seconds=300) == 0
+    assert start(seconds=155) == 0
     assert f"60 epochs: dropped before: {why}" in capsys.readouterr().out
     assert 60 not in [epochs for epochs, _ in clock.runs]
 

@@ -1,4 +1,4 @@
-"""Successive halving: who is better, who goes on, and what the last rung may claim; in a lab without trainers."""
+"""Successive halving: who is better, who goes on, what the last rung may claim; in a lab without trainers."""
 
 import math
 import random
