@@ -317,7 +317,7 @@ def shortage_explained(recipe: Recipe) -> Iterator[None]:
         if not out and not isinstance(error, torch.OutOfMemoryError):
             raise
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
-        batch, test = recipe.batch_size // 2, recipe.eval_batch_size // 2
+        batch, test = max(recipe.batch_sizes) // 2, recipe.eval_batch_size // 2
         raise UserError(
             f"out of memory: {asked.group(1) if asked else 'more'} was needed on top of what was in use; "
             f"lower it with --set batch_size={batch} or eval_batch_size={test}"

@@ -28,7 +28,7 @@ RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `complexity.
     "TFLOP/run": lambda name, r: f"{r['tflop_per_run']:.1f}",
     "steps": lambda name, r: str(r["steps"]),
     "epochs": lambda name, r: f"{r['epochs']:g}",
-    "batch": lambda name, r: str(r["batch_size"]),
+    "batch": lambda name, r: str(r["batch_size"]).strip("()"),
 }
 PASS_COLUMNS = {  # heading -> cell, from a `passes.Pass` on a chip; GFLOP, MB and µs are per step
     "layer": lambda p, chip: p.layer,
@@ -126,7 +126,8 @@ def show(report: Report) -> None:
 
 def _show_recipe(recipe: Recipe, content: dict) -> None:
     """Its schedule and its fields."""
-    multipliers = [*content["lr_multiplier"][:: content["steps_per_epoch"]], content["lr_multiplier"][-1]]
+    starts = recipe.epoch_starts(50000)
+    multipliers = [content["lr_multiplier"][step] for step in (*starts[:-1], starts[-1] - 1)]
     print("\nlearning-rate multiplier at the start of each epoch and at the last step:")
     print(" ", *(f"{m:.3f}" for m in multipliers))
     print("\nfields, for --set:")
