@@ -27,19 +27,22 @@ CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
 # is Muon's: as a rate of SGD it is in the decay, too.
 IN_TABLES = frozenset(
     (
-        *("epochs", "sizes", "hard_from", "hard_fraction"),
+        *("epochs", "sizes", "hard_from", "hard_fraction", "lr_curve"),
         *("schedule", "warmup", "initial_lr", "final_lr", "final_epochs", "whiten_bias_epochs"),
         *("averaging_epochs", "averaging_every", "averaging_decay"),
     )
 )
+MOMENTA = frozenset(("muon_momentum", "muon_momentum_start", "muon_momentum_warmup"))  # where that warms up
 
 
 def family(configuration: Configuration, examples: int) -> str:
     """What configurations that can share a network have in common."""
     recipe = configuration.recipe
     apart = IN_TABLES | ({"lr"} if recipe.optimizer == "muon" else set())
+    apart |= MOMENTA if recipe.muon_momentum_warmup else set()
     same = {name: value for name, value in decisive(fields(recipe)).items() if name not in apart}
     shown = min(images for _, images in rounds(recipe, examples))
+    same["warmed"] = recipe.muon_momentum_warmup > 0  # then Muon reads its momentum from a table
     same["hard"] = shown < min(recipe.train_examples or examples, examples)  # losses are kept for them
     return json.dumps([same, repr(configuration.execution)], sort_keys=True)
 

@@ -21,7 +21,7 @@ SIZES = {"base_depth": 2, "train_examples": 0, "batch_size": 10, "eval_batch_siz
          "epochs": 2.0, "whiten_bias_epochs": 1.0}  # fmt: skip
 # Every field that acts by tables is changed in one of these.
 CHANGES = {
-    "longer": {"epochs": 3.2, "lr": 0.1},
+    "longer": {"epochs": 3.2, "lr": 0.1, "lr_curve": 0.7},
     "other images": {"sizes": (16, 12), "hard_from": 0, "hard_fraction": 0.2},
     "cycle": {"schedule": "one_cycle", "warmup": 0.3, "final_lr": 0.3, "final_epochs": 0.5},
     "warm": {"initial_lr": 0.5, "warmup": 0.3, "whiten_bias_epochs": 0.4,
@@ -104,6 +104,18 @@ def test_captured_steps_that_share_a_network_replay_their_own_tables(dataset, mo
 )  # fmt: skip
 def test_what_is_compiled_or_captured_needs_a_network_of_its_own(change):
     assert family(configuration("a"), 60) != family(configuration("b", **change), 60)
+
+
+def test_momenta_are_a_table_where_they_warm_up(dataset):
+    warm = {"muon_momentum_warmup": 1.0, "epochs": 1.6}
+    one = configuration("one", **warm)
+    other = configuration("other", **warm | {"muon_momentum_start": 0.3, "muon_momentum": 0.5})
+    sharing = Trainers(dataset, [one, other])
+    pair = [sharing.ready(each)[0] for each in (one, other)]
+    assert pair[0].network is pair[1].network
+    assert family(one, 60) != family(configuration("a"), 60)
+    for trainer in pair:
+        assert same(trained(trainer), trained(Trainer(trainer.recipe, trainer.execution, dataset)))
 
 
 def test_rate_of_filters_by_sgd_is_in_their_decay_and_not_shared():
