@@ -179,7 +179,7 @@ def fastest(
     budget: float,
     *,
     seed: int = 0,
-    data: str = "auto",
+    data: str | Dataset = "auto",
     eval_every: int = 0,
     ledger: str | Path | None = None,
     console: Console | None = None,
@@ -251,9 +251,9 @@ def fastest(
     return found
 
 
-def _load(data: str, configurations: list[Configuration], console: Console) -> Dataset:
+def _load(data: str | Dataset, configurations: list[Configuration], console: Console) -> Dataset:
     """The data set, on which each of them can be trained."""
-    dataset = shard.load(data)
+    dataset = data if isinstance(data, Dataset) else shard.load(data)
     for configuration in configurations:
         plan(configuration.recipe, len(dataset.tensors[0]))
     if data == "auto" and dataset.name == "synthetic":

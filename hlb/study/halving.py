@@ -189,6 +189,8 @@ class Race:
             runs = max(1, min(lab.tally(arm).n for arm in there) + more)
         lab.train(dict.fromkeys(there, runs))
         found = self.standing()
+        if not found:
+            return False
         ranked = list(found)
         half = ranked[: -(-len(ranked) // 2)] if len(ranked) > 1 else ranked
         kept = [arm for arm in half if found[arm] >= HOPELESS * found[ranked[0]]]
