@@ -31,6 +31,7 @@ setup(
         "kernels": ["py.typed"],
         "kernels.convolution": ["*.json"],
         "bench.report": ["*.json"],
+        "bench.sweeps": ["*.json"],
     },
     python_requires=">=3.10",
     install_requires=["torch>=2.11", "torchvision", "numpy", "pillow", "rich", "scipy", "matplotlib"],

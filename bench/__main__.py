@@ -12,6 +12,7 @@ COMMANDS = {
     "card": "card.cli",
     "check": "check.cli",
     "gate": "gate.cli",
+    "halving": "sweeps.simulation",
     "pace": "expect.pace",
     "pairs": "pairs",
     "report": "report.cli",

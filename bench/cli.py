@@ -64,6 +64,7 @@ Commands:
   card             everything, on a new GPU
   pace             what rewritten kernels should take, from two checks
   times            what a measured card's kernels take, for expected times
+  halving          how often `hlb sweep --budget` picks the best arm, simulated
 """
 HELP_OF = {
     "asm": """\

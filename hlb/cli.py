@@ -22,11 +22,13 @@ from .runs import checkpoint, environment, ledger
 from .runs.display import duration, line, print_table
 from .runs.experiment import begin, default, train
 from .settings import recipe
+from .study.arms import named
+from .study.budget import fastest
 from .study.compare import chosen, compare
 from .study.compare import show as show_comparison
 from .study.grid import READY
 from .study.shard import expect_alone
-from .study.sweep import default_ledger, sweep
+from .study.sweep import asked, default_ledger, sweep
 from .train import Clock, Trainer
 
 EXECUTION = tuple(field.name for field in dataclasses.fields(Execution))
@@ -144,10 +146,13 @@ def _profile(options: Options, settings: list[str], console: Console) -> int:
 def _sweep(options: Options) -> int:
     if options.ledger is None:
         ready = READY[options.grid].recipe if options.grid in READY else None
+        ready = named(options.arms) if options.arms is not None else ready
         options.ledger = str(default_ledger(options.recipe or ready or default(_execution(options))))
     _check_validation(options)
     _check_outputs(options)
     console = _console(options)
+    if options.budget is not None:
+        return _budget(options, console)
     result = sweep(
         options.recipe,
         _settings(options),
@@ -155,6 +160,7 @@ def _sweep(options: Options) -> int:
         seed=options.seed,
         draw=options.random,
         named=options.grid,
+        arms=options.arms,
         data=options.data,
         execution=_execution(options),
         eval_every=options.eval_every,
@@ -171,6 +177,39 @@ def _sweep(options: Options) -> int:
     if result.unwritten:
         return 2
     return 0 if any(sample.ok for sample in result.samples) else 1
+
+
+def _budget(options: Options, console: Console) -> int:
+    options.without(("runs",), "with --budget the time decides how many")
+    options.without(("shard",), "a budget is spent by one process")
+    expect_alone()
+    execution = _execution(options)
+    configurations = asked(
+        options.recipe,
+        _settings(options),
+        execution,
+        options.random,
+        options.seed,
+        options.grid,
+        options.arms,
+    )
+    found = fastest(
+        configurations,
+        options.budget,
+        seed=options.seed,
+        data=options.data,
+        eval_every=options.eval_every,
+        ledger=options.ledger,
+        console=console,
+        started=STARTED,
+    )
+    if options.json:
+        _write_json(options.json, found.json(), console)
+    if found.interrupted:
+        return 130
+    if found.unwritten:
+        return 2
+    return int(len(found.dropped) == len(configurations))
 
 
 def _audit(options: Options) -> int:

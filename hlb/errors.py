@@ -223,3 +223,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a whole number above 0")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Parses an option's number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, accepted is a number above 0")
+    return number

@@ -237,3 +237,41 @@ def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: D
     options |= {"mean": dataset.mean, "std": dataset.std, "dtype": dtype}
     augment = functools.partial(ops.augment, **options)
     return Step(network, optimizer, averaging, images, labels, augment, execution.compile == "on")
+
+
+# Tables of a step, by what holds them: what a recipe says of each step or round. In recipes that differ only
+# there all else of a step is the same. One that is not there, or None, is none.
+TABLES = (
+    ("optimizer", "rates"),
+    ("optimizer", "momenta"),
+    ("averaging", "table"),
+    ("step", "metrics"),
+    ("step", "turns"),
+)
+
+
+def _holders(step: Step) -> dict[str, object]:
+    return {"step": step, "optimizer": step.optimizer, "averaging": step.averaging}
+
+
+def tables(step: Step, rows: int = 0) -> dict[tuple[str, str], Tensor]:
+    """The tables of a step, by TABLES, those of steps with `rows` rows at least: compiled code takes tables
+    of
+    one length.
+    """
+    holders = _holders(step)
+    found = {place: getattr(holders[place[0]], place[1], None) for place in TABLES}
+    steps = len(step.metrics)
+    return {
+        place: torch.cat((table, table.new_zeros(rows - steps, *table.shape[1:])))
+        if rows > steps and place != ("step", "turns")
+        else table
+        for place, table in found.items()
+        if table is not None
+    }
+
+
+def put(step: Step, tables: dict[tuple[str, str], Tensor]) -> None:
+    """The step goes on with these tables."""
+    for (holder, name), values in tables.items():
+        setattr(_holders(step)[holder], name, values)

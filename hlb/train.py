@@ -26,7 +26,7 @@ from .data import Dataset
 from .evaluate import score
 from .execution import Execution, apply, compiled, synchronize
 from .recipes import Recipe
-from .step import Variant, build, plan, work
+from .step import Variant, build, plan, put, tables, work
 
 TIMED = 5  # steps of the warm-up that the forecast is made from, at most
 TIMING = 0.02  # of a run's seconds, that they may take
@@ -105,9 +105,21 @@ class Trainer:
     `build_seconds` covers the construction, `first_step_seconds` the first training step (compilation
     included), `step_seconds` a later step of the largest images, `compile_seconds` the extra time of first
     steps where they are compiled. `audit` counts the calls of a run (audit.py).
+
+    `like` is a trainer whose recipe differs in what only tables of steps say (`step.TABLES`), of the same
+    data set and execution: its network, its optimizer and its compiled code are shared, and one of the two
+    runs at a time. `rows` are the steps of the longest run that is to share them.
     """
 
-    def __init__(self, recipe: Recipe, execution: Execution, dataset: Dataset, audit: Audit | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        execution: Execution,
+        dataset: Dataset,
+        audit: Audit | None = None,
+        like: Trainer | None = None,
+        rows: int = 0,
+    ):
         begin = time.perf_counter()
         apply(recipe, execution)
         self.recipe, self.execution, self.dataset, self.audit = recipe, execution, dataset, audit
@@ -116,9 +128,11 @@ class Trainer:
         self.ops = kernels.backend(execution.kernels)
         if audit:
             self.ops = audit.counted(self.ops)
-        self.step = build(recipe, self.ops, execution, dataset)
+        step = build(recipe, self.ops, execution, dataset)
+        self.tables = tables(step, len(like.step.metrics) if like else rows)
+        self.step = like.step if like else step
         self.network, self.optimizer = self.step.network, self.step.optimizer
-        self.averaging, self.rounds, self.examples = self.step.averaging, self.step.rounds, self.step.examples
+        self.averaging, self.rounds, self.examples = self.step.averaging, step.rounds, self.step.examples
         self.train_images, self.train_labels = self.step.images, self.step.labels
         self.test_images, self.test_labels = (tensor.to(self.device) for tensor in dataset.tensors[2:])
         self.starts = recipe.epoch_starts(len(self.train_images))  # steps that epochs begin with, and the end
@@ -128,7 +142,9 @@ class Trainer:
 
         forward = compiled(self.network) if execution.compile == "on" else self.network
         colours = {"mean": dataset.mean, "std": dataset.std}
-        self.score = functools.partial(score, self.network, **colours, forward=forward)
+        self.score = (
+            like.score if like else functools.partial(score, self.network, **colours, forward=forward)
+        )
         wide = torch.promote_types(self.network.head.weight.dtype, torch.float32)
         self.scores = torch.zeros(2, dtype=wide, device=self.device)
         self.final = recipe.views, recipe.views_fraction
@@ -148,6 +164,7 @@ class Trainer:
         begin = time.perf_counter()
         run, clock = Run(seed, views=self.recipe.views), Clock(self.device, self.audit)
         whole = self.execution.graph == "run"
+        put(self.step, self.tables)
         with clock:
             self._prepare(seed, self.train_images[: self.examples])
         run.prepare_seconds = clock.seconds
@@ -254,6 +271,7 @@ class Trainer:
         compiled or allocated for the first time on the clock.
         """
         execution, variants = self.execution, sorted(set(self.plan))
+        put(self.step, self.tables)
         real = self.step.images, self.step.labels
         self.step.images, self.step.labels = self._made_up(len(self.train_images))
         self._prepare(0, self.step.images[:100])

@@ -23,6 +23,7 @@ import bench.cli
 import bench.gate.cli
 import bench.pairs
 import bench.report.cli
+import bench.sweeps.simulation
 import bench.tune.cli
 import hlb
 import kernels.__main__ as catalogue
@@ -157,6 +158,7 @@ PROGRAMS = {  # the first that a command begins with says how it is understood
     "hlb": train_by_default,
     "python -m kernels": of_the_catalogue,
     "python -m bench pairs": bench.pairs.parsed,
+    "python -m bench halving": bench.sweeps.simulation.parsed,
     "python -m bench pace": lambda arguments: None,
     "python -m bench times": lambda arguments: None,
     "python -m bench check": bench.check.cli.parsed,

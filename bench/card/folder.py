@@ -1,8 +1,9 @@
-"""What a card leaves: at most six files in one folder, each whole after a kill.
+"""What a card leaves: at most seven files in one folder, each whole after a kill.
 
 card.json      what was asked for, where, the steps and their results, the promises
 tests.json     each kernel test that ended
 runs.jsonl     a line for each whole run, as a ledger has it, and for each peer
+sweep.jsonl    a line for each run of the sweep within a budget
 profiles.txt   kernels of one whole run of each recipe and choice of kernels, summed by name
 passes.json    passes of convolutions: all that was measured, and measured.json as it then is
 ops.json       ops beside compiled, as `python -m bench --json` writes them
@@ -37,6 +38,10 @@ class Folder:
     @property
     def runs(self) -> Path:
         return self.path / "runs.jsonl"
+
+    @property
+    def sweep(self) -> Path:
+        return self.path / "sweep.jsonl"
 
     @property
     def profiles(self) -> Path:

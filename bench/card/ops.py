@@ -1,4 +1,4 @@
-"""Step 6: every op beside what eager PyTorch and torch.compile make of its reference, the first case of
+"""Step 7: every op beside what eager PyTorch and torch.compile make of its reference, the first case of
 each op, then the second. At toy size some ops, each at its smallest case, through the interpreter.
 """
 

@@ -1,4 +1,4 @@
-"""Step 5: the passes of convolutions beside cuDNN, those first that take longest, as `python -m bench tune`
+"""Step 6: the passes of convolutions beside cuDNN, those first that take longest, as `python -m bench tune`
 does.
 
 The winners go into measured.json, whose content stands in passes.json as well. At toy size one small block

@@ -1,4 +1,4 @@
-"""Step 7: a small case of every op under compute-sanitizer's memcheck, in one process, once.
+"""Step 8: a small case of every op under compute-sanitizer's memcheck, in one process, once.
 
     python -m bench.card.sanitizers        runs the cases; what the tool runs
 

@@ -20,6 +20,7 @@ from hlb.files import atomic
 from hlb.recipes import RECIPES, Recipe
 from kernels.base import chips
 
+from ..sweeps import simulation
 from . import cells, kernel_costs, markdown, peers, records, run_plots
 from .cells import UNKNOWN
 from .kernel_tables import BY, kernels_table, passes_table
@@ -195,9 +196,24 @@ def seed_table(root: Path) -> str:
     return "\n".join([head, "", markdown.table(SEED_COLUMNS, lines), "", *notes])
 
 
+def halving_table(root: Path) -> str:
+    """A row for each scenario, budget and way to spend it, as the simulation's record has them."""
+    path = root / RESULTS / "halving.json"
+    record = records.read(path) if path.is_file() else {}
+    if "simulated" not in record:
+        return "Nothing has been simulated yet."
+    rows = list(map(simulation.cells, record["simulated"]))
+    about = (
+        f"{record['trials']} trials each; `{path.relative_to(root).as_posix()}`, by `{record['command']}`.",
+        f"The table is made {BY}",
+    )
+    return "\n".join([markdown.table(simulation.COLUMNS, rows), "", *about])
+
+
 PAGES: dict[str, dict[str, Callable[[Path], str]]] = {  # page -> marker -> table
     "README.md": {"gpu": gpu_table},
     "docs/usage.md": {"recipes": recipes_table},
+    "docs/try-an-idea.md": {"halving": halving_table},
     "docs/results.md": {
         "records": records_table,
         "seed-system": seed_table,

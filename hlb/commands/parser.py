@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 
 from .. import __version__, errors
-from ..errors import UserError, whole
+from ..errors import UserError, above_zero, whole
 from ..execution import COMPILE, GRAPHS
 from ..ranges import DTYPES
 from ..runs.ledger import DEFAULT as LEDGER
@@ -59,6 +59,8 @@ def parser() -> Parser:
     grid.add_argument("--runs", type=whole)
     grid.add_argument("--random", type=whole, metavar="K")
     grid.add_argument("--grid", metavar="NAME")
+    grid.add_argument("--arms", metavar="FILE")
+    grid.add_argument("--budget", type=above_zero, metavar="SECONDS")
     grid.add_argument("--eval-every", type=whole, default=0)
     grid.add_argument("--ledger")
     grid.add_argument("--shard", action="store_true")

@@ -115,15 +115,24 @@ def ready(name: str, settings: list[str], execution: Execution = Execution()) ->
     """The configurations of READY[name], each with these settings of one value each. Raises UserError, also
     for a setting of a field that the grid varies.
     """
-    chosen, common = READY[name], {}
+    chosen = READY[name]
     changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
     swept = list(dict.fromkeys(field for change in changes for field in change))
+    shared = common(settings, swept, f"--grid {name}")
+    return _resolved(chosen.recipe, [shared | change for change in changes], swept, execution)
+
+
+def common(settings: list[str], swept: list[str], source: str) -> dict[str, str]:
+    """The settings that all configurations of a source share. Raises UserError for a field that the source
+    varies, and for one of several values.
+    """
+    shared: dict[str, str] = {}
     for field, values in map(alternatives, _listed(settings)):
-        if field in swept or field in common or len(values) > 1:
-            why = f"of which --grid {name} has values" if field in swept else "of which one value is accepted"
+        if field in swept or field in shared or len(values) > 1:
+            why = f"of which {source} has values" if field in swept else "of which one value is accepted"
             raise UserError(f"--set: got {field}={','.join(values)}, {why}")
-        common[field] = values[0]
-    return _resolved(chosen.recipe, [common | change for change in changes], swept, execution)
+        shared[field] = values[0]
+    return shared
 
 
 def _resolved(
@@ -135,7 +144,7 @@ def _resolved(
         resolved, how = resolve(configure(recipe, point), execution)
         name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
         name = name or resolved.name
-        if (trained := _text(resolved)) in configurations:
+        if (trained := text(resolved)) in configurations:
             same = configurations[trained].name
             raise UserError(f"--set: {same} and {name} are the same; leave one of them out")
         values = {field: getattr(resolved, field) for field in swept}
@@ -143,7 +152,7 @@ def _resolved(
     return list(configurations.values())
 
 
-def _text(recipe: Recipe) -> str:
+def text(recipe: Recipe) -> str:
     """A recipe as a key has it."""
     return json.dumps(decisive(fields(recipe)), sort_keys=True)
 
@@ -157,7 +166,7 @@ def key(record: dict) -> Key:
 def all_runs(configurations: list[Configuration], dataset: str, seeds: range) -> dict[Key, tuple[int, int]]:
     """All runs (configuration, seed) by their keys, in the order of `order`."""
     planned = {}
-    names = [_text(configuration.recipe) for configuration in configurations]
+    names = [text(configuration.recipe) for configuration in configurations]
     for i, seed in order(len(configurations), seeds):
         planned[names[i], dataset, seed] = i, seed
     return planned

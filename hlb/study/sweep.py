@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ..data import Dataset
@@ -28,22 +26,27 @@ from ..runs.experiment import check_counts, check_interpreted, default
 from ..step import plan, work
 from ..train import Trainer
 from . import shard
+from .arms import arms as of_file
 from .compare import Sample
 from .findings import SweepResult, report
 from .grid import READY, Configuration, Key, all_runs, grid, key, ready, shares
+from .trainers import Trainers
 
-CACHED = 4  # trainers kept on a CPU; on a GPU they may take half of its memory
 LARGEST = 1_000_000  # runs
 HELP = """\
 usage: hlb sweep [--recipe NAME] --set FIELD=VALUE,VALUE,... --runs N [options]
        hlb sweep --grid record94    a ready grid of that recipe, 50 runs of each
+       hlb sweep --arms FILE --budget SECONDS    the fastest that is good enough
 
 Trains every combination of the values, N runs each, and tells which differ.
 Interrupted or killed, the same command goes on where it was.
 
   --set FIELD=A,B,C   values of a field of the recipe; those of a field that is
                       a list are parted by /: sizes=24,28,32/28,32
+  --arms FILE         named settings instead: {{"recipe": .., "arms": {{NAME: {{..}}}}}}
   --runs N  --seed N  seeds of every configuration: seed, seed + 1, ...
+  --budget SECONDS    instead of --runs: finds the fastest that is shown to reach
+                      the recipe's target; half of them go on with twice as many
   --random K          K configurations of the grid, drawn by the seed
   --grid NAME         a ready grid ({grids}); --set changes all of it
   --ledger FILE       where runs are kept (results/sweep-NAME.jsonl)
@@ -53,8 +56,35 @@ Interrupted or killed, the same command goes on where it was.
 
   hlb sweep --set lr=0.2,0.24,0.3 --runs 20
   hlb sweep --set lr=0.2,0.24,0.3 bias_lr=40,53,60 --random 5 --runs 10
+  hlb sweep --set epochs=8.4,8.0,7.6 --budget 300
   torchrun --nproc-per-node 8 -m hlb sweep --set lr=0.2,0.24 --runs 40 --shard
 """.format(grids=", ".join(READY))
+
+
+def asked(
+    recipe: str | Recipe | None,
+    settings: list[str],
+    execution: Execution,
+    draw: int | None = None,
+    seed: int = 0,
+    named: str | None = None,
+    arms: str | Path | None = None,
+) -> list[Configuration]:
+    """The configurations of a file of `arms`, of the ready grid that is `named`, or what `grid` makes of a
+    recipe (as `train`) and the settings. Raises UserError.
+    """
+    if named is not None:
+        expect_known("--grid", READY, named)
+    source = f"--arms {arms}" if arms is not None else f"--grid {named}" if named is not None else ""
+    others = {"--grid": named if arms is not None else None, "--recipe": recipe, "--random": draw}
+    for option, value in others.items():
+        if source and value is not None:
+            raise UserError(f"{option}: the configurations are those of {source}; leave it out")
+    if arms is not None:
+        return of_file(arms, settings, execution)
+    if named is not None:
+        return ready(named, settings, execution)
+    return grid(default(execution) if recipe is None else recipe, settings, execution, draw, seed)
 
 
 def default_ledger(recipe: str) -> Path:
@@ -70,6 +100,7 @@ def sweep(
     seed: int = 0,
     draw: int | None = None,
     named: str | None = None,
+    arms: str | Path | None = None,
     data: str = "auto",
     execution: Execution = Execution(),
     eval_every: int = 0,
@@ -77,29 +108,20 @@ def sweep(
     sharded: bool = False,
     console: Console | None = None,
 ) -> SweepResult | None:
-    """Trains what `grid` makes of a recipe (as `train`) and the settings, or the ready grid that is `named`,
-    each from seeds `seed` to `seed + runs - 1` (one, or as many as that grid says); prints what
-    `findings.report` has to say, and returns it. None in all of torchrun's processes but the first.
+    """Trains the configurations that are `asked` for, each from seeds `seed` to `seed + runs - 1` (one, or as
+    many as a ready grid says); prints what `findings.report` has to say, and returns it. None in all of
+    torchrun's processes but the first.
 
     A run that the ledger (results/sweep-RECIPE.jsonl) has, with the same recipe, data set, device name and
     seed, is not repeated. `sharded` says that this is one of torchrun's processes, which share the runs. An
     interrupt returns the runs that had finished. Where the ledger cannot be written any more, the sweep goes
     on, and the result's `unwritten` says so. Raises UserError, if possible before anything is downloaded.
     """
-    if named is not None:
-        expect_known("--grid", READY, named)
-    for option, value in (("--recipe", recipe), ("--random", draw)):
-        if named is not None and value is not None:
-            raise UserError(f"{option}: the configurations are those of --grid {named}; leave it out")
     if runs is None:
-        runs = READY[named].runs if named is not None else 1
+        runs = READY[named].runs if named in READY else 1
     runs, eval_every, seed = check_counts(runs, eval_every, seed)
     execution = shard.local(execution, sharded)
-    if named is not None:
-        configurations = ready(named, settings, execution)
-    else:
-        base = default(execution) if recipe is None else recipe
-        configurations = grid(base, settings, execution, draw, seed)
+    configurations = asked(recipe, settings, execution, draw, seed, named, arms)
     first = configurations[0]
     if runs * len(configurations) > LARGEST:
         raise UserError(
@@ -119,7 +141,7 @@ def sweep(
             plan(configuration.recipe, len(dataset.tensors[0]))  # UserError where it cannot be trained
         if data == "auto" and dataset.name == "synthetic":
             synthetic_banner(console, first.recipe.name, dataset.note)
-        dataset = _placed(dataset, first)
+        dataset = placed(dataset, first)
         device = environment.device_name(first.execution.device)
         sets, devices = map(set, zip(*shard.gather((dataset.name, device))))
         if len(sets) > 1:
@@ -142,7 +164,7 @@ def sweep(
         except KeyboardInterrupt:
             finished, interrupted = finished | new, True
     if rank > 0:
-        _tell(unwritten)
+        told_once(unwritten)
         return None
     there = _read(ledger, planned, devices)
     if size > 1:
@@ -154,13 +176,13 @@ def sweep(
     for name, (i, _) in planned.items():
         if name in finished:
             samples[i].records.append(finished[name])
-    unwritten = _tell(unwritten)
+    unwritten = told_once(unwritten)
     result = SweepResult(configurations, samples, runs, dataset.name, str(ledger), interrupted, unwritten)
     report(console, result)
     return result
 
 
-def _tell(unwritten: list[str]) -> list[str]:
+def told_once(unwritten: list[str]) -> list[str]:
     """Prints each reason why runs are not in the ledger, once; returns them."""
     different = list(dict.fromkeys(unwritten))
     for why in different:
@@ -168,7 +190,7 @@ def _tell(unwritten: list[str]) -> list[str]:
     return different
 
 
-def _placed(dataset: Dataset, configuration: Configuration) -> Dataset:
+def placed(dataset: Dataset, configuration: Configuration) -> Dataset:
     """The data set on the configuration's device, for all trainers to share. Sets torch's switches, too."""
     device = configuration.execution.device
     apply(configuration.recipe, configuration.execution)
@@ -180,13 +202,13 @@ def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:
     key, in different executions.
     """
     runs = {}
-    for record in statistics.distinct(_lines(path)):
+    for record in statistics.distinct(read(path)):
         if key(record) in planned and record.get("device_name") in devices:
             runs.setdefault(key(record), record)
     return runs
 
 
-def _lines(path: Path) -> ledgers.Lines:
+def read(path: Path) -> ledgers.Lines:
     """The runs of a ledger that may not be there yet."""
     try:
         return ledgers.runs(path) if path.is_file() else ledgers.Lines(path)
@@ -202,21 +224,15 @@ def _records(
     console: Console,
 ) -> Iterator[dict]:
     """Trains the runs (configuration, seed) one by one, and gives each one's ledger record."""
-    trainers: dict[int, tuple[Trainer, dict]] = {}  # with their provenance; the one used last stands last
-    foretold = False
+    trainers, foretold = Trainers(dataset), False
     begin = time.perf_counter()
     for done, (i, seed) in enumerate(runs, 1):
         configuration = configurations[i]
         with _named(configuration):
-            while i not in trainers and _full(configuration.execution.device, len(trainers)):
-                del trainers[next(iter(trainers))]
-                gc.collect()  # a trainer is held by its own functions
-            trainer, provenance = trainers.pop(i, None) or _built(configuration, dataset)
-            trainers[i] = trainer, provenance
+            trainer, provenance = trainers.ready(configuration)
             if not foretold:
                 foretold = True
                 line(console, _forecast(trainer, [configurations[i] for i, _ in runs], eval_every))
-            apply(trainer.recipe, trainer.execution)  # torch's switches are those of the trainer built last
             environment.reset_peak_memory(trainer.execution.device)
             run = trainer.run(seed, eval_every)
         yield ledgers.finite({**ledgers.record(run, provenance), "sweep": configuration.values})
@@ -231,14 +247,6 @@ def _records(
         )
 
 
-def _full(device: str, trainers: int) -> bool:
-    """Whether there is no room for another trainer beside those that are kept."""
-    if not device.startswith("cuda"):
-        return trainers == CACHED
-    free, total = torch.cuda.mem_get_info(device)
-    return trainers > 0 and free < total / 2
-
-
 def _forecast(trainer: Trainer, runs: list[Configuration], eval_every: int) -> str:
     """What the runs will take, by the first trainer: its build for each configuration, and its step for the
     steps and image sizes of each run.
@@ -250,11 +258,6 @@ def _forecast(trainer: Trainer, runs: list[Configuration], eval_every: int) -> s
         f"about {duration(builds * trainer.build_seconds + training)} for all: {builds} to build in "
         f"{duration(trainer.build_seconds)} each, a run in {duration(training / len(runs))}"
     )
-
-
-def _built(configuration: Configuration, dataset: Dataset) -> tuple[Trainer, dict]:
-    trainer = Trainer(configuration.recipe, configuration.execution, dataset)
-    return trainer, ledgers.provenance(trainer)
 
 
 @contextlib.contextmanager
@@ -290,7 +293,7 @@ def _announce(
     kind = first.execution.device.partition(":")[0]
     shown = "   ".join(f"{name}: {number}" for name, number in counts.items())
     line(console, f"{first.recipe.name} on {dataset}, {kind}   {shown}")
-    if note := _lines(ledger).note:
+    if note := read(ledger).note:
         line(console, f"warning: {note}")
     code = environment.commit()
     ways = {_way(*code, dataclasses.asdict(c.execution)) for c in configurations}

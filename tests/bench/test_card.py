@@ -111,7 +111,7 @@ def test_a_killed_card_leaves_what_had_ended_and_a_second_goes_on_to_the_end(out
     there = json.loads(out.card.read_text())
     toys = {step.name: "ended" for step in STEPS if step.toy}
     assert {name: one["state"] for name, one in there["steps"].items()} == toys, said
-    assert len(list(out.path.iterdir())) == 6
+    assert len(list(out.path.iterdir())) == 7
     runs = [line for line in out.lines() if ledger.is_run(line)]
     assert [run["seed"] for run in runs] == [1] and {run["dataset"] for run in runs} == {"made up"}
     assert [line["said"] for line in out.lines() if "peer" in line] == [{"accuracy": 0.94}]

@@ -22,7 +22,7 @@ import hlb
 from hlb import synthetic
 from hlb.cli import main
 from hlb.runs import ledger
-from hlb.study import grid, shard, sweep
+from hlb.study import grid, shard, sweep, trainers
 from hlb.train import Run
 
 ROOT = Path(hlb.__file__).parents[1]
@@ -102,7 +102,7 @@ class Instant:
 @pytest.fixture
 def instant(monkeypatch):
     Instant.built, Instant.alive, Instant.ran = [], [], []
-    monkeypatch.setattr(sweep, "Trainer", Instant)
+    monkeypatch.setattr(trainers, "Trainer", Instant)
     return Instant
 
 
@@ -309,9 +309,9 @@ def test_no_more_than_four_trainers_are_kept_and_the_ones_used_last(instant):
 
 
 def test_trainers_on_a_gpu_are_kept_as_long_as_half_of_its_memory_is_free(monkeypatch):
-    for free, trainers, full in ((80, 40, False), (60, 2, True), (1, 0, False)):
+    for free, count, full in ((80, 40, False), (60, 2, True), (1, 0, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 141))
-        assert sweep._full("cuda:0", trainers) is full
+        assert trainers.full("cuda:0", count) is full
 
 
 def test_trainers_share_one_copy_of_the_data(instant):
@@ -321,7 +321,7 @@ def test_trainers_share_one_copy_of_the_data(instant):
 
 def test_every_run_has_its_own_configurations_switches(instant, monkeypatch):
     applied, ran = [], []
-    monkeypatch.setattr(sweep, "apply", lambda recipe, execution: applied.append(recipe.lr))
+    monkeypatch.setattr(trainers, "apply", lambda recipe, execution: applied.append(recipe.lr))
     run = Instant.run
     monkeypatch.setattr(
         Instant, "run", lambda self, *a: (ran.append((applied[-1], self.recipe.lr)), run(self, *a))[1]
@@ -332,7 +332,7 @@ def test_every_run_has_its_own_configurations_switches(instant, monkeypatch):
 
 def test_ready_grid_is_started_by_its_name_and_goes_on_where_it_was(instant, monkeypatch, capsys):
     monkeypatch.setattr(
-        sweep.gc, "collect", lambda: None
+        trainers.gc, "collect", lambda: None
     )  # after each of dozens of trainers that hold nothing
     toy = ["sweep", "--grid", "record94", "--data", "synthetic", "--device", "cpu", "--set", *SMALL]
     assert main([*toy, "--runs", "1"]) == 0
