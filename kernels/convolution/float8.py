@@ -63,7 +63,7 @@ PASSES: dict[str, tuple[str, ...]] = {
 
 MIDDLE = 2  # filters of the usual root mean square are scaled to about this, and then by sqrt(2) at most
 AIM = 12  # exponent that the last step's largest gradient is scaled to
-FIRST = 0  # exponent of the gradients' scale while no largest one is known
+FIRST = 8  # exponent of the gradients' scale while no largest one is known
 
 
 def filter_scale(c: int, size: int = 3) -> float:
