@@ -23,7 +23,7 @@ from torch import Tensor
 from ..base.launch import INTERPRETED, box, launch, tl, triton
 from ..norm.activations import ACTIVATIONS
 from . import tiling
-from .tiling import Config, Problem
+from .tiling import FLOAT8, Config, Problem
 
 
 @triton.jit
@@ -190,6 +190,7 @@ def _conv_fwd(
     p_out,  # [n, OH, OW, OUT]: u, or with NORM y
     p_argmax,  # int8, as out, with STATISTICS and POOL
     p_partial,  # float32 [tiles, 2, OUT]: mean, M2, with STATISTICS
+    p_scale,  # float32 [1], by which sums of scaled products are multiplied, or None
     n,
     d_x,  # descriptors of boxes [ROWS, DEPTH] and [COLS, DEPTH], or None
     d_filters,
@@ -231,6 +232,8 @@ def _conv_fwd(
                 H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION,
                 ROWS, COLS, DEPTH,
             )  # fmt: skip
+            if p_scale is not None:
+                b_next *= tl.load(p_scale)
             if not NORM:  # the argmax and the statistics are of what is stored
                 b_next = b_next.to(p_out.dtype.element_ty).to(tl.float32)
             larger = (b_next > b_u) | (b_next != b_next) | (place == 0)  # NaN wins
@@ -241,6 +244,8 @@ def _conv_fwd(
             p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows, oy, ox, start,
             H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
         )  # fmt: skip
+        if p_scale is not None:
+            b_u *= tl.load(p_scale)
         if not NORM:
             # Rounded at once, the assembler takes it for part of the loop, and no two wgmmas overlap.
             b_u = (b_u + 0.0).to(p_out.dtype.element_ty).to(tl.float32)
@@ -281,7 +286,7 @@ def tile_constants(problem: Problem, config: Config) -> dict:
     return {
         "C": problem.c,
         "OUT": problem.o,
-        "UPCAST": INTERPRETED and problem.dtype == torch.bfloat16,
+        "UPCAST": INTERPRETED and problem.dtype in (torch.bfloat16, FLOAT8),
         "ROWS": config.rows,
         "COLS": config.cols,
         "DEPTH": config.depth,
@@ -326,6 +331,7 @@ def forward(
     gate: Tensor | None = None,
     argmax: Tensor | None = None,
     partial: Tensor | None = None,
+    scale: Tensor | None = None,
     norm: tuple[Tensor | None, ...] | None = None,
     residual: Tensor | None = None,
     eps: float = 0.0,
@@ -346,6 +352,7 @@ def forward(
         out,
         argmax,
         partial,
+        scale,
         problem.n,
         images_box(x, config, config.rows, config.depth),
         filters_box(filters, config, config.cols, config.depth),
