@@ -43,7 +43,7 @@ from torch import Tensor
 from .base import chips, launch
 from .base.launch import FLOATS, register
 from .base.spec import EVALUATED, Case, KernelSpec
-from .convolution import conv, conv_passes, selection, tiling
+from .convolution import conv, conv_passes, float8, selection, tiling
 from .convolution.selection import ALL
 from .convolution.tiling import Problem
 from .norm import norm_act, norm_gradients, norm_passes
@@ -60,18 +60,26 @@ def reference(
     bias: Tensor,
     running: Tensor,
     by_kernel: str = ALL,
+    conv_dtype: str = "auto",
+    largest: Tensor | None = None,
     **options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments, `options` and errors are
-    those of `norm_act.reference`. `by_kernel` is for `op`.
+    those of `norm_act.reference`. `by_kernel` is for `op`. `conv_dtype` says which passes of the convolution
+    have 8-bit operands (convolution/float8.py); then `largest` float32 [1] is the largest |dz| of the step
+    before, and its gradient this step's.
     """
     h, w = x.shape[2:]
     if x.device.type == "cpu" and options.get("pool") and (h % 2 or w % 2) and min(h, w) > LARGE:
         # What floor pooling drops is not computed; on small maps the padded copy costs more than that.
         pad = filters.shape[2] // 3
-        z = F.conv2d(F.pad(x, (pad, pad - w % 2, pad, pad - h % 2)), filters)
+        x, padding = F.pad(x, (pad, pad - w % 2, pad, pad - h % 2)), 0
     else:
-        z = conv.reference(x, filters)
+        padding = filters.shape[2] // 3
+    if conv_dtype == "auto":
+        z = F.conv2d(x, filters, padding=padding)
+    else:
+        z = float8.reference(x, filters, conv_dtype, largest, padding)
     return norm_act.reference(z, weight, bias, running, **options)
 
 
