@@ -23,6 +23,7 @@ from torch import Tensor
 from ..base.launch import INTERPRETED, box, launch, tl, triton
 from ..norm.activations import ACTIVATIONS
 from . import tiling
+from .float8 import filter_scale
 from .tiling import FLOAT8, Config, Problem
 
 
@@ -190,7 +191,6 @@ def _conv_fwd(
     p_out,  # [n, OH, OW, OUT]: u, or with NORM y
     p_argmax,  # int8, as out, with STATISTICS and POOL
     p_partial,  # float32 [tiles, 2, OUT]: mean, M2, with STATISTICS
-    p_scale,  # float32 [1], by which sums of scaled products are multiplied, or None
     n,
     d_x,  # descriptors of boxes [ROWS, DEPTH] and [COLS, DEPTH], or None
     d_filters,
@@ -210,6 +210,7 @@ def _conv_fwd(
     RESIDUAL: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    SCALE: tl.constexpr,  # of what operands of 8 bits add up to
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -232,8 +233,8 @@ def _conv_fwd(
                 H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION,
                 ROWS, COLS, DEPTH,
             )  # fmt: skip
-            if p_scale is not None:
-                b_next *= tl.load(p_scale)
+            if SCALE != 1.0:
+                b_next *= SCALE
             if not NORM:  # the argmax and the statistics are of what is stored
                 b_next = b_next.to(p_out.dtype.element_ty).to(tl.float32)
             larger = (b_next > b_u) | (b_next != b_next) | (place == 0)  # NaN wins
@@ -244,8 +245,8 @@ def _conv_fwd(
             p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows, oy, ox, start,
             H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
         )  # fmt: skip
-        if p_scale is not None:
-            b_u *= tl.load(p_scale)
+        if SCALE != 1.0:
+            b_u *= SCALE
         if not NORM:
             # Rounded at once, the assembler takes it for part of the loop, and no two wgmmas overlap.
             b_u = (b_u + 0.0).to(p_out.dtype.element_ty).to(tl.float32)
@@ -307,6 +308,11 @@ def constants(problem: Problem, config: Config) -> dict:
     }
 
 
+def undone(problem: Problem) -> float:
+    """What takes the scale of filters out of sums of products with them."""
+    return 1.0 / filter_scale(problem.c, problem.size) if problem.dtype == FLOAT8 else 1.0
+
+
 def images_box(x: Tensor | None, config: Config, rows: int, cols: int):
     """A descriptor of boxes of `cols` channels of one pixel of `rows` images, None where there is none. To it
     images are a matrix [n, h * w * c]: a box [rows, 1, 1, cols] would have to be reshaped, for which its tile
@@ -331,7 +337,6 @@ def forward(
     gate: Tensor | None = None,
     argmax: Tensor | None = None,
     partial: Tensor | None = None,
-    scale: Tensor | None = None,
     norm: tuple[Tensor | None, ...] | None = None,
     residual: Tensor | None = None,
     eps: float = 0.0,
@@ -352,7 +357,6 @@ def forward(
         out,
         argmax,
         partial,
-        scale,
         problem.n,
         images_box(x, config, config.rows, config.depth),
         filters_box(filters, config, config.cols, config.depth),
@@ -365,5 +369,6 @@ def forward(
         RESIDUAL=residual is not None,
         EPS=eps,
         ACTIVATION=ACTIVATIONS[activation].forward if norm else None,
+        SCALE=undone(problem),
         **constants(problem, config),
     )
