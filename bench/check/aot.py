@@ -217,7 +217,9 @@ def wgmma_faults(ttgir: str) -> list[str]:
     """The faults of a kernel's dots on 9.0, whose own instruction takes 4 warps and 64 rows or more."""
     dots = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
     return (
-        ["a dot of 16 or 8 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in dots) else []
+        ["a dot of 16 or 8 bits and 64 rows runs without wgmma"]
+        if any(int(dot[1]) >= 64 for dot in dots)
+        else []
     )
 
 

@@ -29,7 +29,7 @@ from kernels.base.launch import triton
 # group -> the names of its instructions, modifiers apart
 GROUPS = {
     "all": r"(?!NOP$)\w+",  # NOP fills the code up to its alignment
-    "tensor": r"[A-Z]*MMA",  # products on tensor cores: HMMA, HGMMA of 9.0, UTCHMMA of 10.0; of 8 bits with a Q
+    "tensor": r"[A-Z]*MMA",  # products on tensor cores: HMMA, HGMMA of 9.0 (of 8 bits QGMMA), UTCHMMA of 10.0
     "async": r"LDGSTS|UBLKCP|UTMALDG|UTMASTG",  # copies between device and shared memory
     "global": r"LDG?|STG?|ATOMG?|REDG?",
     "shared": r"LDSM?|STSM?|ATOMS",

@@ -46,9 +46,9 @@ def _rates(
 
 
 # From data sheets, but for H200's copy and half-precision rates, which were measured. Its rate of float8 was
-# not, and is taken for as large a part of the sheet's 1979e12, which is twice that of half precision. No sheet
-# has the bandwidth of L2: for A100 5,120 bytes a clock are taken, for H200, and H100's same die, 30 bytes a
-# clock and multiprocessor, for B200's two dies more than twice that. A launch is taken for 1.5 µs on all.
+# not, and is taken for as large a part of the sheet's 1979e12: twice that of half precision, as there. No
+# sheet has the bandwidth of L2: for A100 5,120 bytes a clock are taken, for H200, and H100's same die, 30
+# bytes a clock and multiprocessor, for B200's two dies more than twice that. A launch is taken for 1.5 µs.
 CHIPS = (
     Chip("NVIDIA A100-SXM4-80GB", 80, 108, 163, 2.04e12, 7.2e12, _rates(312e12, 156e12, 19.5e12)),
     Chip("NVIDIA GeForce RTX 4090", 89, 128, 99, 1.01e12, 5.2e12, _rates(165e12, 82.6e12, 82.6e12, 330e12)),

@@ -39,8 +39,8 @@ if INTERPRETED:  # integers wrap as on a GPU; checking that none does takes thre
     _converted = triton.runtime.interpreter._convert_float
 
     def _rounded(values, given, wanted, rounding):
-        """To 8-bit floats as a GPU rounds: to the nearest, ties to even. Of its own the interpreter carries no
-        digit into the exponent.
+        """To 8-bit floats as a GPU rounds: to the nearest, ties to even. Of its own the interpreter rounds
+        halves up, and carries no digit into the exponent.
         """
         form = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}.get(wanted.name)
         if form is None:

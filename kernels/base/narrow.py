@@ -1,4 +1,4 @@
-"""Rounding to 8-bit floats in kernels, and the scale of what is rounded. convolution/float8.py says why so."""
+"""Rounding to 8-bit floats in kernels, and the scale of gradients; why so, says convolution/float8.py."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ from ..base.sums import SUMS
 from ..norm import norm_passes
 from ..norm.norm_passes import float32_like, image_like
 from . import conv_gradients, conv_passes, selection, tiling, window_gradients, window_passes
-from .tiling import Config, Problem
+from .float8 import PASSES
+from .tiling import FLOAT8, Config, Problem
 
 SIZES = (1, 2, 3)
 
@@ -234,11 +235,12 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, tuple[Problem, Config]]:
     """kernel -> pass and configuration of a case on this machine's chip, or the one that is aimed at."""
-    chip = chips.here()
+    chip, eight = chips.here(), PASSES[case.get("conv_dtype", "auto")]
     extents = {"n": case.n, "h": case.map[0], "w": case.map[1], "c": case.c, "o": case.o}
+    extents |= {"size": case.get("size", 3), "pool": case.get("pool", False)}
     hows = {}
     for kind in kinds:
-        this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
+        this = Problem(kind, **extents, dtype=FLOAT8 if kind in eight else dtype)
         config = selection.choose(this, chip)
         hows[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
     return hows

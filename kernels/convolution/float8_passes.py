@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..base.launch import cdiv, launch, tl, triton
 from ..base.narrow import saturated
-from ..norm.norm_passes import image_like
 from .float8 import filter_scale
 from .tiling import FLOAT8
 
@@ -69,21 +68,26 @@ def images(x: Tensor) -> Tensor:
     return x8
 
 
+def unwritten(filters: Tensor, turned: bool) -> Tensor:
+    """Turned filters, or nothing. Bytes: PyTorch's checks of ops add up outputs, and it adds no float8."""
+    if not turned:
+        return filters.new_empty((0,) * 4, dtype=torch.int8)
+    o, c, *sides = filters.shape
+    return torch.empty((c, *sides, o), dtype=torch.int8, device=filters.device).permute(0, 3, 1, 2)
+
+
 def filters(filters: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
-    """filters [o, c, size, size] channels-last, scaled, as e4m3; and [c, o, size, size], turned, or empty."""
+    """filters [o, c, size, size] channels-last, scaled, as e4m3; and their bytes [c, o, size, size], turned, or
+    nothing.
+    """
     o, c, size, _ = filters.shape
-    rounded = torch.empty_like(filters, dtype=FLOAT8)
-    other = (
-        image_like(filters.transpose(0, 1), size, size, FLOAT8)
-        if turned
-        else filters.new_empty((0,) * 4, dtype=FLOAT8)
-    )
+    rounded, other = torch.empty_like(filters, dtype=FLOAT8), unwritten(filters, turned)
     launch(
         _round_filters,
         (cdiv(c, SIDE), cdiv(o, SIDE), size * size),
         filters,
         rounded,
-        other if turned else None,
+        other.view(FLOAT8) if turned else None,
         C=c,
         OUT=o,
         TAPS=size * size,

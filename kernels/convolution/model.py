@@ -177,6 +177,8 @@ def shared_bytes(problem: Problem, config: Config) -> int:
 
 
 def precision(problem: Problem) -> str:
-    """The dtype, where float32 is tf32 if torch is told so, as in the kernels."""
+    """The dtype, where float32 is tf32 if torch is told so, as in the kernels; float8 is both of 8 bits."""
+    if problem.dtype == tiling.FLOAT8:
+        return "float8"
     tf32 = problem.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return "tf32" if tf32 else short(problem.dtype)
