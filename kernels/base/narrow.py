@@ -10,8 +10,8 @@ FIRST = tl.constexpr(0)  # exponent of the gradients' scale while no largest one
 
 @triton.jit
 def saturated(values, DTYPE: tl.constexpr):
-    """float32 values to the nearest of an 8-bit float, ties to even; beyond its largest to that. NaN stays."""
-    LARGEST: tl.constexpr = 448.0 if DTYPE == tl.float8e4nv else 57344.0
+    """float32 values to the nearest of an 8-bit float, ties to even, or to its largest. NaN stays."""
+    LARGEST: tl.constexpr = 57344.0 if DTYPE == tl.float8e5 else 448.0  # noqa: SIM300
     values = tl.minimum(values, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     return tl.maximum(values, -LARGEST, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
 

@@ -177,8 +177,8 @@ def dgrad(
     dx: Tensor,
     largest: Tensor | None = None,
 ) -> None:
-    """Writes dx, from the gradient of all outputs, or with `argmax` from that of the pooled ones. With operands
-    of 8 bits filters are turned (float8_passes.py), and dz was scaled by `largest` float32 [1].
+    """Writes dx, from the gradient of all outputs, or with `argmax` from that of the pooled ones. Of 8 bits,
+    filters are turned (float8_passes.py), and dz was scaled by `largest` float32 [1].
     """
     turned = problem.dtype == FLOAT8
     box = (config.cols, config.depth) if turned else (config.depth, config.cols)

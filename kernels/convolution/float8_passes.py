@@ -77,8 +77,8 @@ def unwritten(filters: Tensor, turned: bool) -> Tensor:
 
 
 def filters(filters: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
-    """filters [o, c, size, size] channels-last, scaled, as e4m3; and their bytes [c, o, size, size], turned, or
-    nothing.
+    """filters [o, c, size, size] channels-last, scaled, as e4m3; and their bytes [c, o, size, size], turned,
+    or nothing.
     """
     o, c, size, _ = filters.shape
     rounded, other = torch.empty_like(filters, dtype=FLOAT8), unwritten(filters, turned)

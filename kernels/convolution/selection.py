@@ -234,8 +234,8 @@ def _pooled_gradients(
     problem: Problem, chip: Chip, estimates: dict[str, Estimate], gains: dict[str, float], eight: bool
 ) -> set[str]:
     """Those of a pooled block's gradients that kernels do. They read the same, that of all outputs if any is
-    cuDNN's or of 8 bits, and so go together; but a wgrad by windows reads that of the pooled ones in any case,
-    which is then written besides.
+    cuDNN's or of 8 bits, and so go together; but a wgrad by windows reads that of the pooled ones in any
+    case, which is then written besides.
     """
     backward = set(estimates) - {"forward"}
     saved = {frozenset(): 0.0}

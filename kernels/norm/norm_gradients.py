@@ -49,8 +49,7 @@ def _sums(
     cols = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
     m_cols = cols < C
     if p_now is not None:
-        if tile + tl.program_id(1) == 0:
-            tl.store(p_now, 0)
+        tl.store(p_now, 0, mask=tile + tl.program_id(1) == 0)
     b_mean = tl.load(p_mean + cols, mask=m_cols, other=0.0)
     b_rstd = tl.load(p_rstd + cols, mask=m_cols, other=0.0)
     b_scale = tl.load(p_weight + cols, mask=m_cols, other=0.0) * b_rstd
