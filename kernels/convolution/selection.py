@@ -279,11 +279,12 @@ def _likeness(problem: Problem, section: Section) -> Entry | None:
     def distance(entry: Entry) -> float:
         return abs(math.log(_computed(entry.problem) / _computed(problem)))
 
+    dtypes = (FLOAT8,) if problem.dtype == FLOAT8 else HALF
     like = replace(problem, n=0, h=0, w=0, dtype=HALF[0])
     entries = [
         entry
         for entry in section.launches.values()
-        if {problem.dtype, entry.problem.dtype} <= set(HALF)
+        if {problem.dtype, entry.problem.dtype} <= set(dtypes)
         and replace(entry.problem, n=0, h=0, w=0, dtype=HALF[0]) == like
         and distance(entry) <= math.log(ALIKE)
     ]
