@@ -76,7 +76,7 @@ def gradient_scale(largest: Tensor) -> Tensor:
 
     2^(AIM - floor(log2 largest)), by the bits of `largest` alone; 2^FIRST where it is 0, infinite or NaN.
     """
-    exponent = largest.view(torch.int32) >> 23  # with float32's bias of 127; the sign is 0
+    exponent = largest.float().view(torch.int32) >> 23  # with float32's bias of 127; the sign is 0
     known = (exponent > 0) & (exponent < 255)
     scaled = (AIM + 254 - exponent).clamp(1, 254)
     return torch.where(known, scaled, FIRST + 127).mul(1 << 23).view(torch.float32)
