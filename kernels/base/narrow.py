@@ -5,7 +5,7 @@ from __future__ import annotations
 from .launch import tl, triton
 
 AIM = tl.constexpr(12)  # exponent that the last step's largest gradient is scaled to
-FIRST = tl.constexpr(0)  # exponent of the gradients' scale while no largest one is known
+FIRST = tl.constexpr(8)  # exponent of the gradients' scale while no largest one is known
 
 
 @triton.jit
