@@ -492,10 +492,10 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         for kind in set(wanted) - set(eight):
             if (name := conv.NAMES[kind]) in counts:
                 counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
-    if wanted.get("dgrad"):
-        gradient += case.n * case.o * prod(case.map if case.pool else problem.output)
         if "_window_wgrad" in counts:
             gradient += of_u["_gradient"]
+    if wanted.get("dgrad"):
+        gradient += case.n * case.o * prod(case.map if case.pool else problem.output)
     return counts | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"], "_gradient": gradient}
 
 
