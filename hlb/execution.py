@@ -26,7 +26,7 @@ from kernels.base.timing import no_collection
 
 from .errors import UserError, expect_known, read
 from .optimizer import OPTIMIZERS, name_of
-from .recipes import Recipe
+from .recipes import DTYPES, Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -144,6 +144,12 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         raise UserError(f"--dtype tf32: only a CUDA device has it, this is {device}; take --dtype float32")
     if dtype == "float64" and kind == "mps":
         raise UserError("--dtype float64: mps has no float64; take --dtype float32")
+    if named := (set(recipe.conv_dtype) & set(DTYPES)) - {dtype}:
+        raise UserError(
+            f"conv_dtype: got {', '.join(sorted(named))} in a network of {dtype}; take auto for that, or "
+            "--dtype of that name"
+        )
+    convs = recipe.conv_dtypes
     master = recipe.master_weights
     if master == "auto":
         master = "on" if dtype == "bfloat16" else "off"
@@ -153,7 +159,12 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
         useful = kind == "cuda" and launch.INSTALLED  # Inductor's code for a GPU is Triton's, none on Windows
         compile = "on" if useful and not _needs_no_compiler(backends, captured) else "off"
     return (
-        dataclasses.replace(recipe, dtype=dtype, master_weights=master),
+        dataclasses.replace(
+            recipe,
+            dtype=dtype,
+            master_weights=master,
+            conv_dtype=convs[:1] if len(set(convs)) == 1 else convs,
+        ),
         dataclasses.replace(
             execution,
             device=device,

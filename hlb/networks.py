@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kernels.convolution import float8
+
 if TYPE_CHECKING:
     from .recipes import Recipe
 
@@ -61,14 +63,17 @@ class Norm(nn.Module):
 
 class Conv(nn.Module):
     """3x3 filters [out, in, 3, 3]: uniform in 1 / sqrt(fan in), with `dirac` the first `in` of them the
-    identity.
+    identity. `dtype` is that of its operands, a key of `float8.PASSES`; where it asks for it, training has
+    `largest` (`Network.track_gradients`).
     """
 
-    def __init__(self, inputs: int, outputs: int, init: str):
+    largest: Tensor | None = None
+
+    def __init__(self, inputs: int, outputs: int, init: str, dtype: str):
         super().__init__()
         self.filters = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
         self.norm = Norm(outputs)
-        self.init = init
+        self.init, self.dtype = init, dtype
 
     def reset(self, draw: Draw) -> None:
         outputs, inputs = self.filters.shape[:2]
@@ -99,11 +104,12 @@ class SqueezeExcite(nn.Module):
 class Group(nn.Module):
     """The blocks of one row of `GROUPS`, the first of which changes the width and halves the map."""
 
-    def __init__(self, kind: str, inputs: int, outputs: int, filter_init: str):
+    def __init__(self, kind: str, inputs: int, outputs: int, filter_init: str, conv_dtype: str):
         super().__init__()
         self.blocks = GROUPS[kind]
         self.convs = nn.ModuleList(
-            Conv(inputs if i == 0 else outputs, outputs, filter_init) for i in range(len(self.blocks))
+            Conv(inputs if i == 0 else outputs, outputs, filter_init, conv_dtype)
+            for i in range(len(self.blocks))
         )
         self.se = SqueezeExcite(outputs) if any(block.gate for block in self.blocks) else None
 
@@ -153,8 +159,8 @@ class Network(nn.Module):
         widths = [stem_width or 24, *(recipe.width(multiple) for multiple in recipe.group_widths)]
         self.stem = Stem(stem_width)
         self.groups = nn.ModuleList(
-            Group(kind, *pair, recipe.filter_init)
-            for kind, pair in zip(recipe.groups, zip(widths, widths[1:]))
+            Group(kind, *pair, recipe.filter_init, dtype)
+            for kind, pair, dtype in zip(recipe.groups, zip(widths, widths[1:]), recipe.conv_dtypes)
         )
         self.head = Head(widths[-1], classes, recipe.head_init)
         seen = 0
@@ -179,6 +185,7 @@ class Network(nn.Module):
         first = gate = None
         for block, conv in zip(group.blocks, group.convs):
             squeeze = first is None and group.se is not None
+            float8 = {} if conv.dtype == "auto" else {"conv_dtype": conv.dtype, "largest": conv.largest}
             x, mean = self._normalised(
                 self.ops.conv_bn_act,
                 (x, conv.filters),
@@ -188,6 +195,7 @@ class Network(nn.Module):
                 gate=gate if block.gate else None,
                 residual=first if block.residual else None,
                 spatial_mean=squeeze,
+                **float8,
             )
             first = x if first is None else first
             gate = self.ops.se_gate(mean, *group.se.parameters()) if squeeze else gate
@@ -211,6 +219,17 @@ class Network(nn.Module):
         )
         stats.append(batch)
         return y, mean
+
+    def track_gradients(self) -> list[Tensor]:
+        """For training: a float32 [1] for each convolution whose gradients have 8 bits, the largest of them
+        in the step before, 0 at first. They are inputs whose gradients are to take their place after a step
+        (kernels/convolution/float8.py), and no weights.
+        """
+        convs = [conv for group in self.groups for conv in group.convs]
+        convs = [conv for conv in convs if "dgrad" in float8.PASSES[conv.dtype]]
+        for conv in convs:
+            conv.largest = self.running.new_zeros(1).requires_grad_()
+        return [conv.largest for conv in convs]
 
     def layout(self, images: Tensor) -> Tensor:
         """A batch [n, h, w, 3] as the network takes it: [n, 3, h, w], channels-last (a view) or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kernels.augment import FLIPS
+from kernels.convolution import float8
 from kernels.norm.activations import ACTIVATIONS
 from kernels.views import VIEWS
 
@@ -14,6 +15,7 @@ DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 CHOICES = {
     "dtype": ("auto", *DTYPES),
     "master_weights": ("auto", "on", "off"),
+    "conv_dtype": ("auto", *DTYPES, *(name for name, passes in float8.PASSES.items() if passes)),
     "groups": tuple(GROUPS),
     "activation": tuple(ACTIVATIONS),
     "stem_activation": tuple(ACTIVATIONS),

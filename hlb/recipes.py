@@ -16,7 +16,7 @@ import torch
 
 from .errors import UserError, expect_known, read
 from .optimizer import OPTIMIZERS
-from .ranges import CHOICES, RANGES
+from .ranges import CHOICES, DTYPES, RANGES
 
 
 def _items(value: object) -> tuple:
@@ -53,8 +53,12 @@ class Recipe:
     name: str
 
     # Precision. master_weights: float32 copies that the optimizer updates; auto is on for bfloat16 only.
+    # conv_dtype: operands of the blocks' convolutions, one for all groups or one each. auto is dtype, which
+    # may be named; float8 has 8 bits in the forward pass and in the gradient of x, float8_forward in the
+    # former alone (kernels/convolution/float8.py).
     dtype: str = "auto"
     master_weights: str = "auto"
+    conv_dtype: tuple[str, ...] = ("auto",)
 
     # Network (networks.py). Widths are multiples of base_depth; stem_width 0 is a stem without projection.
     # Only such a stem has stem_activation. It is GELU, as in airbench, also where the blocks have SiLU: the
@@ -165,6 +169,11 @@ class Recipe:
                 f"group_widths: got {len(self.group_widths)} widths for {len(self.groups)} groups, "
                 "one each is needed"
             )
+        if len(self.conv_dtype) not in (1, len(self.groups)):
+            raise UserError(
+                f"conv_dtype: got {len(self.conv_dtype)} for {len(self.groups)} groups, accepted is one for "
+                "all, or one each"
+            )
         if min(self.sizes) - 1 < 2 ** len(self.groups):
             raise UserError(
                 f"sizes: got {min(self.sizes)}, which {len(self.groups)} groups halve to nothing; "
@@ -191,6 +200,12 @@ class Recipe:
     def width(self, multiple: float) -> int:
         """Channels of a layer whose width is `multiple` times the base depth; at least 1."""
         return max(1, round(self.base_depth * multiple))
+
+    @property
+    def conv_dtypes(self) -> tuple[str, ...]:
+        """`conv_dtype` of each group, the network's own dtype as `auto`."""
+        plain = tuple("auto" if name in DTYPES else name for name in self.conv_dtype)
+        return plain * len(self.groups) if len(plain) == 1 else plain
 
     def steps_per_epoch(self, examples: int, epoch: int = 0) -> int:
         """Training steps in an epoch over `examples` images (or over train_examples of them)."""

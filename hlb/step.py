@@ -158,6 +158,7 @@ class Step:
         hard = any(count < examples for _, count in self.rounds)
         self.losses = torch.zeros(examples, dtype=torch.float32, device=device) if hard else None
         self.untrained = network.running.clone()
+        self.largest = network.track_gradients()
         trained = [arena.params for arena in optimizer.arenas]  # of a dtype each
         unfrozen = [[p for p in params if p is not network.stem.bias] for params in trained]
         self.trained = {True: trained, False: unfrozen}
@@ -166,6 +167,7 @@ class Step:
             self.forward = compiled(self._forward)
             self.update = self._update if optimizer.plugged else compiled(self._update)
 
+    @torch.no_grad()
     def reset(self, seed: int) -> None:
         """To step 0 of the run of this seed: its initial weights, and nothing of any run before. The
         whitening filters are the caller's.
@@ -175,6 +177,8 @@ class Step:
         self.network.running.copy_(self.untrained)
         self.optimizer.reset()
         self.averaging.reset()
+        if self.largest:
+            torch._foreach_zero_(self.largest)
         if self.losses is not None:
             self.losses.fill_(math.inf)
 
@@ -191,10 +195,14 @@ class Step:
         loss, correct, stats = self.forward(variant)
         # Written over the flat gradients, not added to them parameter by parameter: a launch for each dtype.
         trained = self.trained[variant.train_stem]
-        gradients = iter(torch.autograd.grad(loss, [p for params in trained for p in params]))
+        inputs = [p for params in trained for p in params] + self.largest
+        gradients = iter(torch.autograd.grad(loss, inputs))
         for params in trained:
             targets, values = zip(*(_alike(p.grad, gradient) for p, gradient in zip(params, gradients)))
             torch._foreach_copy_(targets, values)
+        if self.largest:
+            with torch.no_grad():
+                torch._foreach_copy_(self.largest, [*gradients])
         self.update(loss.detach(), correct, stats, variant.average)
 
     def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:

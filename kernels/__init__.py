@@ -89,6 +89,8 @@ CATALOGUE = {
         conv.SPEC,
         conv_bn_act.SPEC,
         conv_bn_act.EVAL_SPEC,
+        conv_bn_act.FLOAT8_SPEC,
+        conv_bn_act.FLOAT8_EVAL_SPEC,
         norm_act.SPEC,
         norm_act.EVAL_SPEC,
         running_stats.SPEC,

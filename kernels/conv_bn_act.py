@@ -34,6 +34,7 @@ Sources: those of convolution/conv_passes.py and norm/norm_act.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -43,9 +44,9 @@ from torch import Tensor
 from .base import chips, launch
 from .base.launch import FLOATS, register
 from .base.spec import EVALUATED, Case, KernelSpec
-from .convolution import conv, conv_passes, selection, tiling
-from .convolution.selection import ALL
-from .convolution.tiling import Problem
+from .convolution import conv, conv_passes, float8, float8_passes, selection, tiling
+from .convolution.selection import ALL, HALF
+from .convolution.tiling import FLOAT8, Problem
 from .norm import norm_act, norm_gradients, norm_passes
 from .norm.activations import ACTIVATIONS
 from .norm.norm_passes import float32_like, image_like
@@ -60,18 +61,26 @@ def reference(
     bias: Tensor,
     running: Tensor,
     by_kernel: str = ALL,
+    conv_dtype: str = "auto",
+    largest: Tensor | None = None,
     **options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns y [n, o, h', w'], statistics [2, o], spatial mean or None; arguments, `options` and errors are
-    those of `norm_act.reference`. `by_kernel` is for `op`.
+    those of `norm_act.reference`. `by_kernel` is for `op`. `conv_dtype` says which passes of the convolution
+    have 8-bit operands (convolution/float8.py); then `largest` float32 [1] is the largest |dz| of the step
+    before, and its gradient this step's.
     """
     h, w = x.shape[2:]
     if x.device.type == "cpu" and options.get("pool") and (h % 2 or w % 2) and min(h, w) > LARGE:
         # What floor pooling drops is not computed; on small maps the padded copy costs more than that.
         pad = filters.shape[2] // 3
-        z = F.conv2d(F.pad(x, (pad, pad - w % 2, pad, pad - h % 2)), filters)
+        x, padding = F.pad(x, (pad, pad - w % 2, pad, pad - h % 2)), 0
     else:
-        z = conv.reference(x, filters)
+        padding = filters.shape[2] // 3
+    if conv_dtype == "auto":
+        z = F.conv2d(x, filters, padding=padding)
+    else:
+        z = float8.reference(x, filters, conv_dtype, largest, padding)
     return norm_act.reference(z, weight, bias, running, **options)
 
 
@@ -100,21 +109,47 @@ def _train(
     pool: bool,
     spatial_mean: bool,
     by_kernel: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y, statistics, spatial mean, u, argmax, rstd)"""
-    how = conv.configured("forward", x, filters, pool, by_kernel)
+    conv_dtype: str = "auto",
+    largest: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, statistics, spatial mean, u, argmax, rstd, turned filters of 8 bits)"""
+    *operands, turned = _operands(x, filters, conv_dtype, largest is not None)
+    how = conv.configured("forward", *operands, pool, by_kernel)
     y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
-    u, partial, span, places = conv.forward(how, x, filters, gate, argmax)
+    u, partial, span, places = conv.forward(how, *operands, gate, argmax, x.dtype)
     stats, rstd = norm_passes.merge(partial, span, u.numel() // len(filters), eps, places)
     norm_passes.normalise(u, gate, stats, rstd, weight, bias, residual, y, spatial, activation=activation)
-    return y, stats, spatial, u, argmax, rstd
+    return y, stats, spatial, u, argmax, rstd, turned
+
+
+def _operands(x: Tensor, filters: Tensor, conv_dtype: str, turned: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What the forward pass multiplies, x and filters or those of 8 bits, and if `turned` what its dgrad does
+    then.
+    """
+    if conv_dtype == "auto":
+        return x, filters, x.new_empty((0,) * 4, dtype=torch.int8)
+    return float8_passes.images(x), *float8_passes.filters(filters, turned)
 
 
 @_train.register_fake
-def _(x, filters, weight, bias, gate, residual, eps, activation, pool, spatial_mean, by_kernel):
+def _(
+    x,
+    filters,
+    weight,
+    bias,
+    gate,
+    residual,
+    eps,
+    activation,
+    pool,
+    spatial_mean,
+    by_kernel,
+    conv_dtype="auto",
+    largest=None,
+):
     y, spatial, argmax = _outputs(x, filters, pool, spatial_mean)
-    o = len(filters)
-    return y, float32_like(x, 2, o), spatial, torch.empty_like(y), argmax, float32_like(x, o)
+    o, turned = len(filters), float8_passes.unwritten(filters, largest is not None)
+    return y, float32_like(x, 2, o), spatial, torch.empty_like(y), argmax, float32_like(x, o), turned
 
 
 @register("hlb::conv_bn_act_backward")
@@ -133,27 +168,43 @@ def _train_backward(
     activation: str,
     wants_dx: bool,
     by_kernel: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d x, d filters, (d bias, d weight) [2, o], d gate); d x empty where it is not wanted"""
+    turned: Tensor | None = None,
+    largest: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(d x, d filters, (d bias, d weight) [2, o], d gate, the largest gradient); d x empty where it is not
+    wanted. `largest` says that d x has operands of 8 bits; then the filters' are `turned`.
+    """
     places = argmax if argmax.numel() else None
-    kinds = ("wgrad", "dgrad") if wants_dx else ("wgrad",)
-    hows = [conv.configured(kind, x, filters, places is not None, by_kernel) for kind in kinds]
-    together, d_gate = places is None or _reads_pooled(kinds, by_kernel), _gate_gradient(u, gate)
+    dtypes = {"wgrad": None} | ({"dgrad": largest is not None and FLOAT8 or None} if wants_dx else {})
+    hows = [conv.configured(kind, x, filters, places is not None, by_kernel, dtypes[kind]) for kind in dtypes]
+    together, d_gate = places is None or _reads_pooled(dtypes, by_kernel), _gate_gradient(u, gate)
     of_u = [together or (config is not None and config.order == "windows") for _, config in hows]
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
-    both = norm_gradients.sums(*saved, *norm, activation=activation)
-    read = {}  # the gradient of u, or of z, and argmax if a gradient of the convolution needs it
+    now = float32_like(u, int(largest is not None))
+    options = {"activation": activation, "now": None if largest is None else now}
+    both = norm_gradients.sums(*saved, *norm, **options)
+    read, dz8 = {}, None  # the gradient of u, or of z, and argmax if a gradient of the convolution needs it
     for pooled in sorted(set(of_u)):
         dz = torch.empty_like(u) if pooled else _like_y(x, filters, pool=False)
         expanded, read[pooled] = (None, (dz, places)) if pooled else (places, (dz, None))
-        norm_gradients.gradient(*saved, expanded, *norm, both, dz, d_gate, activation=activation)
-    d_filters, *dx = (conv.gradient(how, *read[pooled], x, filters) for how, pooled in zip(hows, of_u))
-    return dx[0] if wants_dx else x.new_empty((0,) * 4), d_filters, both, d_gate
+        if dtypes.get("dgrad") and pooled == of_u[1]:
+            dz8 = torch.empty_like(dz, dtype=torch.float8_e5m2)
+            options |= {"dx8": dz8, "largest": largest}
+        norm_gradients.gradient(*saved, expanded, *norm, both, dz, d_gate, **options)
+    d_filters = conv.gradient(hows[0], *read[of_u[0]], x, filters)
+    dx = x.new_empty((0,) * 4)
+    if dz8 is not None:
+        dx = conv.gradient(hows[1], dz8, None, x, turned.view(FLOAT8), largest)
+    elif wants_dx:
+        dx = conv.gradient(hows[1], *read[of_u[1]], x, filters)
+    return dx, d_filters, both, d_gate, now
 
 
-def _reads_pooled(kinds: tuple[str, ...], by_kernel: str) -> bool:
-    """Whether kernels do all these gradients, and so read that of u: cuDNN takes that of all of z."""
-    return set(kinds) <= set(by_kernel.split())
+def _reads_pooled(dtypes: dict[str, torch.dtype | None], by_kernel: str) -> bool:
+    """Whether kernels do all these gradients, of 16 bits or more, and so read that of u: cuDNN, and dgrad of
+    8 bits, take that of all of z.
+    """
+    return dtypes.keys() <= set(by_kernel.split()) and not any(dtypes.values())
 
 
 def _gate_gradient(u: Tensor, gate: Tensor | None) -> Tensor:
@@ -162,26 +213,44 @@ def _gate_gradient(u: Tensor, gate: Tensor | None) -> Tensor:
 
 
 @_train_backward.register_fake
-def _(argmax, dy, d_mean, x, filters, u, stats, rstd, weight, bias, gate, activation, wants_dx, by_kernel):
+def _(
+    argmax,
+    dy,
+    d_mean,
+    x,
+    filters,
+    u,
+    stats,
+    rstd,
+    weight,
+    bias,
+    gate,
+    activation,
+    wants_dx,
+    by_kernel,
+    turned=None,
+    largest=None,
+):
     dx = torch.empty_like(x) if wants_dx else x.new_empty((0,) * 4)
-    return dx, torch.empty_like(filters), float32_like(u, 2, u.shape[1]), _gate_gradient(u, gate)
+    now = float32_like(u, int(largest is not None))
+    return dx, torch.empty_like(filters), float32_like(u, 2, u.shape[1]), _gate_gradient(u, gate), now
 
 
 def _setup(ctx, inputs, output):
-    x, filters, weight, bias, gate, residual, _, activation, _, spatial_mean, by_kernel = inputs
-    y, stats, spatial, u, argmax, rstd = output
-    ctx.save_for_backward(x, filters, u, argmax, stats, rstd, weight, bias, gate)
+    x, filters, weight, bias, gate, residual, _, activation, _, spatial_mean, by_kernel, _, largest = inputs
+    y, stats, spatial, u, argmax, rstd, turned = output
+    ctx.save_for_backward(x, filters, u, argmax, stats, rstd, weight, bias, gate, turned, largest)
     ctx.activation, ctx.residual, ctx.by_kernel = activation, residual is not None, by_kernel
-    ctx.mark_non_differentiable(stats, u, argmax, rstd, *(() if spatial_mean else (spatial,)))
+    ctx.mark_non_differentiable(stats, u, argmax, rstd, turned, *(() if spatial_mean else (spatial,)))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dy, d_stats, d_mean, *_):
-    x, filters, u, argmax, stats, rstd, weight, bias, gate = ctx.saved_tensors
+    x, filters, u, argmax, stats, rstd, weight, bias, gate, turned, largest = ctx.saved_tensors
     dy, d_mean, d_residual = norm_act.upstream(u, dy, d_mean, ctx.residual)
     saved = (x, filters, u, stats, rstd, weight, bias, gate)
-    dx, d_filters, (d_bias, d_weight), d_gate = _train_backward(
-        argmax, dy, d_mean, *saved, ctx.activation, ctx.needs_input_grad[0], ctx.by_kernel
+    dx, d_filters, (d_bias, d_weight), d_gate, now = _train_backward(
+        argmax, dy, d_mean, *saved, ctx.activation, ctx.needs_input_grad[0], ctx.by_kernel, turned, largest
     )
     return (
         dx if ctx.needs_input_grad[0] else None,
@@ -190,7 +259,8 @@ def _backward(ctx, dy, d_stats, d_mean, *_):
         d_bias,
         None if gate is None else d_gate,
         d_residual,
-        *(None,) * 5,
+        *(None,) * 6,
+        None if largest is None else now,
     )
 
 
@@ -210,8 +280,10 @@ def _evaluate(
     activation: str,
     pool: bool,
     by_kernel: str,
+    conv_dtype: str = "auto",
 ) -> Tensor:
     y, norm = _like_y(x, filters, pool), (*running, weight, bias)
+    x, filters, _ = _operands(x, filters, conv_dtype, False)
     how = conv.configured("forward", x, filters, pool, by_kernel)
     options = {"eps": eps, "activation": activation}
     if conv.fused(how):
@@ -224,7 +296,7 @@ def _evaluate(
 
 
 @_evaluate.register_fake
-def _(x, filters, weight, bias, running, gate, residual, eps, activation, pool, by_kernel):
+def _(x, filters, weight, bias, running, gate, residual, eps, activation, pool, by_kernel, conv_dtype="auto"):
     return _like_y(x, filters, pool)
 
 
@@ -243,27 +315,59 @@ def op(
     residual: Tensor | None = None,
     spatial_mean: bool = False,
     by_kernel: str = ALL,
+    conv_dtype: str = "auto",
+    largest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `reference`, for x and filters channels-last, and float32 weight, bias, running and gate; without
     gradient in evaluation. `by_kernel` names the passes of the convolution that kernels do, of "forward dgrad
-    wgrad"; cuDNN does the others.
+    wgrad"; cuDNN does the others, but none with operands of 8 bits.
 
-    Raises ValueError for a wrong shape, dtype, layout or device, or an unknown activation or pass, naming the
-    argument.
+    Raises ValueError for a wrong shape, dtype, layout or device, an unknown activation, pass or `conv_dtype`,
+    or one that the device does not multiply, naming the argument.
     """
     conv.expect_conv(x, filters)
     if unknown := set(by_kernel.split()) - set(tiling.PASSES):
         raise ValueError(
             f"by_kernel: got {', '.join(sorted(unknown))}, accepted are {', '.join(tiling.PASSES)}"
         )
+    eight = _eight(x, conv_dtype, largest)
+    by_kernel = _with(eight, by_kernel)
     outputs = len(x), len(filters), *conv.problem("forward", x, filters, pool).output
     norm_act.expect_norm(x, outputs, weight, bias, running, gate, residual, activation, training)
     inputs = (gate, residual, eps, activation, pool)
     if training:
-        y, stats, spatial, *_ = _train(x, filters, weight, bias, *inputs, spatial_mean, by_kernel)
+        if "dgrad" in eight:
+            largest = x.new_zeros(1, dtype=torch.float32) if largest is None else largest
+        else:
+            largest = None
+        inputs = (*inputs, spatial_mean, by_kernel, conv_dtype, largest)
+        y, stats, spatial, *_ = _train(x, filters, weight, bias, *inputs)
         return y, stats, spatial if spatial_mean else None
-    y = _evaluate(x, filters, weight, bias, running, *inputs, by_kernel)
+    y = _evaluate(x, filters, weight, bias, running, *inputs, by_kernel, conv_dtype)
     return y, running, y.mean((2, 3), dtype=torch.float32) if spatial_mean else None
+
+
+def _with(eight: tuple[str, ...], by_kernel: str) -> str:
+    """The passes that kernels do, and those of 8 bits."""
+    return " ".join(kind for kind in tiling.PASSES if kind in (*by_kernel.split(), *eight))
+
+
+def _eight(x: Tensor, conv_dtype: str, largest: Tensor | None) -> tuple[str, ...]:
+    """The passes whose operands have 8 bits; ValueError as `op` says."""
+    if conv_dtype not in float8.PASSES:
+        raise ValueError(f"conv_dtype: got {conv_dtype!r}, accepted are {', '.join(float8.PASSES)}")
+    if conv_dtype == "auto":
+        return ()
+    if x.dtype not in HALF:
+        raise ValueError(f"x: got {x.dtype}, accepted are float16 and bfloat16 where conv_dtype={conv_dtype}")
+    if chip := _without_float8(x.device):
+        raise ValueError(
+            f"conv_dtype: got {conv_dtype!r} on {chip}, accepted is auto: float8 is multiplied from compute "
+            "capability 8.9 on"
+        )
+    if largest is not None:
+        launch.expect("largest", largest, 1, dtypes=(torch.float32,), device=x.device)
+    return float8.PASSES[conv_dtype]
 
 
 def measured(
@@ -272,30 +376,43 @@ def measured(
     """`op`, whose passes kernels do where they were measured to be faster than cuDNN, on this chip or else on
     the nearest; `reference` where no kernel can run.
     """
-    if not launch.runnable(x.device) or x.dtype not in FLOATS:
+    conv_dtype = options.get("conv_dtype", "auto")
+    takes = FLOATS if conv_dtype == "auto" else () if _without_float8(x.device) else HALF
+    if not launch.runnable(x.device) or x.dtype not in takes:
         return reference(x, filters, weight, bias, running, **options)
     extents = (*x.shape, *filters.shape[::3], options.get("pool", False), x.dtype)
-    chosen = _by_kernel(extents, x.device, x.requires_grad)
+    chosen = _by_kernel(extents, x.device, x.requires_grad, conv_dtype)
     return op(x, filters, weight, bias, running, **options, by_kernel=chosen)
 
 
-def _by_kernel(extents: tuple, device: torch.device, wants_dx: bool) -> str:
+def _by_kernel(extents: tuple, device: torch.device, wants_dx: bool, conv_dtype: str) -> str:
     """For x [n, c, h, w] and filters [o, c, size, size]."""
     n, c, h, w, o, size, pool, dtype = extents
     problem = Problem("forward", n, h, w, c, o, size, pool, dtype)
-    return selection.by_kernel(problem, chips.current(device), wants_dx)
+    return selection.by_kernel(problem, chips.current(device), wants_dx, float8.PASSES[conv_dtype])
+
+
+def _without_float8(device: torch.device) -> str:
+    """The chip of a device, if it does not multiply float8."""
+    chip = chips.current(device)
+    return "" if chip.float8 else chip.name
 
 
 # As torch.compiler.assume_constant_result does; that imports all of torch._dynamo, whether anything is ever
 # compiled or not, and so half of what `import hlb` would take.
-_by_kernel._dynamo_marked_constant = True
+_by_kernel._dynamo_marked_constant = _without_float8._dynamo_marked_constant = True
 
 
 def _make(case: Case, dtype: torch.dtype, device) -> dict:
     filters = conv.make_filters(case.o, case.c, 3, dtype, device)
     x = conv.make_images(case.n, case.c, *case.map, dtype, device)
     oh, ow = conv.problem("forward", x, filters, case.pool).output
-    return {
+    narrow = {}
+    if "conv_dtype" in case:
+        scales = case.training and "dgrad" in _eight_of(case)
+        largest = torch.full((1,), 3.0, device=device) if scales else None
+        narrow = {"conv_dtype": case.conv_dtype, "largest": largest}
+    return narrow | {
         "x": x,
         "filters": filters,
         "weight": torch.rand(case.o, device=device) + 0.5,
@@ -317,12 +434,19 @@ def _given(inputs: dict) -> dict:
     if not (inputs["pool"] and inputs["training"]):
         return {}
     named = {name: value for name, value in inputs.items() if name not in ("running", "training")}
-    return {"argmax": _train(**{"by_kernel": ALL} | named)[4]}
+    eight = float8.PASSES[named.get("conv_dtype", "auto")]
+    named["by_kernel"] = _with(eight, named.get("by_kernel", ALL))
+    return {"argmax": _train(**named)[4]}
+
+
+def _eight_of(case: Case) -> tuple[str, ...]:
+    """The convolution's passes whose operands have 8 bits."""
+    return float8.PASSES[case.get("conv_dtype", "auto")]
 
 
 def _kinds(case: Case) -> tuple[str, ...]:
     """The convolution's passes that kernels do."""
-    wanted = case.get("by_kernel", ALL).split()
+    wanted = _with(_eight_of(case), case.get("by_kernel", ALL)).split()
     return tuple(kind for kind in tiling.PASSES[: 3 if case.training else 1] if kind in wanted)
 
 
@@ -335,7 +459,8 @@ def _norm_bytes(case: Case, dtype: torch.dtype, whole: bool) -> dict[str, int]:
 
 
 def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
-    kinds, item = _kinds(case), dtype.itemsize
+    kinds, item, eight = _kinds(case), dtype.itemsize, _eight_of(case)
+    wants_dx = case.get("wants_dx", True)
     counts = conv.declared(case, dtype, kinds)
     ((problem, config),) = conv.passes(case, dtype, ("forward",)).values()
     values, fused = case.n * case.o * prod(problem.output), "_conv_fwd" in counts
@@ -343,6 +468,10 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
     apart = of_u if "_window_fwd" in counts else of_z  # what a pass of its own makes statistics of, or y
     if fused:
         counts["_conv_fwd"] += 4 * case.n * case.o * case.gate
+    if eight:
+        pixels, taps = case.n * case.c * prod(case.map), 9 * case.c * case.o
+        counts["_round_images"] = pixels * (item + 1)
+        counts["_round_filters"] = taps * (item + 1 + (case.training and "dgrad" in eight))
     if not case.training:
         if not fused:
             return counts | {"_normalise": apart["_normalise"]}
@@ -356,14 +485,17 @@ def _bytes(case: Case, dtype: torch.dtype) -> dict[str, int]:
         counts |= {name: apart[name] for name in ("_tile_statistics", "_merge_statistics")}
     if "_window_fwd" in counts:
         counts["_window_fwd"] += values
-    wanted = tiling.PASSES[1:] if case.get("wants_dx", True) else ("wgrad",)
+    wanted = {kind: kind in eight for kind in tiling.PASSES[1:] if wants_dx or kind == "wgrad"}
     pooled = not case.pool or _reads_pooled(wanted, " ".join(kinds))
     gradient = (of_u if pooled else of_z)["_gradient"]
     if not pooled:  # E or F, if a kernel, reads what the pool keeps of z's gradient, and no argmax
-        for name in {"_conv_dgrad", "_conv_wgrad"} & counts.keys():
-            counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
+        for kind in set(wanted) - set(eight):
+            if (name := conv.NAMES[kind]) in counts:
+                counts[name] += case.n * case.o * prod(problem.kept) * item - values * (item + 1)
         if "_window_wgrad" in counts:
             gradient += of_u["_gradient"]
+    if wanted.get("dgrad"):
+        gradient += case.n * case.o * prod(case.map if case.pool else problem.output)
     return counts | {"_normalise": of_u["_normalise"], "_sums": of_u["_sums"], "_gradient": gradient}
 
 
@@ -373,13 +505,18 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 def _case_of(inputs: dict) -> Case:
     extents = {"o": len(inputs["filters"]), "by_kernel": inputs.get("by_kernel", ALL)}
+    if (conv_dtype := inputs.get("conv_dtype", "auto")) != "auto":
+        extents["conv_dtype"] = conv_dtype
     return Case(**norm_act.case_of(inputs), **extents)
 
 
 def _tuned(inputs: dict) -> tuple[str, dict]:
     """As `measured` chooses, on this machine's chip, or the one that is aimed at."""
     problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
-    chosen = selection.by_kernel(problem, chips.here(), inputs["x"].requires_grad)
+    eight, chip = float8.PASSES[inputs.get("conv_dtype", "auto")], chips.here()
+    if eight and not chip.float8:
+        return "reference", inputs
+    chosen = selection.by_kernel(problem, chip, inputs["x"].requires_grad, eight)
     return "triton", inputs | {"by_kernel": chosen}
 
 
@@ -449,6 +586,11 @@ NARROW = {
 }
 
 
+def _narrow(case: Case, conv_dtype: str = "float8") -> Case:
+    """The same with operands of 8 bits."""
+    return Case(case.label, **case, conv_dtype=conv_dtype)
+
+
 def _outputs_of(case: Case) -> int:
     """Values per channel of y."""
     h, w = case.map
@@ -494,6 +636,36 @@ SPEC = KernelSpec(
     given=_given,
 )
 
+FLOAT8_SPEC = replace(
+    SPEC,
+    name="conv_bn_act_float8",
+    formula="the same of e4m3 x and filters, and d x of e5m2 gradients",
+    fuses="the same, and rounding to 8 bits",
+    cases=tuple(
+        _narrow(case) for case in SPEC.cases if case.label.startswith(("record94 g2", "record94 g3"))
+    ),
+    space={
+        "n": (1, 3, 20),
+        "c": (3, 24, 32, 64),
+        "o": (3, 24, 40),
+        "map": ((13, 11), (7, 6), (3, 2)),
+        "pool": (False, True),
+        "gate": (False, True),
+        "residual": (False, True),
+        "spatial": (False, True),
+        "activation": ("silu",),
+        "by_kernel": (ALL, ""),
+        "conv_dtype": tuple(float8.PASSES)[1:],
+        "training": (True,),
+    },
+    counted=tuple(_narrow(case) for case in SPEC.counted[:5]),
+    dtypes=HALF,
+    differentiable=(*SPEC.differentiable, "largest"),
+    narrowed=("d x",),
+    narrow=NARROW | {"p_dx8": "one byte beside each value of dx"},
+    since=89,
+)
+
 EVAL_SPEC = KernelSpec(
     name="conv_bn_act_eval",
     formula="y = act(norm(gate * maxpool(conv(x)))) + residual, fixed statistics",
@@ -518,4 +690,20 @@ EVAL_SPEC = KernelSpec(
     narrow={"p_filters": _FEW}
     | dict.fromkeys(("p_mean", "p_variance", "p_weight", "p_bias"), "one number a channel"),
     shared_reads=conv.SHARED_READS,
+)
+
+FLOAT8_EVAL_SPEC = replace(
+    EVAL_SPEC,
+    name="conv_bn_act_float8_eval",
+    formula="the same of e4m3 x and filters",
+    fuses="the same with fixed statistics, in one kernel",
+    cases=tuple(
+        _narrow(case) for case in EVAL_SPEC.cases if case.label.startswith(("record94 g2", "record94 g3"))
+    ),
+    space=FLOAT8_SPEC.space | {"conv_dtype": ("float8",), "by_kernel": (ALL,), "training": (False,)},
+    counted=tuple(_narrow(case) for case in EVAL_SPEC.counted[:1]),
+    compiled={},
+    dtypes=HALF,
+    narrow=EVAL_SPEC.narrow,
+    since=89,
 )

@@ -30,6 +30,8 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.float64: "fp64",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
     torch.uint8: "u8",
     torch.int8: "i8",
     torch.int16: "i16",
@@ -185,7 +187,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 _ANY_DOT = re.compile(r"\b(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma)\b")
 _MMA = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _FOR_TENSOR_CORES = re.compile(
-    r"\dx(?:f16|bf16)\b|inputPrecision = (?:tf32|bf16)"
+    r"\dx(?:f16|bf16|f8E\w+)\b|inputPrecision = (?:tf32|bf16)"
 )  # or full-precision float32
 
 
@@ -210,14 +212,16 @@ def dot_faults(ttir: str, ttgir: str, ptx_text: str, num_stages: int) -> list[st
     return faults
 
 
-_SMALL_DOT = re.compile(r" tt\.dot .*x(?:f16|bf16)\b.*-> tensor<(\d+)x")
+_SMALL_DOT = re.compile(r" tt\.dot .*x(?:f16|bf16|f8E\w+)\b.*-> tensor<(\d+)x")
 
 
 def wgmma_faults(ttgir: str) -> list[str]:
     """The faults of a kernel's dots on 9.0, whose own instruction takes 4 warps and 64 rows or more."""
     dots = _SMALL_DOT.finditer(ttgir)  # what is left of them for the instruction of 8.0
     return (
-        ["a dot of 16 bits and 64 rows runs without wgmma"] if any(int(dot[1]) >= 64 for dot in dots) else []
+        ["a dot of 16 or 8 bits and 64 rows runs without wgmma"]
+        if any(int(dot[1]) >= 64 for dot in dots)
+        else []
     )
 
 

@@ -157,7 +157,7 @@ def collect(specs: Iterable[KernelSpec], everything: bool = False) -> tuple[list
         plan = [(*variant, spec.cases) for variant in variants] + [(main, False, spec.others())]
         for dtype, tf32, cases in plan:
             whole, shared = everything or dtype == main, cases is spec.cases
-            ccs = tuple(TARGETS) if everything or whole and shared else (90,)
+            ccs = tuple(cc for cc in TARGETS if cc >= spec.since) if everything or whole and shared else (90,)
             seen: set[str] = set()
             for case in cases:
                 declared = _declared(spec, case, dtype, ccs)

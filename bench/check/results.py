@@ -35,6 +35,9 @@ def run(names: list[str], everything: bool, file: str | None, jobs: int | None) 
             return int(bool(faults))
         check.write(Path(file), text)
     _show(rows)
+    for spec in {row.spec: None for row in rows}:
+        if without := [chip(cc) for cc in TARGETS if cc < spec.since]:
+            print(f"{spec.name}: not for {', '.join(without)}, what it takes comes with {chip(spec.since)}")
     for fault in faults:
         print(f"FAIL {fault}")
     compiled = sum(len(row.results) for row in rows)

@@ -29,7 +29,7 @@ from kernels.base.launch import triton
 # group -> the names of its instructions, modifiers apart
 GROUPS = {
     "all": r"(?!NOP$)\w+",  # NOP fills the code up to its alignment
-    "tensor": r"[A-Z]*MMA",  # products on tensor cores: HMMA, HGMMA of 9.0, UTCHMMA of 10.0
+    "tensor": r"[A-Z]*MMA",  # products on tensor cores: HMMA, HGMMA of 9.0 (of 8 bits QGMMA), UTCHMMA of 10.0
     "async": r"LDGSTS|UBLKCP|UTMALDG|UTMASTG",  # copies between device and shared memory
     "global": r"LDG?|STG?|ATOMG?|REDG?",
     "shared": r"LDSM?|STSM?|ATOMS",
@@ -87,7 +87,7 @@ def wgmmas(code: Code) -> tuple[Counter[int], int, int]:
     """
     columns, waits, partial = Counter(), 0, 0
     for name, low, high in (one for function in code for one in function):
-        if name == "HGMMA":
+        if name in ("HGMMA", "QGMMA"):
             columns[8 * ((low >> 53 & 0x1F) + 1)] += 1
         elif name == "WARPGROUP":  # which waits for all groups but so many, where bit 47 is set
             left = high >> 8 & 0xFF

@@ -5,13 +5,14 @@ Values are compared with PyTorch's in float64; kernels that are incorrect or spi
 is timed doing all that the next pass needs. The kernel of a forward pass gives u, argmax and the statistics
 of its tiles; in its place stand cuDNN's convolution and `norm_passes.statistics`, which pools on its way.
 cuDNN's gradients of a pooled block read the gradient of all outputs: its extra write is a time of its own,
-`unpool`, since one write serves both gradients.
+`unpool`, since one write serves both gradients. Beside a pass of 8-bit operands, which are there already,
+stands cuDNN's of 16 bits; values are compared with PyTorch's of what was rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from types import SimpleNamespace
@@ -24,10 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kernels.base import correctness, timing
 from kernels.base.chips import Chip
 from kernels.base.launch import INTERPRETED, recording
-from kernels.convolution import conv, conv_gradients, conv_passes, model, tiling, window_passes
+from kernels.convolution import conv, conv_gradients, conv_passes, float8, model, tiling, window_passes
 from kernels.convolution.candidates import candidates
 from kernels.convolution.conv import make_filters, make_images
-from kernels.convolution.tiling import Config, Problem
+from kernels.convolution.tiling import FLOAT8, Config, Problem
 from kernels.norm import norm_gradients, norm_passes
 
 from ..check import check
@@ -39,7 +40,23 @@ WORTH, MOST = 2.0, 4  # candidates within so many times the least modelled time,
 
 
 def tensors(problem: Problem, device) -> SimpleNamespace:
-    """What a pass reads, at random, and room for what it writes."""
+    """What a pass reads, at random, and room for what it writes; of 8 bits also `x8` or `dz8`, `filters8`."""
+    if problem.dtype != FLOAT8:
+        return _tensors(problem, device)
+    t = _tensors(replace(problem, dtype=torch.float16), device)
+    scale = float8.filter_scale(problem.c, problem.size)
+    t.filters8 = float8.stored(t.filters, float8.FILTERS, scale)
+    if problem.kind == "forward":
+        t.x8 = float8.stored(t.x, float8.ACTIVATIONS)
+    else:
+        t.largest = torch.full((1,), 3.0, device=device)
+        t.dz8 = float8.stored(t.full, float8.GRADIENTS, float8.gradient_scale(t.largest))
+        turned = t.filters8.view(torch.int8).flip(2, 3).transpose(0, 1)
+        t.filters8 = turned.contiguous(memory_format=torch.channels_last).view(FLOAT8)
+    return t
+
+
+def _tensors(problem: Problem, device) -> SimpleNamespace:
     p = problem
     filters = make_filters(p.o, p.c, p.size, p.dtype, device)
     t = SimpleNamespace(x=make_images(p.n, p.c, p.h, p.w, p.dtype, device), filters=filters)
@@ -65,7 +82,11 @@ def kernel(problem: Problem, config: Config, t: SimpleNamespace) -> Callable[[],
     if problem.kind == "forward":
         partials = t.x.new_empty((tiling.tiles(problem, config)[0], 2, problem.o), dtype=torch.float32)
         written = {"argmax": t.argmax, "partial": partials}
-        return partial(conv_passes.forward, problem, config, t.x, t.filters, t.u, **written)
+        operands = (t.x8, t.filters8) if problem.dtype == FLOAT8 else (t.x, t.filters)
+        return partial(conv_passes.forward, problem, config, *operands, t.u, **written)
+    if problem.dtype == FLOAT8:
+        read = t.dz8, None, t.filters8
+        return partial(conv_gradients.dgrad, problem, config, *read, t.dx, t.largest)
     if problem.kind == "dgrad":
         return partial(conv_gradients.dgrad, problem, config, t.dz, t.argmax, t.filters, t.dx)
     return partial(conv_gradients.wgrad, problem, config, t.dz, t.argmax, t.x, t.d_filters)
@@ -96,11 +117,17 @@ def _places(full: Tensor, oh: int, ow: int) -> list[Tensor]:
 
 
 def expected(problem: Problem, t: SimpleNamespace) -> Tensor:
-    """In float64, the convolution before a pool, or the gradient."""
-    x, filters = t.x.double(), t.filters.double()
+    """In float64, the convolution before a pool, or the gradient, of what is read."""
+    x, filters, dz = t.x.double(), t.filters.double(), None if problem.kind == "forward" else t.full.double()
+    if problem.dtype == FLOAT8:
+        filters = float8.rounded(filters, float8.FILTERS, float8.filter_scale(problem.c, problem.size))
+        if problem.kind == "forward":
+            x = float8.rounded(x, float8.ACTIVATIONS)
+        else:
+            dz = float8.rounded(dz, float8.GRADIENTS, float8.gradient_scale(t.largest))
     if problem.kind == "forward":
         return F.conv2d(x, filters, padding=problem.pad)
-    return conv.torch_gradient(problem, t.full.double(), x, filters)
+    return conv.torch_gradient(problem, dz, x, filters)
 
 
 def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
@@ -110,7 +137,7 @@ def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
     elif problem.pool:
         places = _places(want, *problem.output)
         at_argmax = sum(torch.where(t.argmax == place, view, 0) for place, view in enumerate(places))
-        got = {"u": t.u, "values at argmax": at_argmax.to(problem.dtype)}
+        got = {"u": t.u, "values at argmax": at_argmax.to(t.u.dtype)}
         wants = dict.fromkeys(got, torch.stack(places).amax(0))
     else:
         got, wants = {"u": t.u}, {"u": want}
@@ -119,8 +146,8 @@ def wrong(problem: Problem, t: SimpleNamespace, want: Tensor) -> list[str]:
         "dgrad": problem.o * problem.size**2,
         "wgrad": problem.n * prod(problem.kept),
     }
-    spec = SimpleNamespace(reduction=length.get, squared=())
-    return correctness.faults(spec, problem.kind, problem.dtype, got, wants)
+    spec = SimpleNamespace(reduction=length.get, squared=(), narrowed=())
+    return correctness.faults(spec, problem.kind, t.x.dtype, got, wants)
 
 
 def worth(problem: Problem, chip: Chip, every: bool = False) -> list[Config]:

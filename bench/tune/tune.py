@@ -9,6 +9,7 @@ what it has measured, and a run over some names leaves the others.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import shlex
 import subprocess
@@ -27,7 +28,7 @@ from kernels.base import chips, timing
 from kernels.base.chips import Chip
 from kernels.base.launch import triton
 from kernels.base.spec import Case
-from kernels.convolution import model, selection, tiling
+from kernels.convolution import float8, model, selection, tiling
 from kernels.convolution.tiling import Config, Problem
 
 from ..check import check
@@ -56,11 +57,17 @@ class Job:
 def jobs(names: list[str]) -> list[Job]:
     """The jobs in whose keys and cases each of these names begins a word."""
     by_problem: dict[Problem, list[Case]] = {}
-    for dtype in DTYPES:
-        for case in conv_bn_act.SPEC.cases + conv_bn_act.EVAL_SPEC.cases:
-            forward = Problem("forward", case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
-            for kind in (*tiling.PASSES, *[UNPOOL] * case.pool) if case.training else ("forward",):
-                by_problem.setdefault(replace(forward, kind=kind), []).append(case)
+    blocks = conv_bn_act.SPEC.cases + conv_bn_act.EVAL_SPEC.cases
+    narrow = conv_bn_act.FLOAT8_SPEC.cases + conv_bn_act.FLOAT8_EVAL_SPEC.cases
+    for dtype, case in (*itertools.product(DTYPES, blocks), *((tiling.FLOAT8, case) for case in narrow)):
+        forward = Problem("forward", case.n, *case.map, case.c, case.o, 3, case.pool, dtype)
+        kinds = tiling.PASSES if case.training else ("forward",)
+        if dtype == tiling.FLOAT8:
+            kinds = [kind for kind in kinds if kind in float8.PASSES[case.conv_dtype]]
+        elif case.training and case.pool:
+            kinds = (*kinds, UNPOOL)
+        for kind in kinds:
+            by_problem.setdefault(replace(forward, kind=kind), []).append(case)
 
     def named(job: Job) -> bool:
         words = " ".join((job.name, *(case.name for case in job.cases))).split()

@@ -149,6 +149,7 @@ class _Rates:
         self.rates, self.exact = run["passes"], bool(run["passes"]) and likeness(run)[0]
         chosen = {op: KINDS[name == "reference"] for op, name in kernels.choose(choice).items()}
         self.kind = chosen["conv_bn_act"]
+        self.eight = {f"group{i}" for i, name in enumerate(recipe.conv_dtypes, 1) if name != "auto"}
         self.prepare = there["prepare"].get(chosen["patch_covariance"])
 
     def of(self, one: Pass) -> tuple[float, str] | None:
@@ -161,7 +162,8 @@ class _Rates:
         if "factor" in rate and not selection.measured_only():
             return times * rate["seconds"] * rate["factor"], "modelled"
         seconds = rate["seconds"] + rate.get("beside", 0.0)
-        return times * seconds, "measured" if self.exact else "scaled"
+        same = self.exact and one.layer.partition(".")[0] not in self.eight  # none had operands of 8 bits
+        return times * seconds, "measured" if same else "scaled"
 
     def statistics(self, forward: Problem) -> float:
         """Seconds of the pass over z that makes the statistics and, where it is pooled, u and argmax."""

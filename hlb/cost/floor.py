@@ -3,11 +3,11 @@
     parts = floor.phases(recipe, "triton")
     floor.seconds(parts, chips.here())
 
-A pass takes the longer of its FLOPs at the half-precision rate and its bytes at the bandwidth of memory, and
-each launch a time on top; passes follow one another. It is a floor and no measurement: memory and tensor
-cores are always busy, and nothing waits for the host. Two things count for more than they need to cost: bytes
-that several programs of a kernel read count for each of them, though the L2 cache may have them (muon's
-products), and operators between kernels count as eager PyTorch launches them.
+A pass takes the longer of its FLOPs, at the half-precision rate or that of 8-bit operands, and its bytes at
+the bandwidth of memory, and each launch a time on top; passes follow one another. It is a floor and no
+measurement: memory and tensor cores are always busy, and nothing waits for the host. Two things count for
+more than they need to cost: bytes that several programs of a kernel read count for each of them, though the
+L2 cache may have them (muon's products), and operators between kernels count as eager PyTorch launches them.
 
 A run repeats few different steps, and each is counted once. Left out: the whitening filters, which the host
 makes of the covariance, and loading an exponential average before the evaluation.

@@ -48,8 +48,9 @@ class Pass:
 
     def work(self, chip: Chip) -> dict[str, float]:
         """Seconds that a chip needs at least for each kind of work."""
+        eight = self.problem is not None and self.problem.dtype == tiling.FLOAT8
         return {
-            "compute": self.flops / chip.flops[torch.float16],
+            "compute": self.flops / chip.flops[tiling.FLOAT8 if eight else torch.float16],
             "memory": self.bytes / chip.bandwidth,
             "launch": self.launches * chip.launch,
         }

@@ -20,7 +20,7 @@ class Chip:
     """A GPU: what CUDA calls it, its compute capability (90 for 9.0), KiB of shared memory that a program
     may have, bytes a second from device memory and from L2, FLOP/s by dtype, seconds that a launch takes
     beside its work. FLOP/s are dense, of tensor cores that accumulate in float32; of float32 they are fused
-    multiply-adds, and "tf32" stands beside it.
+    multiply-adds, and "tf32" stands beside it. float8 is there from capability 8.9 on.
     """
 
     name: str
@@ -32,20 +32,29 @@ class Chip:
     flops: dict[torch.dtype | str, float] = field(hash=False)
     launch: float = 1.5e-6
 
+    @property
+    def float8(self) -> bool:
+        """Whether tensor cores multiply float8."""
+        return self.cc >= 89
 
-def _rates(half: float, tf32: float, float32: float) -> dict[torch.dtype | str, float]:
-    return {torch.float16: half, torch.bfloat16: half, "tf32": tf32, torch.float32: float32}
+
+def _rates(
+    half: float, tf32: float, float32: float, float8: float | None = None
+) -> dict[torch.dtype | str, float]:
+    rates = {torch.float16: half, torch.bfloat16: half, "tf32": tf32, torch.float32: float32}
+    return rates | ({torch.float8_e4m3fn: float8, torch.float8_e5m2: float8} if float8 else {})
 
 
-# From data sheets, but for H200's copy and half-precision rates, which were measured. No sheet has the
-# bandwidth of L2: for A100 5,120 bytes a clock are taken, for H200, and H100's same die, 30 bytes a clock and
-# multiprocessor, for B200's two dies more than twice that. A launch is taken for 1.5 µs on all of them.
+# From data sheets, but for H200's copy and half-precision rates, which were measured. Its rate of float8 was
+# not, and is taken for as large a part of the sheet's 1979e12: twice that of half precision, as there. No
+# sheet has the bandwidth of L2: for A100 5,120 bytes a clock are taken, for H200, and H100's same die, 30
+# bytes a clock and multiprocessor, for B200's two dies more than twice that. A launch is taken for 1.5 µs.
 CHIPS = (
     Chip("NVIDIA A100-SXM4-80GB", 80, 108, 163, 2.04e12, 7.2e12, _rates(312e12, 156e12, 19.5e12)),
-    Chip("NVIDIA GeForce RTX 4090", 89, 128, 99, 1.01e12, 5.2e12, _rates(165e12, 82.6e12, 82.6e12)),
-    Chip("NVIDIA H200", 90, 132, 227, 4.3e12, 7.0e12, _rates(790e12, 395e12, 67e12)),
-    Chip("NVIDIA H100 80GB HBM3", 90, 132, 227, 3.35e12, 7.0e12, _rates(989e12, 495e12, 67e12)),
-    Chip("NVIDIA B200", 100, 148, 227, 8.0e12, 18e12, _rates(2250e12, 1100e12, 80e12)),
+    Chip("NVIDIA GeForce RTX 4090", 89, 128, 99, 1.01e12, 5.2e12, _rates(165e12, 82.6e12, 82.6e12, 330e12)),
+    Chip("NVIDIA H200", 90, 132, 227, 4.3e12, 7.0e12, _rates(790e12, 395e12, 67e12, 1580e12)),
+    Chip("NVIDIA H100 80GB HBM3", 90, 132, 227, 3.35e12, 7.0e12, _rates(989e12, 495e12, 67e12, 1979e12)),
+    Chip("NVIDIA B200", 100, 148, 227, 8.0e12, 18e12, _rates(2250e12, 1100e12, 80e12, 4500e12)),
 )
 AIMED_AT = CHIPS[2]
 # What launches are compiled for ahead of time: compute capability -> chip.

@@ -36,6 +36,18 @@ if INTERPRETED:  # integers wrap as on a GPU; checking that none does takes thre
     from triton.runtime.interpreter import interpreter_builder
 
     interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+    _converted = triton.runtime.interpreter._convert_float
+
+    def _rounded(values, given, wanted, rounding):
+        """To 8-bit floats as a GPU rounds: to the nearest, ties to even. Of its own the interpreter rounds
+        halves up, and carries no digit into the exponent.
+        """
+        form = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}.get(wanted.name)
+        if form is None:
+            return _converted(values, given, wanted, rounding)
+        return torch.from_numpy(values.copy()).to(form).view(torch.uint8).numpy()
+
+    triton.runtime.interpreter._convert_float = _rounded
 
 if not INSTALLED:  # enough for kernel modules to be imported
     triton = SimpleNamespace(jit=lambda function: function)

@@ -84,7 +84,9 @@ class KernelSpec:
     differentiable: tuple[str, ...] = ()  # arguments that may need a gradient
     mutates: tuple[str, ...] = ()  # arguments that the op writes, in place of outputs or beside them
     reduction: Callable[[Case], int] = lambda case: 1  # length of the longest sum, for the largest error
-    squared: tuple[str, ...] = ()  # results that square what a matrix product gives: see compare.limits
+    squared: tuple[str, ...] = ()  # results that square what a matrix product gives: see correctness.limits
+    narrowed: tuple[str, ...] = ()  # results of what was rounded to 8 bits on the way: see correctness.limits
+    since: int = 80  # compute capability of the first chip that has what the kernels need
     compiled: dict[str, tuple] = field(default_factory=dict)
     narrow: dict[str, str] = field(
         default_factory=dict

@@ -17,7 +17,7 @@ from ..base.chips import TARGETS, Chip
 from ..base.launch import power_of_2
 from . import tiling
 from .model import precision, residents, shared_bytes
-from .tiling import Config, Problem
+from .tiling import FLOAT8, Config, Problem
 
 # Tiles worth a try: (rows, cols, depth, warps, stages). One is cut down to a pass that is smaller.
 TILES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -61,6 +61,38 @@ TILES: dict[str, tuple[tuple[int, ...], ...]] = {
         (128, 256, 64, 8, 3),
         (256, 128, 64, 8, 3),
         (256, 64, 64, 8, 3),
+    ),
+    # Of 8 bits a step of 128 channels is as many bytes as one of 64 with 16.
+    "float8 pooled forward": (
+        (128, 128, 128, 8, 3),
+        (128, 128, 64, 8, 4),
+        (128, 64, 128, 8, 3),
+        (128, 64, 128, 4, 3),
+        (64, 128, 128, 4, 3),
+        (64, 256, 128, 8, 3),
+        (256, 64, 128, 8, 3),
+        (64, 64, 128, 4, 3),
+    ),
+    "float8 forward": (
+        (128, 128, 128, 8, 3),
+        (128, 128, 128, 8, 4),
+        (128, 128, 64, 8, 4),
+        (256, 128, 128, 8, 3),
+        (128, 64, 128, 4, 3),
+        (64, 128, 128, 4, 3),
+        (64, 256, 128, 8, 3),
+        (64, 64, 128, 4, 3),
+    ),
+    "float8 gradient": (
+        (128, 256, 128, 8, 3),
+        (256, 128, 128, 8, 3),
+        (128, 128, 128, 8, 3),
+        (128, 128, 128, 8, 4),
+        (128, 128, 128, 4, 3),
+        (128, 64, 128, 4, 3),
+        (64, 256, 128, 8, 3),
+        (64, 128, 128, 4, 3),
+        (64, 64, 128, 4, 3),
     ),
     "windows forward": ((64, 32, 64, 4, 3), (64, 32, 64, 4, 2)),
     "windows": ((64, 64, 64, 8, 3), (64, 64, 64, 8, 2)),
@@ -158,6 +190,9 @@ def _family(problem: Problem, order: str) -> str:
         return order + " forward" * (problem.kind == "forward") + " of 32 channels" * (problem.c > 24)
     if problem.dtype.itemsize > 2:
         return precision(problem)
+    if problem.dtype == FLOAT8:
+        kind = "gradient" if problem.kind != "forward" else "pooled forward" if problem.pool else "forward"
+        return f"float8 {kind}"
     if problem.kind != "forward":
         return "gradient"
     return "pooled forward" + " by rows" * (order == "rows") if problem.pool else "forward"
@@ -168,12 +203,14 @@ def _cut(problem: Problem, rows: int, cols: int, depth: int, warps: int, stages:
     thread keeps 16 sums (8 without tensor cores), and above 4 warps it loads 16 bytes of both operands.
     """
 
+    least = 32 if problem.dtype == FLOAT8 else 16  # channels of a product
+
     def within(tile: int, extent: int) -> int:
         return min(tile, max(16, power_of_2(extent)))
 
     def step(tile: int, channels: int, flat: int) -> int:
         divisor = channels & -channels  # the largest power of two that divides them
-        return min(tile, divisor) if divisor >= 16 else within(min(tile, flat), problem.size**2 * channels)
+        return min(tile, divisor) if divisor >= least else within(min(tile, flat), problem.size**2 * channels)
 
     if problem.kind == "wgrad":  # whose columns waste less than they spare of dz, read again for each tile
         rows, cols = within(rows, problem.o), step(cols, problem.c, cols)

@@ -28,7 +28,8 @@ from ..base.sums import SUMS
 from ..norm import norm_passes
 from ..norm.norm_passes import float32_like, image_like
 from . import conv_gradients, conv_passes, selection, tiling, window_gradients, window_passes
-from .tiling import Config, Problem
+from .float8 import PASSES
+from .tiling import FLOAT8, Config, Problem
 
 SIZES = (1, 2, 3)
 
@@ -38,17 +39,24 @@ def reference(x: Tensor, filters: Tensor) -> Tensor:
     return F.conv2d(x, filters, padding=filters.shape[2] // 3)
 
 
-def problem(kind: str, x: Tensor, filters: Tensor, pool: bool = False) -> Problem:
-    """The pass `kind` of a convolution; x and filters give extents and dtype only."""
+def problem(
+    kind: str, x: Tensor, filters: Tensor, pool: bool = False, dtype: torch.dtype | None = None
+) -> Problem:
+    """The pass `kind` of a convolution; x and filters give extents, and the dtype if it is not told."""
     (n, c, h, w), (o, _, size, _) = x.shape, filters.shape
-    return Problem(kind, n, h, w, c, o, size, pool, x.dtype)
+    return Problem(kind, n, h, w, c, o, size, pool, dtype or x.dtype)
 
 
 def configured(
-    kind: str, x: Tensor, filters: Tensor, pool: bool = False, by_kernel: str = selection.ALL
+    kind: str,
+    x: Tensor,
+    filters: Tensor,
+    pool: bool = False,
+    by_kernel: str = selection.ALL,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Problem, Config | None]:
     """The pass and its launch configuration on the device of x; None where `by_kernel` leaves it to cuDNN."""
-    this = problem(kind, x, filters, pool)
+    this = problem(kind, x, filters, pool, dtype)
     if kind not in by_kernel.split():
         return this, None
     config = selection.choose(this, chips.current(x.device))
@@ -83,14 +91,19 @@ def apart(
 
 
 def forward(
-    how: tuple[Problem, Config | None], x: Tensor, filters: Tensor, gate: Tensor | None, argmax: Tensor
+    how: tuple[Problem, Config | None],
+    x: Tensor,
+    filters: Tensor,
+    gate: Tensor | None,
+    argmax: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, int, int]:
-    """(u, statistics of u * gate by tile, rows of a tile, places) as `norm_passes.merge` takes them; writes
-    `argmax` where the pass pools.
+    """(u of `dtype`, statistics of u * gate by tile, rows of a tile, places) as `norm_passes.merge` takes
+    them; writes `argmax` where the pass pools.
     """
     problem, config = how
     if fused(how):
-        u, (tiles, places) = _unwritten(problem, x), tiling.tiles(problem, config)
+        u, (tiles, places) = _unwritten(problem, x, dtype), tiling.tiles(problem, config)
         partial = float32_like(x, tiles, 2, problem.o)
         conv_passes.forward(problem, config, x, filters, u, gate=gate, argmax=argmax, partial=partial)
         return u, partial, config.rows, places
@@ -99,23 +112,28 @@ def forward(
     return u, *norm_passes.statistics(v, gate, u, argmax, pool=pools), 1
 
 
-def _unwritten(problem: Problem, x: Tensor) -> Tensor:
+def _unwritten(problem: Problem, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Of the extents and layout of the pass's outputs."""
-    return image_like(x, *problem.output, channels=problem.o)
+    return image_like(x, *problem.output, dtype, channels=problem.o)
 
 
 def gradient(
-    how: tuple[Problem, Config | None], dy: Tensor, argmax: Tensor | None, x: Tensor, filters: Tensor
+    how: tuple[Problem, Config | None],
+    dy: Tensor,
+    argmax: Tensor | None,
+    x: Tensor,
+    filters: Tensor,
+    largest: Tensor | None = None,
 ) -> Tensor:
     """d x or d filters, as the pass is; without a configuration by cuDNN. dy is the gradient of all outputs,
-    or with `argmax` of pooled ones, which cuDNN does not take.
+    or with `argmax` of pooled ones, which cuDNN does not take. Of 8 bits as `conv_gradients.dgrad` says.
     """
     problem, config = how
     if config is None:
         return torch_gradient(problem, dy, x, filters).contiguous(memory_format=torch.channels_last)
     if problem.kind == "dgrad":
         dx = torch.empty_like(x)
-        conv_gradients.dgrad(problem, config, dy, argmax, filters, dx)
+        conv_gradients.dgrad(problem, config, dy, argmax, filters, dx, largest)
         return dx
     d_filters = torch.empty_like(filters)
     conv_gradients.wgrad(problem, config, dy, argmax, x, d_filters)
@@ -217,11 +235,12 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
 
 def passes(case: Case, dtype: torch.dtype, kinds: tuple[str, ...]) -> dict[str, tuple[Problem, Config]]:
     """kernel -> pass and configuration of a case on this machine's chip, or the one that is aimed at."""
-    chip = chips.here()
+    chip, eight = chips.here(), PASSES[case.get("conv_dtype", "auto")]
     extents = {"n": case.n, "h": case.map[0], "w": case.map[1], "c": case.c, "o": case.o}
+    extents |= {"size": case.get("size", 3), "pool": case.get("pool", False)}
     hows = {}
     for kind in kinds:
-        this = Problem(kind, **extents, size=case.get("size", 3), pool=case.get("pool", False), dtype=dtype)
+        this = Problem(kind, **extents, dtype=FLOAT8 if kind in eight else dtype)
         config = selection.choose(this, chip)
         hows[(WINDOWS if config.order == "windows" else NAMES)[kind]] = this, config
     return hows

@@ -18,21 +18,23 @@ from math import prod
 from torch import Tensor
 
 from ..base.launch import cdiv, launch, tl, triton
+from ..base.narrow import gradient_scale
 from ..base.sums import sum_splits
 from ..norm.norm_passes import float32_like
 from . import tiling, window_gradients
-from .conv_passes import constants, filters_box, images_box, pixels, place_of, product
-from .tiling import Config, Problem
+from .conv_passes import constants, filters_box, images_box, pixels, place_of, product, undone
+from .tiling import FLOAT8, Config, Problem
 
 
 @triton.jit
 def _conv_dgrad(
     p_dz,  # [n, DH, DW, OUT]
     p_argmax,  # int8, as dz, with EXPAND
-    p_filters,  # [OUT, SIZE, SIZE, C]
+    p_filters,  # [OUT, SIZE, SIZE, C]; TURNED, [C, SIZE, SIZE, OUT], of taps that count backwards
     p_dx,  # [n, H, W, C]
+    p_largest,  # float32 [1], which dz of 8 bits was scaled by, or None
     n,
-    d_dz,  # descriptors of boxes [ROWS, DEPTH], the same, and [DEPTH, COLS], or None
+    d_dz,  # descriptors of boxes [ROWS, DEPTH], the same, and [DEPTH, COLS] or [COLS, DEPTH], or None
     d_argmax,
     d_filters,
     DH: tl.constexpr,
@@ -47,6 +49,8 @@ def _conv_dgrad(
     PAD: tl.constexpr,
     IMAGES: tl.constexpr,
     EXPAND: tl.constexpr,
+    TURNED: tl.constexpr,
+    SCALE: tl.constexpr,  # of what operands of 8 bits add up to
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -63,9 +67,11 @@ def _conv_dgrad(
     FULL: tl.constexpr = H - VH < SIZE - PAD and W - VW < SIZE - PAD
     b_dx = product(
         p_dz, p_argmax, p_filters, d_dz, d_argmax, d_filters, first, image, m_rows, y, x, start,
-        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, FULL, EXPAND, True, UPCAST, PRECISION,
+        DH, DW, VH, VW, OUT, C, SIZE, SIZE - 1 - PAD, IMAGES, FULL, EXPAND, not TURNED, UPCAST, PRECISION,
         ROWS, COLS, DEPTH,
     )  # fmt: skip
+    if p_largest is not None:
+        b_dx *= SCALE / gradient_scale(p_largest)
     columns = start + tl.arange(0, COLS)[None, :]
     o_dx = first_wide * (H * W * C) + ((image * H + y) * W + x) * C + columns  # [ROWS, COLS]
     tl.store(p_dx + o_dx, b_dx.to(p_dx.dtype.element_ty), mask=m_rows & (columns < C))
@@ -163,9 +169,19 @@ def _extents(problem: Problem, dz: Tensor, argmax: Tensor | None) -> dict:
 
 
 def dgrad(
-    problem: Problem, config: Config, dz: Tensor, argmax: Tensor | None, filters: Tensor, dx: Tensor
+    problem: Problem,
+    config: Config,
+    dz: Tensor,
+    argmax: Tensor | None,
+    filters: Tensor,
+    dx: Tensor,
+    largest: Tensor | None = None,
 ) -> None:
-    """Writes dx, from the gradient of all outputs, or with `argmax` from that of the pooled ones."""
+    """Writes dx, from the gradient of all outputs, or with `argmax` from that of the pooled ones. Of 8 bits,
+    filters are turned (float8_passes.py), and dz was scaled by `largest` float32 [1].
+    """
+    turned = problem.dtype == FLOAT8
+    box = (config.cols, config.depth) if turned else (config.depth, config.cols)
     launch(
         _conv_dgrad,
         (tiling.programs(problem, config),),
@@ -173,10 +189,13 @@ def dgrad(
         dz if argmax is None else argmax,
         filters,
         dx,
+        largest,
         problem.n,
         images_box(dz, config, config.rows, config.depth),
         images_box(argmax, config, config.rows, config.depth),
-        filters_box(filters, config, config.depth, config.cols),
+        filters_box(filters, config, *box),
+        TURNED=turned,
+        SCALE=undone(problem),
         **_extents(problem, dz, argmax),
         **constants(problem, config),
     )

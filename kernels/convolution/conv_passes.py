@@ -23,7 +23,8 @@ from torch import Tensor
 from ..base.launch import INTERPRETED, box, launch, tl, triton
 from ..norm.activations import ACTIVATIONS
 from . import tiling
-from .tiling import Config, Problem
+from .float8 import filter_scale
+from .tiling import FLOAT8, Config, Problem
 
 
 @triton.jit
@@ -213,6 +214,7 @@ def _conv_fwd(
     RESIDUAL: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    SCALE: tl.constexpr,  # of what operands of 8 bits add up to
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -235,6 +237,8 @@ def _conv_fwd(
                 H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION,
                 ROWS, COLS, DEPTH,
             )  # fmt: skip
+            if SCALE != 1.0:
+                b_next *= SCALE
             if not NORM:  # the argmax and the statistics are of what is stored
                 b_next = b_next.to(p_out.dtype.element_ty).to(tl.float32)
             larger = (b_next > b_u) | (b_next != b_next) | (place == 0)  # NaN wins
@@ -245,6 +249,8 @@ def _conv_fwd(
             p_x, p_x, p_filters, d_x, d_x, d_filters, first, image, m_rows, oy, ox, start,
             H, W, H, W, C, OUT, SIZE, PAD, IMAGES, True, False, False, UPCAST, PRECISION, ROWS, COLS, DEPTH,
         )  # fmt: skip
+        if SCALE != 1.0:
+            b_u *= SCALE
         if not NORM:
             # Rounded at once, the assembler takes it for part of the loop, and no two wgmmas overlap.
             b_u = (b_u + 0.0).to(p_out.dtype.element_ty).to(tl.float32)
@@ -285,7 +291,7 @@ def tile_constants(problem: Problem, config: Config) -> dict:
     return {
         "C": problem.c,
         "OUT": problem.o,
-        "UPCAST": INTERPRETED and problem.dtype == torch.bfloat16,
+        "UPCAST": INTERPRETED and problem.dtype in (torch.bfloat16, FLOAT8),
         "ROWS": config.rows,
         "COLS": config.cols,
         "DEPTH": config.depth,
@@ -304,6 +310,11 @@ def constants(problem: Problem, config: Config) -> dict:
         "IMAGES": config.order == "images",
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
     }
+
+
+def undone(problem: Problem) -> float:
+    """What takes the scale of filters out of sums of products with them."""
+    return 1.0 / filter_scale(problem.c, problem.size) if problem.dtype == FLOAT8 else 1.0
 
 
 def images_box(x: Tensor | None, config: Config, rows: int, cols: int):
@@ -362,5 +373,6 @@ def forward(
         RESIDUAL=residual is not None,
         EPS=eps,
         ACTIVATION=ACTIVATIONS[activation].forward if norm else None,
+        SCALE=undone(problem),
         **constants(problem, config),
     )

@@ -66,7 +66,7 @@ def seconds(
     rate = chip.flops["tf32" if precision(problem) == "tf32" else problem.dtype]
     flops = 2 * config.rows * config.cols * config.depth  # of a step
     steps = tiling.flops(problem, config) / (flops * programs)
-    loaded = config.depth * (config.rows * (itemsize + _expanded(problem)) + config.cols * itemsize)
+    loaded = config.depth * (config.rows * (itemsize + problem.expanded) + config.cols * itemsize)
     products = flops * chip.multiprocessors / rate
     loads = loaded * chip.multiprocessors / (chip.l2_bandwidth * constants.reuse)
     issued = instructions(problem, config, constants.gather) * config.warps / (4 * constants.issue)
@@ -130,11 +130,6 @@ def _instructions(problem: Problem, config: Config) -> float:
     return 703 if problem.kind == "forward" else 140 + 6 * config.depth
 
 
-def _expanded(problem: Problem) -> bool:
-    """Whether values are expanded as they are loaded."""
-    return problem.pool and problem.kind != "forward"
-
-
 def instructions(problem: Problem, config: Config, gather: float = FITTED.gather) -> float:
     """Of a warp in a step of depth, about, as the compiler was seen to make them for 9.0; `gather` is fitted,
     for what it takes of them depends on how they were unrolled.
@@ -143,7 +138,7 @@ def instructions(problem: Problem, config: Config, gather: float = FITTED.gather
     loads = (config.rows + config.cols) * config.depth * problem.dtype.itemsize / (16 * threads)
     count = 120 + (0 if config.descriptors else 2 * loads)
     count += gather * loads if tiling.flat(problem, config) else 0
-    return count + (7 * config.rows * config.depth / threads if _expanded(problem) else 0)
+    return count + (7 * config.rows * config.depth / threads if problem.expanded else 0)
 
 
 def residents(problem: Problem, config: Config, chip: Chip) -> int:
@@ -177,11 +172,13 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     if config.order == "windows":
         return (config.stages * _window_bytes(problem, config) + config.rows) * config.depth + 256
     tiles = config.stages * (config.rows + config.cols) * config.depth * problem.dtype.itemsize
-    expanded = (config.stages - 1) * config.depth * config.rows if _expanded(problem) else 0
+    expanded = (config.stages - 1) * config.depth * config.rows if problem.expanded else 0
     return tiles + expanded + 256
 
 
 def precision(problem: Problem) -> str:
-    """The dtype, where float32 is tf32 if torch is told so, as in the kernels."""
+    """The dtype, where float32 is tf32 if torch is told so, as in the kernels; float8 is both of 8 bits."""
+    if problem.dtype == tiling.FLOAT8:
+        return "float8"
     tf32 = problem.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return "tf32" if tf32 else short(problem.dtype)

@@ -32,7 +32,7 @@ from . import model
 from .candidates import by_windows, candidates, fits, restricted
 from .candidates import only as only  # selection.only
 from .model import precision
-from .tiling import ORDERS, PASSES, Config, Problem
+from .tiling import FLOAT8, ORDERS, PASSES, Config, Problem
 
 FILE = Path(__file__).with_name("measured.json")
 ALL = " ".join(PASSES)
@@ -112,7 +112,7 @@ def problem_of(text: str) -> Problem:
     match = re.fullmatch(form, text)
     if not match or match[1] not in PASSES:
         raise ValueError(f"{text!r} is no pass")
-    dtype = torch.float32 if match[9] == "tf32" else getattr(torch, match[9])
+    dtype = {"tf32": torch.float32, "float8": FLOAT8}.get(match[9]) or getattr(torch, match[9])
     return Problem(match[1], *map(int, match.groups()[1:6]), int(match[7] or 3), bool(match[8]), dtype)
 
 
@@ -215,28 +215,32 @@ def unpool(problem: Problem, chip: Chip) -> tuple[float, str]:
     return extra / chip.bandwidth, "modelled"
 
 
-def by_kernel(problem: Problem, chip: Chip, wants_dx: bool = True) -> str:
+def by_kernel(problem: Problem, chip: Chip, wants_dx: bool = True, eight: tuple[str, ...] = ()) -> str:
     """The passes, as in ALL, that kernels do of the block whose forward pass is `problem`: each where it is
-    faster than cuDNN. What has no likeness that was measured is cuDNN's.
+    faster than cuDNN, and those with operands of 8 bits (`eight`). What has no likeness that was measured is
+    cuDNN's.
     """
     kinds = PASSES if wants_dx else ("forward", "wgrad")
     estimates = {kind: estimate(replace(problem, kind=kind), chip) for kind in kinds}
     gains = {kind: e.cudnn - e.cautious if e.cudnn else -math.inf for kind, e in estimates.items()}
     chosen = {kind for kind in kinds if gains[kind] > 0}
     if problem.pool:
-        chosen = chosen & {"forward"} | _pooled_gradients(problem, chip, estimates, gains)
+        chosen = chosen & {"forward"} | _pooled_gradients(problem, chip, estimates, gains, "dgrad" in eight)
+    chosen |= {kind for kind in eight if kind in kinds}
     return " ".join(kind for kind in kinds if kind in chosen)
 
 
 def _pooled_gradients(
-    problem: Problem, chip: Chip, estimates: dict[str, Estimate], gains: dict[str, float]
+    problem: Problem, chip: Chip, estimates: dict[str, Estimate], gains: dict[str, float], eight: bool
 ) -> set[str]:
     """Those of a pooled block's gradients that kernels do. They read the same, that of all outputs if any is
-    cuDNN's, and so go together; but a wgrad by windows reads that of the pooled ones in any case, which is
-    then written besides.
+    cuDNN's or of 8 bits, and so go together; but a wgrad by windows reads that of the pooled ones in any
+    case, which is then written besides.
     """
     backward = set(estimates) - {"forward"}
-    saved = {frozenset(): 0.0, frozenset(backward): sum(map(gains.get, backward)) + unpool(problem, chip)[0]}
+    saved = {frozenset(): 0.0}
+    if not eight or "dgrad" not in backward:
+        saved[frozenset(backward)] = sum(map(gains.get, backward)) + unpool(problem, chip)[0]
     if estimates["wgrad"].config.order == "windows":
         saved.setdefault(frozenset({"wgrad"}), gains["wgrad"] - _pooled_again(problem, chip))
     return set(max(saved, key=saved.get))
@@ -275,11 +279,12 @@ def _likeness(problem: Problem, section: Section) -> Entry | None:
     def distance(entry: Entry) -> float:
         return abs(math.log(_computed(entry.problem) / _computed(problem)))
 
+    dtypes = (FLOAT8,) if problem.dtype == FLOAT8 else HALF
     like = replace(problem, n=0, h=0, w=0, dtype=HALF[0])
     entries = [
         entry
         for entry in section.launches.values()
-        if {problem.dtype, entry.problem.dtype} <= set(HALF)
+        if {problem.dtype, entry.problem.dtype} <= set(dtypes)
         and replace(entry.problem, n=0, h=0, w=0, dtype=HALF[0]) == like
         and distance(entry) <= math.log(ALIKE)
     ]

@@ -32,6 +32,7 @@ from ..base.launch import cdiv
 
 PASSES = ("forward", "dgrad", "wgrad")
 ORDERS = ("images", "rows", "windows")
+FLOAT8 = torch.float8_e4m3fn  # stands for both dtypes of 8 bits
 # Channels of x that windows can have, of a pass: with 16 a forward pass has so little to do for a row of x
 # that the assembler waits for each product, with 32 a multiprocessor holds one program.
 FEW = {"forward": (24,), "wgrad": (8, 16, 24, 32)}
@@ -40,7 +41,8 @@ FEW = {"forward": (24,), "wgrad": (8, 16, 24, 32)}
 @dataclass(frozen=True)
 class Problem:
     """One pass over one convolution: x [n, c, h, w], filters [o, c, size, size], zero padding 1 where size
-    is 3; with `pool`, only what a 2x2 floor max pool keeps matters.
+    is 3; with `pool`, only what a 2x2 floor max pool keeps matters. `dtype` is that of what is multiplied; of
+    8 bits, results have 16, filters of a dgrad are turned, and dz is that of all outputs.
     """
 
     kind: str
@@ -56,6 +58,16 @@ class Problem:
     @property
     def pad(self) -> int:
         return self.size // 3
+
+    @property
+    def result(self) -> int:
+        """Bytes of a value that the pass writes."""
+        return max(2, self.dtype.itemsize)
+
+    @property
+    def expanded(self) -> bool:
+        """Whether gradients of pooled outputs are expanded as they are loaded."""
+        return self.pool and self.kind != "forward" and self.dtype != FLOAT8
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -219,17 +231,20 @@ def programs(problem: Problem, config: Config) -> int:
 
 def bytes(problem: Problem, config: Config) -> int:
     """Of a launch, each address read or written once: x, y or their gradients, filters, partial gradients.
-    A pooled y is one value a window; backward it comes with a byte of argmax each.
+    A pooled y is one value a window; backward it comes with a byte of argmax each, or whole.
     """
     size, item = problem.size, problem.dtype.itemsize
     # Along an axis, the outputs that are kept reach so many pixels.
     reached = (min(e, k + size - 1 - problem.pad) for e, k in zip((problem.h, problem.w), problem.kept))
     x = problem.n * problem.c * prod(reached) * item
-    y = problem.n * problem.o * prod(problem.output) * item
+    y = problem.n * problem.o * prod(problem.output)
     filters = problem.o * problem.c * size**2
     if problem.kind == "forward":
-        return x + filters * item + y
-    y += problem.pool * y // item
+        return x + filters * item + y * problem.result
+    if problem.expanded:
+        y *= item + 1
+    else:
+        y = problem.n * problem.o * prod(problem.kept) * item
     if problem.kind == "dgrad":
-        return y + filters * item + problem.n * problem.c * problem.h * problem.w * item
+        return y + filters * item + problem.n * problem.c * problem.h * problem.w * problem.result
     return y + x + partials(problem, config) * 4

@@ -9,10 +9,12 @@ what all of them left (base/arrival.py), in a fixed order.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..base.arrival import counters, last
 from ..base.launch import launch, tl, triton
+from ..base.narrow import gradient_scale, saturated
 from .activations import ACTIVATIONS
 from .norm_passes import _corners, _per_image, float32_like
 from .tiles import STAGES, SUMS, SUMS_OF_IMAGES, WARPS, grid, spans, tiles_of
@@ -31,6 +33,7 @@ def _sums(
     p_partial,  # [tiles, 2, C]: sums of dz and of dz * (v - mean)
     p_sums,  # [2, C]: of dz and of dz * xhat
     p_arrived,  # int32, for each block of columns
+    p_now,  # int32 [1], which becomes 0, or None
     m,
     HW: tl.constexpr,
     C: tl.constexpr,
@@ -45,6 +48,8 @@ def _sums(
     tile, tiles = tl.program_id(0), tl.num_programs(0)
     cols = tl.program_id(1) * COLS + tl.arange(0, COLS)  # [COLS]
     m_cols = cols < C
+    if p_now is not None:
+        tl.store(p_now, 0, mask=tile + tl.program_id(1) == 0)
     b_mean = tl.load(p_mean + cols, mask=m_cols, other=0.0)
     b_rstd = tl.load(p_rstd + cols, mask=m_cols, other=0.0)
     b_scale = tl.load(p_weight + cols, mask=m_cols, other=0.0) * b_rstd
@@ -99,6 +104,9 @@ def _gradient(
     p_sums,  # [2, C]: of dz and of dz * xhat
     p_dx,  # [n, H, W, C]
     p_dgate,  # float32 [n, C], with GATE: then a program has one image
+    p_dx8,  # bytes of e5m2, as dx, or None
+    p_largest,  # float32 [1], of the step before, with dx8
+    p_now,  # int32 [1], the bits of the largest |dx|, or None
     m,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -126,6 +134,9 @@ def _gradient(
     first = tl.program_id(0).to(tl.int64) * SPAN
     o_all = tl.arange(0, ROWS)[:, None] * C + cols[None, :]  # [ROWS, COLS], from the tile's first row on
     b_dgate = tl.zeros((ROWS, COLS), dtype=tl.float32)
+    b_now = tl.zeros((ROWS, COLS), dtype=tl.int32)
+    if p_dx8 is not None:
+        scale8 = gradient_scale(p_largest)
     for start in tl.range(0, SPAN, ROWS, num_stages=STAGES):
         o_rows = start + tl.arange(0, ROWS)  # [ROWS]
         rows = tl.program_id(0) * SPAN + o_rows
@@ -147,6 +158,11 @@ def _gradient(
             b_dgate += tl.where(m_all, b_du * b_u, 0.0)
             b_du *= b_gate
         b_dx = b_du.to(p_dx.dtype.element_ty)
+        if p_now is not None:  # as bits the absolute values have the same order, and NaN is the largest
+            b_size = tl.abs(tl.where(m_all, b_dx, 0.0).to(tl.float32)).to(tl.int32, bitcast=True)
+            b_now = tl.maximum(b_now, b_size)
+        if p_dx8 is not None:
+            b_dx8 = saturated(b_dx.to(tl.float32) * scale8, tl.float8e5).to(tl.int8, bitcast=True)
         if POOL:
             b_argmax = tl.load(p_argmax + o_tile + o_all, mask=m_all, other=0)
             p_image = p_dx + (first + start) // (PH * PW) * (H * W * C)
@@ -162,8 +178,16 @@ def _gradient(
                 inside = dy < 2 and dx < 2
                 b_place = tl.where((b_argmax == dy * 2 + dx) & inside, b_dx, 0.0).to(b_dx.dtype)
                 tl.store(p_image + (dy * W + dx) * C + o_windows, b_place, mask=m_place)
+                if p_dx8 is not None:
+                    p_image8 = p_dx8 + (first + start) // (PH * PW) * (H * W * C)
+                    b_place = tl.where((b_argmax == dy * 2 + dx) & inside, b_dx8, 0)
+                    tl.store(p_image8 + (dy * W + dx) * C + o_windows, b_place, mask=m_place)
         else:
             tl.store(p_dx + o_tile + o_all, b_dx, mask=m_all)
+            if p_dx8 is not None:
+                tl.store(p_dx8 + o_tile + o_all, b_dx8, mask=m_all)
+    if p_now is not None:
+        tl.atomic_max(p_now, tl.max(b_now), sem="relaxed")
     if GATE:
         tl.store(p_dgate + tl.program_id(0) * C + cols, tl.sum(b_dgate, axis=0), mask=cols < C)
 
@@ -179,8 +203,11 @@ def sums(
     bias: Tensor,
     *,
     activation: str,
+    now: Tensor | None = None,
 ) -> Tensor:
-    """Pass C: the sums of dz and of dz * xhat [2, c], which are d bias and d weight."""
+    """Pass C: the sums of dz and of dz * xhat [2, c], which are d bias and d weight; `now` becomes 0, for
+    `gradient`.
+    """
     n, c, h, w = u.shape
     m = n * h * w
     blocks = spans(m, c, **(SUMS if gate is None and d_mean is None else SUMS_OF_IMAGES))
@@ -200,6 +227,7 @@ def sums(
         partial,
         both,
         counters(u),
+        None if now is None else now.view(torch.int32),
         m,
         HW=h * w,
         C=c,
@@ -228,8 +256,13 @@ def gradient(
     d_gate: Tensor,
     *,
     activation: str,
+    dx8: Tensor | None = None,
+    largest: Tensor | None = None,
+    now: Tensor | None = None,
 ) -> None:
-    """Pass D: writes d gate, if there is a gate, and dx: with `argmax` that of what was pooled, else of u."""
+    """Pass D: writes d gate, if there is a gate, and dx: with `argmax` that of what was pooled, else of u.
+    With `dx8` also dx as e5m2, scaled by `largest` float32 [1]; to `now` float32 [1] goes the largest |dx|.
+    """
     n, c, h, w = u.shape
     m = n * h * w
     blocks = tiles_of(m, c, h * w if gate is not None else 0)
@@ -248,6 +281,9 @@ def gradient(
         both_sums,
         dx,
         d_gate,
+        None if dx8 is None else dx8.view(torch.int8),
+        largest,
+        None if now is None else now.view(torch.int32),
         m,
         H=dx.shape[2],
         W=dx.shape[3],

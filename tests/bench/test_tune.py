@@ -47,7 +47,10 @@ def clock(monkeypatch):
 def recipes(monkeypatch, launch_table):
     """One small block in float16 is all that the recipes have; the table is elsewhere."""
     specs = SimpleNamespace(
-        SPEC=replace(conv_bn_act.SPEC, cases=(CASE,)), EVAL_SPEC=replace(conv_bn_act.EVAL_SPEC, cases=())
+        SPEC=replace(conv_bn_act.SPEC, cases=(CASE,)),
+        EVAL_SPEC=replace(conv_bn_act.EVAL_SPEC, cases=()),
+        FLOAT8_SPEC=replace(conv_bn_act.FLOAT8_SPEC, cases=()),
+        FLOAT8_EVAL_SPEC=replace(conv_bn_act.FLOAT8_EVAL_SPEC, cases=()),
     )
     monkeypatch.setattr(tune, "conv_bn_act", specs)
     monkeypatch.setattr(tune, "DTYPES", (torch.float16,))

@@ -300,7 +300,7 @@ def test_tuned_compiles_to_one_graph(table):
 @pytest.mark.parametrize("wants_dx", [False, True])
 def test_what_is_traced_plans_for_the_gradients_that_are_wanted(table, monkeypatch, wants_dx):
     told = []
-    monkeypatch.setattr(selection, "by_kernel", lambda problem, chip, wanted: told.append(wanted) or "")
+    monkeypatch.setattr(selection, "by_kernel", lambda problem, chip, wanted, *_: told.append(wanted) or "")
     inputs = conv_bn_act.SPEC.make(TUNED, torch.float32, DEVICE)
     x, scale = inputs.pop("x"), torch.ones((), device=DEVICE, requires_grad=wants_dx)
     del inputs["by_kernel"]
