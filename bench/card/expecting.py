@@ -17,7 +17,7 @@ def main() -> None:
     expectations = {}
     for one in CONFIGURATIONS:
         if one.recipe == CONFIGURATIONS[0].recipe:
-            this = expected.of(hlb.recipe(one.recipe), one.kernels, chips.here())
+            this = expected.of(hlb.recipe(one.recipe, one.settings), one.kernels, chips.here())
             expectations[one.name] = {"seconds": this.seconds, "measured_share": this.measured_share}
             result({"expected": expectations})
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hlb import RECIPES
+from hlb import recipe
 from hlb.runs import ledger
 from hlb.runs.statistics import distinct, summary
 
@@ -24,7 +24,7 @@ from ..tune.conversion import converted
 from .folder import Folder
 from .runner import ROOT
 from .testing import WRONG
-from .trains import CONFIGURATIONS
+from .trains import CONFIGURATIONS, configured
 
 MEASURED = ROOT / "bench" / "results" / "h200"
 ERRORS = 3.0  # standard errors beyond which a difference of two means is not chance
@@ -95,22 +95,23 @@ def alike(runs: Iterable[dict], kernels: bool = True) -> dict[tuple, list[dict]]
     return groups
 
 
-def intended(recipe: str, kernels: str) -> dict:
+def intended(name: str, kernels: str, settings: Iterable[str] = ()) -> dict:
     """A ledger's line of the recipe as it is now, on a GPU."""
-    fields = dataclasses.asdict(dataclasses.replace(RECIPES[recipe], dtype="float16", master_weights="off"))
+    this = dataclasses.replace(recipe(name, settings), dtype="float16", master_weights="off")
+    fields = dataclasses.asdict(this)
     return {
-        "recipe": recipe,
+        "recipe": name,
         "recipe_fields": json.loads(json.dumps(fields)),
         "execution": {"kernels": kernels},
     }
 
 
-def own(folder: Folder) -> dict[tuple[str, str], list[dict]]:
-    """The card's runs that ended well, by recipe and choice of kernels."""
+def own(folder: Folder) -> dict[str, list[dict]]:
+    """The card's runs that ended well, by configuration."""
     groups = defaultdict(list)
     for run in distinct(folder.trained()):
         if run["status"] == "ok":
-            groups[run["recipe"], run["execution"]["kernels"]].append(run)
+            groups[configured(run)].append(run)
     return groups
 
 
@@ -119,10 +120,10 @@ def runs(card: dict, folder: Folder) -> list[Promise]:
     mine, expected = own(folder), step(card, "compile").get("expected", {})
     known, same_recipe = alike(before(timed=True)), alike(before(timed=False), kernels=False)
     made = []
-    names = dict.fromkeys([*((one.recipe, one.kernels) for one in CONFIGURATIONS), *mine])
-    for name in names:
-        label, these = " ".join(name), mine.get(name, [])
-        (system,), (recipe,) = (alike([intended(*name)], kernels) for kernels in (True, False))
+    for one in CONFIGURATIONS:
+        label, these = one.name, mine.get(one.name, [])
+        line = intended(one.recipe, one.kernels, one.settings)
+        (system,), (same,) = (alike([line], kernels) for kernels in (True, False))
         promised = [f"{expected[label]['seconds']:.3f} expected"] if label in expected else []
         if system in known:
             promised.append(f"{mean_of(known[system], seconds)} measured")
@@ -131,7 +132,7 @@ def runs(card: dict, folder: Folder) -> list[Promise]:
             made.append(Promise(f"{label}, s", ", ".join(promised), measured))
         real = [run for run in these if run["dataset"] == "cifar10"]
         if real:
-            made.append(accuracy(label, real, same_recipe.get(recipe, [])))
+            made.append(accuracy(label, real, same_recipe.get(same, [])))
     return made
 
 

@@ -1,6 +1,6 @@
 """Step 5: `hlb sweep --budget` over bench/sweeps/shortest.json, for as long as the step has.
 
-Its runs are lines of sweep.jsonl, from which a second card goes on. A whole run is one graph, as in trains.py.
+Its runs are lines of sweep.jsonl, from which a second card goes on. A run is one graph, as in trains.py.
 """
 
 from __future__ import annotations

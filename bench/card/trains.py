@@ -1,8 +1,8 @@
 """Step 4: whole runs of recipes with each choice of kernels, and the kernels of one run of each, summed.
 
 Each configuration is a process of its own (trainee.py). All are built side by side; then their runs take
-turns, one at a time behind the lock, after one of each that is not timed. A run of record94 is in every
-round, the others in every OTHERS-th. Every run is a line of runs.jsonl at once; a second card goes on with
+turns, one at a time behind the lock, after one of each that is not timed. Those of OFTEN are in every round,
+the others in every OTHERS-th. Every run is a line of runs.jsonl at once; a second card goes on with
 the next seed.
 """
 
@@ -26,28 +26,35 @@ from .runner import ROOT, as_object
 from .steps import Context, result, say
 
 MOST = 100  # runs of a configuration
-OTHERS = 4  # rounds from one run of another recipe to the next
+OTHERS = 8  # rounds from one run of what is not in OFTEN to the next
 BUILDING = 0.5  # of the time: a configuration that is not built by then is left out
 UNTIMED = 0  # the seed of the run that is not recorded
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A recipe, a choice of kernels, and settings as `--set` takes them."""
+    """A recipe, a choice of kernels, and settings as `--set` takes them, with a word for these."""
 
     recipe: str
     kernels: str
     settings: tuple[str, ...] = ()
+    word: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.recipe} {self.kernels}"
+        return " ".join(filter(None, (self.recipe, self.kernels, self.word)))
 
 
 CHOICES = ("tuned", "triton", "reference")
-CONFIGURATIONS = tuple(
-    Configuration(recipe, kernels) for recipe in ("record94", "seed", "airbench94") for kernels in CHOICES
+FLOAT8 = Configuration("record94", "tuned", ("conv_dtype=auto,float8,float8",), "float8")
+CONFIGURATIONS = (
+    Configuration("record94", "tuned"),
+    FLOAT8,
+    Configuration("record94", "triton"),
+    Configuration("record94", "reference"),
+    *(Configuration(recipe, kernels) for recipe in ("seed", "airbench94") for kernels in CHOICES),
 )
+OFTEN = CONFIGURATIONS[:2]
 NAMES = tuple(one.name for one in CONFIGURATIONS)
 TINY = "base_depth=2 train_examples=16 batch_size=8 eval_batch_size=8 epochs=1 whiten_images=8 views=none"
 TOY = (Configuration("smoke", "reference,sgd=triton", tuple(TINY.split())),)
@@ -149,13 +156,12 @@ def run(context: Context) -> int:
         say("made-up images: times are right, accuracies mean nothing")
     trainees = ready(context, TOY if context.toy else wanted(context))
     for trainee in trainees:
-        asked = trainee.one.recipe, trainee.one.kernels
-        trainee.seed += sum((run["recipe"], run["execution"]["kernels"]) == asked for run in there)
+        trainee.seed += sum(configured(run) == trainee.one.name for run in there)
     counts = Counter({trainee.one.name: 0 for trainee in trainees})
     for number in range(-1, 1 if context.toy else MOST):
         turns = 0
         for trainee in trainees:
-            rare = trainee.one.recipe != CONFIGURATIONS[0].recipe and number % OTHERS
+            rare = trainee.one not in OFTEN and number % OTHERS
             if trainee.fault or (number > 0 and rare) or context.left() < 1.5 * trainee.seconds:
                 continue
             turns += 1
@@ -175,12 +181,17 @@ def run(context: Context) -> int:
     return int(not counts.total())
 
 
+def configured(run: dict) -> str:
+    """The name of the configuration that a line of runs.jsonl is of."""
+    return run.get("configuration") or f"{run['recipe']} {run['execution']['kernels']}"
+
+
 def record(context: Context, trainee: Trainee) -> bool:
     """Makes a timed run and appends it to runs.jsonl; whether it ended."""
     reply = trainee.turn({"run": trainee.seed}, context.left())
     if trainee.fault:
         return False
-    line = reply["record"]
+    line = reply["record"] | {"configuration": trainee.one.name}
     ledger.append(context.folder.runs, line)
     trainee.seed += 1
     accuracy = "diverged" if line["accuracy"] is None else f"{line['accuracy']:.2%}"

@@ -428,6 +428,8 @@ def test_runs_take_turns_each_a_line_and_whoever_fails_stops_alone(out, monkeypa
     these = tuple(trains.Configuration("record94", name) for name in ("good", "broken", "fragile"))
     others = (trains.Configuration("seed", "good"),)
     monkeypatch.setattr(trains, "CONFIGURATIONS", these + others)
+    monkeypatch.setattr(trains, "OFTEN", these)
+    monkeypatch.setattr(trains, "OTHERS", 4)
     monkeypatch.setattr(trains, "MOST", 6)
     real = trains.command
     monkeypatch.setattr(trains, "command", lambda *a: [*script(FAKE_TRAINEE), real(*a)[-1]])
@@ -447,7 +449,7 @@ def test_runs_take_turns_each_a_line_and_whoever_fails_stops_alone(out, monkeypa
     for foreign in ({"recipe": None}, {"execution": {}}, {"recipe_fields": "x"}, {"seed": "x"}):
         ledger.append(out.runs, out.lines()[0] | foreign)
     trains.run(context(out, toy=False))
-    assert len(promises.own(out)["record94", "good"]) == 12
+    assert len(promises.own(out)["record94 good"]) == 12
     only = dataclasses.replace(context(out, toy=False), configurations=("seed good",))
     assert [one.name for one in trains.wanted(only)] == ["seed good"]
     assert Context.parsed(only.json()) == only
@@ -457,6 +459,18 @@ def test_runs_take_turns_each_a_line_and_whoever_fails_stops_alone(out, monkeypa
         if (run["recipe"], run["execution"]["kernels"]) == ("seed", "good")
     ]
     assert again == [1, 2, 3, 4]  # a second card goes on with the next seed
+
+
+def test_runs_of_other_settings_are_another_configuration(out):
+    plain, float8 = trains.CONFIGURATIONS[:2]
+    assert (plain.name, float8.name) == ("record94 tuned", "record94 tuned float8")
+    for one in (plain, float8):
+        fields = promises.intended(one.recipe, one.kernels, one.settings)["recipe_fields"]
+        line = run("tuned", 0.94) | {"recipe_fields": fields, "configuration": one.name, "seed": 1}
+        ledger.append(out.runs, line)
+    assert {name: len(runs) for name, runs in promises.own(out).items()} == {plain.name: 1, float8.name: 1}
+    found = rows(promises.runs({}, out))
+    assert found["record94 tuned float8, s"][1] == found["record94 tuned, s"][1] == "1.500 (n 1)"
 
 
 def test_a_profile_sums_calls_by_name_the_longest_first():
