@@ -625,6 +625,7 @@ SPEC = KernelSpec(
     repeats=lambda case: dict.fromkeys(("_gram", "_poly", "_apply"), case.steps),
     mutates=("value", "grad", "buffer", "compute", "slow"),
     reduction=lambda case: max(max(shape) for shape in case.shapes),
+    compiled={"warm": (False, True)},
     narrow={"p_partial": "two numbers a program"},
     shared_reads=("_gram", "_poly", "_apply"),
 )
