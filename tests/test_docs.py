@@ -176,6 +176,7 @@ SOMETHING = {
     "NAME": "cross_entropy",
     "CHOICE": "triton",
     "FILE": "file",
+    "SECONDS": "60",
 }  # for what a page leaves open
 
 

@@ -29,7 +29,7 @@ from .folder import Folder
 
 @dataclass(frozen=True)
 class Step:
-    """`share` is its part of the time; `module`, in this package, has its `run`. `toy`: whether there is
+    """`share` is its part of the time; `module`, of bench, has its `run`. `toy`: whether there is
     something to do at toy size, without a GPU.
     """
 
@@ -42,15 +42,15 @@ class Step:
 
 # In order of worth.
 STEPS = (
-    Step("environment", 0.05, "machine", "versions, device, data"),
-    Step("compile", 0.30, "compiling", "kernels and recipes, on all cores", toy=False),
-    Step("tests", 0.18, "testing", "kernel tests, the recipes' shapes in float16 first"),
-    Step("runs", 0.26, "trains", "whole runs of recipes, interleaved, and their profiles"),
-    Step("sweep", 0.20, "sweeping", "the fastest variant of record94 that is shown to reach 94 %"),
-    Step("peers", 0.20, "peers", "foreign scripts, in their turn"),
-    Step("passes", 0.10, "passes", "passes of convolutions beside cuDNN"),
-    Step("ops", 0.09, "ops", "every op beside what torch.compile makes of its reference"),
-    Step("sanitizers", 0.05, "sanitizers", "a small case of each op under compute-sanitizer", toy=False),
+    Step("environment", 0.05, "card.machine", "versions, device, data"),
+    Step("compile", 0.30, "card.compiling", "kernels and recipes, on all cores", toy=False),
+    Step("tests", 0.18, "card.testing", "kernel tests, the recipes' shapes in float16 first"),
+    Step("runs", 0.26, "card.trains", "whole runs of recipes, interleaved, and their profiles"),
+    Step("sweep", 0.20, "sweeps.carded", "the fastest variant of record94 that is shown to reach 94 %"),
+    Step("peers", 0.20, "card.peers", "foreign scripts, in their turn"),
+    Step("passes", 0.10, "card.passes", "passes of convolutions beside cuDNN"),
+    Step("ops", 0.09, "card.ops", "every op beside what torch.compile makes of its reference"),
+    Step("sanitizers", 0.05, "card.sanitizers", "a small case of each op under compute-sanitizer", toy=False),
 )
 NAMES = tuple(step.name for step in STEPS)
 LEAST = 20.0  # seconds, if that is no more than half of what is left: a process takes some to begin
@@ -129,7 +129,7 @@ def main(name: str, context: str) -> int:
     if os.getpgrp() == os.getpid():  # not where a test calls it
         end_with(os.getppid())
     step = STEPS[NAMES.index(name)]
-    work = importlib.import_module(f"{__package__}.{step.module}").run
+    work = importlib.import_module(f"..{step.module}", __package__).run
     try:
         return exit_status(f"card: {name}", lambda: work(Context.parsed(context)) or 0)
     finally:

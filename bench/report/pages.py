@@ -202,8 +202,9 @@ def halving_table(root: Path) -> str:
     record = records.read(path) if path.is_file() else {}
     if "simulated" not in record:
         return "Nothing has been simulated yet."
-    rows = list(map(simulation.cells, record["simulated"]))
+    rows = simulation.cells(record["simulated"])
     about = (
+        f"Of each three numbers: {', '.join(simulation.METHODS)}.",
         f"{record['trials']} trials each; `{path.relative_to(root).as_posix()}`, by `{record['command']}`.",
         f"The table is made {BY}",
     )

@@ -1,4 +1,4 @@
-"""How often `hlb sweep --budget` picks the best arm: its own code, in a lab where runs are drawn.
+"""How often `hlb sweep --budget SECONDS` picks the best arm: its own code, in a lab where runs are drawn.
 
     python -m bench halving --json bench/results/halving.json
 
@@ -34,11 +34,12 @@ from hlb.study.halving import Race, Tally
 HELP = """\
 usage: python -m bench halving [--trials N] [--json [FILE|-]]
 
-How often `hlb sweep --budget` names the best arm, and how often it claims one
-that misses the target: simulated, with the spread that was measured.
+How often `hlb sweep --budget SECONDS` names the best arm, and how often it
+claims one that misses the target: simulated, with the spread as measured.
 
   --trials N       of each row, {trials} if not given
-  --json [FILE|-]  the record that docs/try-an-idea.md shows; - is standard output
+  --json [FILE|-]  the record, which docs/try-an-idea.md shows; - is standard
+                   output
 """
 TARGET = 0.94
 STD, JITTER = 0.0014, 0.001  # of a run's accuracy, and of its seconds
@@ -199,24 +200,35 @@ def table(trials: int = TRIALS) -> list[Row]:
 
 
 COLUMNS = (
-    *("true means", "budget", "runs", "arms tried", "names the best", "names one that misses"),
+    *("true means", "budget", "arms tried", "names the best", "names one that misses"),
     *("claims one", "claims one that misses", "slower than the best"),
 )
 
 
-def cells(one: dict) -> tuple[str, ...]:
-    """A row of the record as a table shows it."""
-    return (
-        one["scenario"],
-        f"{one['budget']} s",
-        one["method"],
-        f"{one['tried']:.1f}",
-        "" if one["best"] is None else f"{one['best']:.0%}",
-        f"{one['missing']:.0%}",
-        f"{one['claimed']:.0%}",
-        f"{one['wrong']:.1%}",
-        "" if one["slower"] is None else f"{1000 * one['slower']:.0f} ms",
-    )
+def cells(rows: list[dict]) -> list[tuple[str, ...]]:
+    """The rows of the record as a table shows them: the METHODS of a scenario and a budget in one."""
+    found = []
+    for first in range(0, len(rows), len(METHODS)):
+        ways = rows[first : first + len(METHODS)]
+        found.append(
+            (
+                ways[0]["scenario"],
+                f"{ways[0]['budget']} s",
+                f"{ways[0]['tried']:.1f}",
+                _beside([one["best"] for one in ways], 100, "%"),
+                _beside([one["missing"] for one in ways], 100, "%"),
+                _beside([one["claimed"] for one in ways], 100, "%"),
+                _beside([one["wrong"] for one in ways], 100, "%", 1),
+                _beside([one["slower"] for one in ways], 1000, "ms"),
+            )
+        )
+    return found
+
+
+def _beside(values: list[float | None], scale: float, unit: str, digits: int = 0) -> str:
+    """Values in a cell; nothing where there are none."""
+    known = [f"{scale * value:.{digits}f}" for value in values if value is not None]
+    return f"{' / '.join(known)} {unit}" if known else ""
 
 
 def main(arguments: list[str]) -> int:
@@ -238,7 +250,8 @@ def _main(arguments: list[str]) -> int:
     options, began = parsed(arguments), time.time()
     console = Console(stderr=options.json == "-", highlight=False)
     rows = [dataclasses.asdict(one) for one in table(options.trials)]
-    print_table(console, COLUMNS, [cells(one) for one in rows], words=(0, 2))
+    print_table(console, COLUMNS, cells(rows), words=())
+    line(console, f"of each three: {', '.join(METHODS)}")
     line(console, f"{options.trials} trials each, in {duration(time.time() - began)}")
     if options.json:
         commit, dirty = environment.commit()

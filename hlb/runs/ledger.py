@@ -68,8 +68,7 @@ def provenance(trainer: Trainer) -> dict:
     commit, dirty = environment.commit()
     execution = trainer.execution
     return {
-        "recipe": trainer.recipe.name,
-        "recipe_fields": fields(trainer.recipe),
+        **built(trainer),
         "execution": dataclasses.asdict(execution),
         "dataset": trainer.dataset.name,
         "device": execution.device,
@@ -78,10 +77,18 @@ def provenance(trainer: Trainer) -> dict:
         "commit": commit,
         "dirty": dirty,
         "command": shlex.join(["hlb", *sys.argv[1:]]),
+        "gpu_before": environment.gpu_state(execution.device),
+    }
+
+
+def built(trainer: Trainer) -> dict:
+    """What tells a trainer from others of a process: its recipe, and what building it took."""
+    return {
+        "recipe": trainer.recipe.name,
+        "recipe_fields": fields(trainer.recipe),
         "build_seconds": trainer.build_seconds,
         "compile_seconds": trainer.compile_seconds,
         "first_step_seconds": trainer.first_step_seconds,
-        "gpu_before": environment.gpu_state(execution.device),
     }
 
 

@@ -67,7 +67,7 @@ class Found:
         for number, rung in enumerate(self.race.rungs, 1):
             if arm in rung.chances and arm not in rung.kept:
                 return f"left in rung {number}"
-        return ""
+        return "not tested" if self.samples[arm].ok else ""
 
     def json(self) -> dict:
         """What `hlb sweep --budget --json` prints."""

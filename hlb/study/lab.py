@@ -116,8 +116,8 @@ class Lab:
         configuration = self.configurations[arm]
         if self.trainers.has(configuration):
             return 0.0
-        if self.shared and self.trainers.like(configuration):
-            return fmean(self.shared)
+        if like := self.trainers.like(configuration):
+            return fmean(self.shared or [like.build_seconds - like.compile_seconds])
         return max(self.builds, default=0.0)
 
     def cost(self, arm: int) -> float:

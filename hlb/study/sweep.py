@@ -43,10 +43,10 @@ Interrupted or killed, the same command goes on where it was.
 
   --set FIELD=A,B,C   values of a field of the recipe; those of a field that is
                       a list are parted by /: sizes=24,28,32/28,32
-  --arms FILE         named settings instead: {{"recipe": .., "arms": {{NAME: {{..}}}}}}
+  --arms FILE         JSON: {{"recipe": .., "arms": {{NAME: {{FIELD: ..}}, ..}}}}
   --runs N  --seed N  seeds of every configuration: seed, seed + 1, ...
-  --budget SECONDS    instead of --runs: finds the fastest that is shown to reach
-                      the recipe's target; half of them go on with twice as many
+  --budget SECONDS    instead of --runs: finds the fastest that surely reaches
+                      the recipe's target; half go on with twice as many runs
   --random K          K configurations of the grid, drawn by the seed
   --grid NAME         a ready grid ({grids}); --set changes all of it
   --ledger FILE       where runs are kept (results/sweep-NAME.jsonl)

@@ -90,12 +90,18 @@ class Trainers:
         gc.collect()  # a trainer is held by its own functions
 
     def _built(self, configuration: Configuration) -> tuple[Trainer, dict]:
-        shared = {}
-        if configuration.name in self.families:
-            rows = self.rows[self.families[configuration.name]]
-            shared = {"like": self.like(configuration), "rows": rows}
-        trainer = Trainer(configuration.recipe, configuration.execution, self.dataset, **shared)
-        return trainer, ledgers.provenance(trainer)
+        recipe, execution, like = configuration.recipe, configuration.execution, self.like(configuration)
+        if like is None:
+            rows = {"rows": self.rows[self.families[configuration.name]]} if self.families else {}
+            trainer = Trainer(recipe, execution, self.dataset, **rows)
+            return trainer, ledgers.provenance(trainer)
+        try:
+            trainer = Trainer(recipe, execution, self.dataset, like=like)
+        except BaseException:  # while it warmed up, on made-up images
+            like.step.images, like.step.labels = like.train_images, like.train_labels
+            raise
+        known = next(provenance for other, provenance in self.kept.values() if other is like)
+        return trainer, known | ledgers.built(trainer)
 
 
 def full(device: str, trainers: int) -> bool:

@@ -106,6 +106,30 @@ def test_what_is_compiled_or_captured_needs_a_network_of_its_own(change):
     assert family(configuration("a"), 60) != family(configuration("b", **change), 60)
 
 
+def test_a_build_that_fails_leaves_those_that_share_its_network_as_they_were(dataset, monkeypatch):
+    one, other = configuration("one"), configuration("other", epochs=3.2)
+    sharing = Trainers(dataset, [one, other])
+    head, _ = sharing.ready(one)
+    before = trained(head)
+
+    def broken(self, variant=None, step=0):
+        raise RuntimeError("no more memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "timed_step", broken)
+        with pytest.raises(RuntimeError, match="no more memory"):
+            sharing.ready(other)
+    assert same(trained(head), before) and not sharing.has(other)
+
+
+def test_a_trainer_that_shares_a_network_says_what_it_is_itself(dataset):
+    one, other = configuration("one"), configuration("other", epochs=3.2)
+    sharing = Trainers(dataset, [one, other])
+    first, second = (sharing.ready(each)[1] for each in (one, other))
+    assert (first["recipe_fields"]["epochs"], second["recipe_fields"]["epochs"]) == (2.0, 3.2)
+    assert first["build_seconds"] != second["build_seconds"] and first["commit"] == second["commit"]
+
+
 def test_momenta_are_a_table_where_they_warm_up(dataset):
     warm = {"muon_momentum_warmup": 1.0, "epochs": 1.6}
     one = configuration("one", **warm)

@@ -1,4 +1,4 @@
-"""Step 5: `hlb sweep --budget` over bench/sweeps/shortest.json, for as long as the step has.
+"""A step of the card: the sweep within a budget over shortest.json, for as long as the step has.
 
 Its runs are lines of sweep.jsonl, from which a second card goes on. A run is one graph, as in trains.py.
 """
@@ -16,10 +16,10 @@ from hlb import Execution
 from hlb.study.arms import arms
 from hlb.study.budget import fastest
 
-from . import lock, trainee
-from .runner import ROOT
-from .steps import Context, result
-from .trains import TINY
+from ..card import lock, trainee
+from ..card.runner import ROOT
+from ..card.steps import Context, result
+from ..card.trains import TINY
 
 ARMS = ROOT / "bench" / "sweeps" / "shortest.json"
 TOY = {"recipe": "smoke", "arms": {"two epochs": {"epochs": 2.0}, "one": {"epochs": 1.0}}}
