@@ -69,8 +69,9 @@ BACKENDS["triton"] = BACKENDS["reference"] | {
     "permutation": random.permutation_op,
 }
 
-# Ops that choose by shape among reference, cuDNN and kernels.
-BACKENDS["tuned"] = {"conv_bn_act": conv_bn_act.measured, "se_gate": se_gate.measured}
+# What chooses by shape between kernels and cuDNN. All other ops are kernels in `tuned` too: on an H200 each
+# was right, and a run with every op a kernel was faster than one with the references compiled.
+BACKENDS["tuned"] = {"conv_bn_act": conv_bn_act.measured}
 
 # Every op that has a kernel, by name. Tests, benchmark, checks and counts go over this.
 CATALOGUE = {
@@ -102,22 +103,6 @@ CATALOGUE = {
 }
 
 
-# Ops that `tuned` takes as kernels whatever the shape: case, microseconds of the kernel and of the compiled
-# reference, forward and backward where there is one (bench/results/h200/ops.json). An op enters with such a
-# measurement, and after its kernel's values were tested on a GPU; until then `tuned` is the reference.
-# cross_entropy and pool_head were measured, and are no faster. "prepare" is what precedes the first step of a
-# run of record94, with both of these ops as kernels (tri.jsonl there) and with neither (mix.jsonl).
-MEASURED: dict[str, tuple[str, float, float]] = {
-    "augment": ("record94", 8.9, 21.4),
-    "views": ("record94", 25.5, 118.6),
-    "stem": ("record94", 360.1, 477.0),
-    "norm_act": ("record94 g1.conv1", 471.0, 1005.8),
-    "muon": ("record94", 68.4, 412.1),
-    "sgd": ("seed", 21.8, 41.6),
-    "uniform": ("prepare", 2249.1, 5256.8),
-    "patch_covariance": ("prepare", 2249.1, 5256.8),
-}
-
 CHOICES = ("reference", "triton", "tuned")
 
 
@@ -136,8 +121,8 @@ def choose(choice: str) -> dict[str, str]:
     for name in {default, *chosen.values()}:
         if name not in CHOICES:
             raise ValueError(f"kernels: got {name!r}, accepted are {', '.join(CHOICES)}")
-    tuned = dict.fromkeys(BACKENDS["tuned"], "tuned") | dict.fromkeys(MEASURED, "triton")
-    return {op: tuned.get(op, "reference") if name == "tuned" else name for op, name in chosen.items()}
+    tuned = dict.fromkeys(BACKENDS["tuned"], "tuned")
+    return {op: tuned.get(op, "triton") if name == "tuned" else name for op, name in chosen.items()}
 
 
 def backend(choice: str = "reference") -> SimpleNamespace:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, runnable, tl, triton
+from .base.launch import FLOATS, cdiv, expect, launch, power_of_2, register, tl, triton
 from .base.spec import Case, KernelSpec, sized
 from .base.sums import SUMS, sum_splits
 from .norm.activations import gelu, gelu_slope
@@ -230,22 +230,6 @@ def op(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
     return _forward(s, weight1, bias1, weight2, bias2)[0]
 
 
-CHANNELS = 256  # between 128, where the kernels were faster, and 512, where they were not
-
-
-def faster(channels: int) -> bool:
-    """Whether the kernels are faster than the compiled reference, forward and backward: on an H200 97.7 µs
-    against 122.8 at 128 channels, 74.5 against 59.5 at 512 (bench/results/h200/ops.json).
-    """
-    return channels <= CHANNELS
-
-
-def measured(s: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """`op` where it was measured to be faster and kernels can run, else `reference`."""
-    kernel = runnable(s.device) and s.dtype == torch.float32 and faster(s.shape[1])
-    return (op if kernel else reference)(s, weight1, bias1, weight2, bias2)
-
-
 def _make(case: Case, dtype: torch.dtype, device) -> dict:
     def linear(outputs: int, inputs: int):
         weight = torch.randn(outputs, inputs, device=device) / inputs**0.5
@@ -300,7 +284,6 @@ SPEC = KernelSpec(
     dtype_from="weight1",
     part="layer",
     backward=("_se_gate_bwd", "_sum_splits"),
-    tuned=lambda inputs: ("triton" if faster(inputs["s"].shape[1]) else "reference", inputs),
     dtypes=FLOATS,
     differentiable=("s", "weight1", "bias1", "weight2", "bias2"),
     reduction=lambda case: max(case.c, case.n),

@@ -12,7 +12,7 @@ import time
 
 from .runner import ROOT
 from .steps import Context, result, say
-from .trains import CONFIGURATIONS, Configuration, command
+from .trains import Configuration, command, wanted
 
 CPUS = 8  # to a build: Inductor compiles in processes of its own
 
@@ -25,7 +25,7 @@ def build(one: Configuration, context: Context) -> subprocess.Popen:
 
 def main(context: Context) -> None:
     """Builds them all; reports the seconds of each build, or how it ended."""
-    waiting, running, builds = list(CONFIGURATIONS), {}, {}
+    waiting, running, builds = list(wanted(context)), {}, {}
     together = max(1, len(os.sched_getaffinity(0)) // CPUS)
     while waiting or running:
         while waiting and len(running) < together:

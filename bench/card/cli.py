@@ -20,7 +20,7 @@ from hlb.files import check_writable
 from hlb.runs import environment, ledger
 from hlb.runs.display import line
 
-from . import machine, promises, runner, steps, table
+from . import machine, promises, runner, steps, table, trains
 from .folder import Folder, opened
 from .steps import NAMES, STEPS, Context, Step
 
@@ -29,7 +29,8 @@ RESERVED = 5.0  # seconds, for the last step to end and for the table
 WIDTH = 80  # of what is no terminal
 HELP = """\
 usage: python -m bench card [--minutes M] [--data DIR] [--out DIR]
-                            [--peer NAME=COMMAND ...] [--steps NAME,...] [--toy]
+                            [--peer NAME=COMMAND ...] [--steps NAME,...]
+                            [--configurations NAME,...] [--toy]
 
 Everything that a fresh GPU must show, in order of worth, inside its time. Each
 step has a limit of its own, and what it finds is on disk as it comes. At the
@@ -46,6 +47,9 @@ end a table of what README promises, beside what was measured.
                  the last line that is a JSON object is kept beside ours
   --steps NAME,...
                  only these
+  --configurations NAME,...
+                 of the whole runs only these: a recipe and a choice of kernels,
+                 such as "record94 tuned,seed tuned"
   --toy          toy sizes on the CPU, through Triton's interpreter; without a
                  GPU there is nothing else
 
@@ -69,6 +73,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peer", action="append", default=[])
     parser.add_argument("--steps")
+    parser.add_argument("--configurations", default="")
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args(arguments)
     options.minutes = _minutes(options.minutes)
@@ -76,6 +81,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     if options.steps and "peers" not in map(str.strip, options.steps.split(",")):
         options.without(("peer",), "--steps has no peers")
     options.steps = _steps(options.steps, bool(options.peers))
+    options.configurations = tuple(filter(None, map(str.strip, options.configurations.split(","))))
+    expect_known("--configurations", trains.NAMES, *options.configurations)
     options.data = machine.found_data(options.data)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     options.out = options.out or Path("results") / f"card-{stamp}"
@@ -145,7 +152,7 @@ def _main(arguments: list[str], began: float) -> int:
     say = partial(line, console)
     if toy:
         say(f"{why or '--toy'}: toy sizes on the CPU through the interpreter")
-    context = Context(str(folder.path), 0.0, toy, options.data, options.peers)
+    context = Context(str(folder.path), 0.0, toy, options.data, options.peers, options.configurations)
     try:
         _run(card, folder, options.steps, context, began + 60 * options.minutes - RESERVED, say)
     finally:

@@ -65,6 +65,7 @@ class Context:
     toy: bool
     data: str | None = None  # a folder that holds CIFAR-10; None: made-up images
     peers: tuple[tuple[str, str], ...] = ()  # (name, command)
+    configurations: tuple[str, ...] = ()  # names of trains.CONFIGURATIONS; none: all
 
     def left(self) -> float:
         """Seconds."""
@@ -85,7 +86,8 @@ class Context:
     def parsed(cls, text: str) -> Context:
         """The context that `json` wrote."""
         fields = json.loads(text)
-        return cls(**fields | {"peers": tuple(map(tuple, fields["peers"]))})
+        fields["peers"] = tuple(map(tuple, fields["peers"]))
+        return cls(**fields | {"configurations": tuple(fields["configurations"])})
 
 
 def limit(step: Step, steps: Sequence[Step], left: float) -> float:

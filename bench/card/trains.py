@@ -48,6 +48,7 @@ CHOICES = ("tuned", "triton", "reference")
 CONFIGURATIONS = tuple(
     Configuration(recipe, kernels) for recipe in ("record94", "seed", "airbench94") for kernels in CHOICES
 )
+NAMES = tuple(one.name for one in CONFIGURATIONS)
 TINY = "base_depth=2 train_examples=16 batch_size=8 eval_batch_size=8 epochs=1 whiten_images=8 views=none"
 TOY = (Configuration("smoke", "reference,sgd=triton", tuple(TINY.split())),)
 
@@ -63,6 +64,12 @@ def command(one: Configuration, context: Context, build: bool = False) -> list[s
         "build": build,
     }
     return [sys.executable, "-m", f"{__package__}.trainee", json.dumps(asked)]
+
+
+def wanted(context: Context) -> tuple[Configuration, ...]:
+    """The configurations that a card was asked for."""
+    asked = context.configurations
+    return tuple(one for one in CONFIGURATIONS if not asked or one.name in asked)
 
 
 @dataclass
@@ -140,7 +147,7 @@ def run(context: Context) -> int:
     there = context.folder.trained()
     if not context.data:
         say("made-up images: times are right, accuracies mean nothing")
-    trainees = ready(context, TOY if context.toy else CONFIGURATIONS)
+    trainees = ready(context, TOY if context.toy else wanted(context))
     for trainee in trainees:
         asked = trainee.one.recipe, trainee.one.kernels
         trainee.seed += sum((run["recipe"], run["execution"]["kernels"]) == asked for run in there)

@@ -102,6 +102,11 @@ def accesses(ptx: str) -> tuple[dict[int, set[int]], set[int]]:
     return dict(widths), uniform
 
 
+def from_registers(ptx: str) -> bool:
+    """Whether a product of 9.0 reads its first operand from registers, as one that was computed is."""
+    return bool(re.search(r"wgmma\.mma_async\.[^;]*\},\s*\{%", ptx))
+
+
 def wgmmas(ptx: str) -> tuple[Counter[int], int]:
     """(number of products of 9.0 by their columns, number of waits until all of them are done)"""
     columns = re.findall(r"wgmma\.mma_async\.\S*\.m64n(\d+)k", ptx)

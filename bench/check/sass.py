@@ -81,15 +81,19 @@ def grouped(by_name: Counter[str]) -> dict[str, int]:
     }
 
 
-def wgmmas(code: Code) -> tuple[Counter[int], int]:
-    """(number of products of 9.0 by their columns, number of waits until all of them are done)"""
-    columns, waits = Counter(), 0
+def wgmmas(code: Code) -> tuple[Counter[int], int, int]:
+    """(number of products of 9.0 by their columns, number of waits until all of them are done, and of those
+    that leave some under way)
+    """
+    columns, waits, partial = Counter(), 0, 0
     for name, low, high in (one for function in code for one in function):
         if name in ("HGMMA", "QGMMA"):
             columns[8 * ((low >> 53 & 0x1F) + 1)] += 1
         elif name == "WARPGROUP":  # which waits for all groups but so many, where bit 47 is set
-            waits += low >> 47 & 1 and not high >> 8 & 0xFF
-    return columns, waits
+            left = high >> 8 & 0xFF
+            waits += low >> 47 & 1 and not left
+            partial += low >> 47 & 1 and left > 0
+    return columns, waits, partial
 
 
 # Loops

@@ -28,8 +28,9 @@ page, and a test compares the two.
 | GFLOP | of matrix products as kernels issue them: with the zeros that fill tiles, without skipped padding |
 | eager MB | of the op's reference in eager PyTorch: each operator reads its inputs and writes its outputs |
 | fused MB | of its kernels, and of what they leave to operators, such as sums of partial gradients |
-| floor µs | on {CHIP.name}: a launch takes its FLOPs at {RATE / 1e12:.0f} TFLOP/s, or its bytes at \
-{BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; all added up |
+| floor µs | on {CHIP.name}: a launch takes its FLOPs at {RATE / 1e12:.0f} TFLOP/s, of 8 bits at \
+{CHIP.flops[tiling.FLOAT8] / 1e12:.0f}, or its bytes at {BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; all \
+added up |
 | µs, cuDNN | measured on that chip, cuDNN with the statistics and pool that it then needs (* corrected); \
 – where it was not |
 
@@ -62,7 +63,7 @@ PASS_COLUMNS = (
     "µs",
     "cuDNN",
 )
-CONVOLUTIONS = ("conv", "conv_bn_act", "conv_bn_act_eval")
+CONVOLUTIONS = ("conv", "conv_bn_act", "conv_bn_act_eval", "conv_bn_act_float8", "conv_bn_act_float8_eval")
 
 
 def text() -> str:
@@ -97,7 +98,7 @@ def _passes(spec: KernelSpec, case: Case, dtype: torch.dtype) -> Iterator[tuple[
     for kernel, (problem, config) in conv.passes(case, dtype, tiling.PASSES).items():
         if kernel in bytes:
             done = tiling.flops(problem, config)
-            floor = max(done / RATE, bytes[kernel] / BANDWIDTH)
+            floor = max(done / CHIP.flops[problem.dtype], bytes[kernel] / BANDWIDTH)
             numbers = done / 1e9, done / tiling.useful(problem), floor * 1e6
             estimate = selection.estimate(problem, CHIP)
             measured = estimate.how == "measured"
@@ -114,7 +115,9 @@ def _microseconds(seconds: float | None) -> str:
 def floor_seconds(spec: KernelSpec, case: Case, dtype: torch.dtype, moved: int) -> float:
     """The floor of a call that moves so many bytes, PyTorch's operators included."""
     bytes, flops = spec.bytes(case, dtype), spec.flops(case, dtype)
-    kernels = sum(max(bytes[name] / BANDWIDTH, flops.get(name, 0) / RATE) for name in bytes)
+    passes = conv.passes(case, dtype, tiling.PASSES) if spec.name in CONVOLUTIONS else {}
+    rates = {name: CHIP.flops[problem.dtype] for name, (problem, _) in passes.items()}
+    kernels = sum(max(bytes[name] / BANDWIDTH, flops.get(name, 0) / rates.get(name, RATE)) for name in bytes)
     return kernels + (moved - sum(bytes.values())) / BANDWIDTH
 
 

@@ -99,7 +99,7 @@ def _conv_wgrad(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     IMAGES: tl.constexpr,
-    LEAST: tl.constexpr,  # 1: each program has a step, and without a way around the loop wgmmas can overlap
+    LEAST: tl.constexpr,  # 1: each program has a step, without a way around the loop; wgmmas then overlap
     EXPAND: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -236,7 +236,7 @@ def wgrad(
         images_box(dz, config, config.depth, config.rows),
         images_box(argmax, config, config.depth, config.rows),
         images_box(x, config, config.depth, config.cols),
-        LEAST=min(1, fewest_steps(problem, config) // config.splits),
+        LEAST=int(argmax is None and fewest_steps(problem, config) >= config.splits),
         **_extents(problem, dz, argmax),
         **constants(problem, config),
     )

@@ -10,6 +10,7 @@ import pytest
 
 from bench.check import ptx, sass
 from bench.check.aot import (
+    RACE,
     SERIAL,
     assembler_faults,
     dot_faults,
@@ -199,6 +200,14 @@ def test_instructions_of_the_hottest_loop(lines, instructions):
 )
 def test_the_assembler_keeps_products_and_lets_them_overlap(asked, asked_waits, done, waits, faults):
     assert assembler_faults(Counter(asked), asked_waits, Counter(done), waits) == faults
+
+
+def test_products_from_registers_end_before_the_next_step():
+    assert assembler_faults({64: 4}, 1, {64: 4}, 1, partial=4, registers=True) == [RACE]
+    assert assembler_faults({64: 4}, 1, {64: 4}, 1, partial=4) == []
+    assert assembler_faults({64: 4}, 1, {64: 4}, 5, registers=True) == []
+    assert ptx.from_registers(MMA.replace("%rd1", "{%r2,%r3,%r4,%r5}"))
+    assert not ptx.from_registers(f"{MMA}\nst.global {{%r1}}, {{%r2}};")
 
 
 def test_what_ptx_asks_of_wgmma():

@@ -4,6 +4,7 @@ its way.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -146,6 +147,10 @@ def test_a_killed_card_leaves_what_had_ended_and_a_second_goes_on_to_the_end(out
         (["--peer", "a=x", "--peer", "a=y"], "--peer: got 'a' twice"),
         (["--steps", "tests,nothing"], "--steps: got 'nothing', accepted are environment, compile"),
         (["--steps", "peers"], "--steps: peers needs --peer"),
+        (
+            ["--configurations", "record94 fast"],
+            "--configurations: got 'record94 fast', accepted are record94 t",
+        ),
         (["--data", "nowhere"], "--data: no cifar-10-batches-py/ in 'nowhere'"),
         (["--out", "a.file"], "--out: a.file is no folder"),
         (["--out", "a.file/inside"], "--out: cannot write"),
@@ -443,6 +448,9 @@ def test_runs_take_turns_each_a_line_and_whoever_fails_stops_alone(out, monkeypa
         ledger.append(out.runs, out.lines()[0] | foreign)
     trains.run(context(out, toy=False))
     assert len(promises.own(out)["record94", "good"]) == 12
+    only = dataclasses.replace(context(out, toy=False), configurations=("seed good",))
+    assert [one.name for one in trains.wanted(only)] == ["seed good"]
+    assert Context.parsed(only.json()) == only
     again = [
         run["seed"]
         for run in out.trained()

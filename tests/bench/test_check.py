@@ -527,9 +527,9 @@ def disassembled(cubin, cc):  # all of it, which takes longer
         command = (triton.knobs.nvidia.nvdisasm.path, "-ndf", "-c", file.name)
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     whole[cc] = sass.grouped(Counter(sass.names(text))) | {"loop": loop(text)}
-    waits = text.count("WARPGROUP.DEPBAR.LE gsb0, 0x0")
+    waits = [text.count("WARPGROUP.DEPBAR.LE gsb0, 0x0"), len(re.findall("DEPBAR.LE gsb0, 0x[^0]", text))]
     code = read(cubin, cc)
-    products[cc] = sass.wgmmas(code), (Counter(map(int, re.findall(r"HGMMA\.64x(\d+)x", text))), waits)
+    products[cc] = sass.wgmmas(code), (Counter(map(int, re.findall(r"HGMMA\.64x(\d+)x", text))), *waits)
     return code
 
 sass.read = disassembled

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 import torch
@@ -16,9 +14,7 @@ import kernels
 from hlb import UserError, synthetic
 from hlb.execution import resolve
 from hlb.train import Trainer
-from kernels import se_gate
 from kernels.base import launch
-from kernels.base.spec import Case
 from kernels.convolution import selection
 
 ROOT = Path(__file__).parents[2]
@@ -51,50 +47,11 @@ def test_a_choice_holds_for_every_op_but_its_exceptions():
     assert ops.cross_entropy is kernels.CATALOGUE["cross_entropy"].op
 
 
-def test_tuned_takes_measured_ops_and_the_reference_for_the_rest(monkeypatch):
-    monkeypatch.setattr(kernels, "MEASURED", {"cross_entropy": ("seed", 1.0, 2.0)})
-    choice = kernels.choose("tuned")
-    assert choice.pop("cross_entropy") == "triton"
-    assert choice.pop("conv_bn_act") == choice.pop("se_gate") == "tuned"  # which choose by shape
-    assert set(choice.values()) == {"reference"}
-
-
-def recorded(op: str, case: str, implementation: str) -> float:
-    """Microseconds of an op, forward and backward where there is one, on the H200; of "prepare" the mean of
-    the runs in which it was a kernel, or compiled.
-    """
-    if case == "prepare":
-        ledger = H200 / {"triton": "tri.jsonl", "compiled": "mix.jsonl"}[implementation]
-        runs = map(json.loads, ledger.read_text().splitlines())
-        return 1e6 * fmean(run["prepare_seconds"] for run in runs)
-    rows = json.loads((H200 / "ops.json").read_text())["rows"]
-    times = {
-        row["direction"]: 1e6 * row["median"]
-        for row in rows
-        if (row["op"], row["case"], row["implementation"]) == (op, case, implementation)
-    }
-    return times.get("both", times["forward"])
-
-
-@pytest.mark.parametrize("op", kernels.MEASURED)
-def test_what_tuned_takes_was_faster_by_the_record(op):
-    case, kernel, compiled = kernels.MEASURED[op]
-    assert (
-        kernel
-        == round(recorded(op, case, "triton"), 1)
-        < compiled
-        == round(recorded(op, case, "compiled"), 1)
-    )
-
-
-@pytest.mark.parametrize("case, channels", [("seed.1", 128), ("seed.3", 512)])
-def test_a_gate_is_a_kernel_where_that_was_faster(case, channels):
-    faster = recorded("se_gate", case, "triton") < recorded("se_gate", case, "compiled")
-    assert se_gate.faster(channels) == faster
-    inputs = se_gate.SPEC.make(Case(n=3, c=channels, r=4), torch.float32, "cpu")
-    with launch.recording() as launched:
-        se_gate.measured(**inputs)
-    assert bool(launched) == (faster and launch.runnable("cpu"))
+def test_tuned_chooses_convolutions_by_shape_and_has_kernels_for_the_rest():
+    choice = kernels.choose("tuned,sgd=reference")
+    assert (choice.pop("conv_bn_act"), choice.pop("sgd")) == ("tuned", "reference")
+    assert set(choice.values()) == {"triton"}
+    assert kernels.backend("tuned").se_gate is kernels.CATALOGUE["se_gate"].op
 
 
 @pytest.mark.parametrize(
