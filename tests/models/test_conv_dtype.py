@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -16,7 +17,7 @@ from hlb.networks import Network
 from hlb.runs import checkpoint
 from hlb.train import Trainer
 from kernels import conv_bn_act
-from kernels.base import narrow
+from kernels.base import chips, narrow
 from kernels.convolution import float8
 from kernels.convolution.float8 import E4M3, E5M2, filter_scale, gradient_scale, rounded, stored
 from kernels.norm import norm_act
@@ -174,6 +175,23 @@ def test_the_networks_dtype_may_be_named_and_records_have_one_form_of_it(text, k
 def test_a_dtype_that_convolutions_do_not_take_is_a_users_error(conv_dtype, message):
     with pytest.raises(hlb.UserError, match=message):
         resolved(conv_dtype)
+
+
+def test_kernels_for_convolutions_take_8_bit_operands_in_16_bit_networks_of_a_chip_that_has_them(monkeypatch):
+    how, half = hlb.Execution(device="cpu", kernels="triton"), hlb.recipe("smoke", {"dtype": "bfloat16"})
+    for cc, kernels_of, recipe, taken in (
+        (90, "triton", half, True), (89, "triton", half, True), (80, "triton", half, False),
+        (80, "tuned", half, True), (80, "triton,conv_bn_act=reference", half, True),
+        (90, "triton", hlb.recipe("smoke", {"dtype": "float32"}), False),
+    ):  # fmt: skip
+        monkeypatch.setattr(execution.chips, "current", lambda device, cc=cc: chips.TARGETS[cc])
+        eight = dataclasses.replace(recipe, conv_dtype=("float8",))
+        given = dataclasses.replace(how, kernels=kernels_of)
+        with (
+            contextlib.nullcontext() if taken else pytest.raises(hlb.UserError, match="take --kernels tuned")
+        ):
+            execution.resolve(eight, given)
+        execution.resolve(recipe, given)
 
 
 def called(conv_dtype: str) -> list[dict]:
