@@ -170,10 +170,8 @@ class Recipe:
                 "one each is needed"
             )
         if len(self.conv_dtype) not in (1, len(self.groups)):
-            raise UserError(
-                f"conv_dtype: got {len(self.conv_dtype)} for {len(self.groups)} groups, accepted is one for "
-                "all, or one each"
-            )
+            got = f"got {len(self.conv_dtype)} for {len(self.groups)} groups"
+            raise UserError(f"conv_dtype: {got}, accepted is one for all, or one each")
         if min(self.sizes) - 1 < 2 ** len(self.groups):
             raise UserError(
                 f"sizes: got {min(self.sizes)}, which {len(self.groups)} groups halve to nothing; "
