@@ -20,7 +20,8 @@ import torch
 from torch._functorch import config as functorch
 
 import kernels
-from kernels.base import launch
+from kernels.base import chips, launch
+from kernels.base.chips import Chip
 from kernels.base.compilers import missing
 from kernels.base.timing import no_collection
 
@@ -154,6 +155,7 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     if master == "auto":
         master = "on" if dtype == "bfloat16" else "off"
     backends = _resolve_kernels(execution.kernels, device, dtype)
+    expect_operands(recipe, dtype, backends, chips.current(device))
     compile = execution.compile
     if compile == "auto":
         useful = kind == "cuda" and launch.INSTALLED  # Inductor's code for a GPU is Triton's, none on Windows
@@ -213,6 +215,17 @@ def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
             "or set TRITON_INTERPRET=1 to run them on a CPU, slowly"
         )
     return untuned
+
+
+def expect_operands(recipe: Recipe, dtype: str, choice: str, chip: Chip) -> None:
+    """Raises UserError where a choice of kernels takes one for convolutions that has no 8-bit operands."""
+    if set(recipe.conv_dtypes) == {"auto"} or kernels.choose(choice)["conv_bn_act"] != "triton":
+        return
+    if dtype not in ("float16", "bfloat16") or not chip.float8:
+        raise UserError(
+            f"conv_dtype: got {','.join(recipe.conv_dtype)} in {dtype} on {chip.name}; kernels have 8-bit "
+            "operands in float16 and bfloat16, from compute capability 8.9 on: take --kernels tuned"
+        )
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -14,6 +14,7 @@ from kernels.base import chips
 
 from .. import settings
 from ..errors import UserError
+from ..execution import expect_operands
 from ..recipes import RECIPES, Recipe
 from ..runs.display import fitting
 from . import complexity, expected, fields, floor
@@ -109,7 +110,10 @@ def report(name: str | None, choice: str | None, changed: list[str] = ()) -> Rep
 def _launched(recipe: Recipe, choice: str) -> Launched:
     chip = chips.here()
     try:
+        expect_operands(recipe, "float16", choice, chip)
         step, parts = launched(recipe, choice), floor.phases(recipe, choice)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--{error}") from None
     return Launched(choice, chip, step, floor.summary(parts, chip), expected.of(recipe, choice, chip, parts))

@@ -19,6 +19,7 @@ from hlb.cost import expected
 from hlb.cost.passes import Pass
 from kernels.base import chips
 from kernels.convolution import selection
+from kernels.convolution.tiling import FLOAT8, Problem
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "bench" / "results" / "h200"
@@ -60,6 +61,29 @@ def test_record94_is_expected_below_0_58_s_with_the_tuned_kernels_and_below_0_70
     assert measured.measured_share > 0.6 and measured.shares["modelled"] < 0.02
     assert found.measured_share > 0.4  # convolutions, mostly; what was rewritten is modelled
     assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_record94_is_expected_to_be_faster_with_8_bit_operands_of_which_nothing_was_measured():
+    recipe = hlb.recipe("record94", {"conv_dtype": "auto,float8,float8"})
+    found, plain = expected.of(recipe, "tuned", H200), tuned("record94")[1]
+    assert 0.8 < found.seconds / plain.seconds < 0.98
+    assert found.convolutions < 0.95 * plain.convolutions
+    assert 0 < found.measured_share < plain.measured_share  # of other groups, and of the update
+
+
+def test_8_bit_operands_have_a_rate_of_their_own_and_what_was_measured_beside_others_is_scaled():
+    problem = Problem("forward", 1536, 7, 7, 256, 256)
+    half, eight = (
+        Pass("group2.conv2", "forward", "", 10**12, 0, problem=replace(problem, dtype=dtype), launches=0)
+        for dtype in (problem.dtype, FLOAT8)
+    )
+    assert half.seconds(H200) == 2 * eight.seconds(H200) == 1e12 / H200.flops[problem.dtype]
+    recipe = hlb.recipe("record94", {"conv_dtype": "auto,float8,auto"})
+    rates = expected._Rates(recipe, "triton", H200)
+    with selection.as_measured():
+        found = [rates.of(Pass(f"group{i}.conv1", "_normalise", "triton", 0, 1000)) for i in (1, 2, 3)]
+    assert [how for _, how in found] == ["measured", "scaled", "measured"]
+    assert len({seconds for seconds, _ in found}) == 1
 
 
 def test_measured_facts_tell_what_runs_are_expected_to_take():
