@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from hlb import settings
 from hlb.cost import complexity, expected, floor
 from hlb.errors import UserError
 from hlb.files import atomic
@@ -61,6 +62,7 @@ WHAT = {  # a recipe in words; `described` adds what its fields say of sizes and
     "smoke": "seconds on a CPU, for tests and a first look; its numbers mean nothing",
 }
 FLOORS = ("record94", "airbench94")  # the recipes whose modelled floor is printed
+EIGHT = "conv_dtype=auto,float8,float8"  # of the first of these, with which it is expected to be faster
 
 
 def groups(root: Path) -> list[Group]:
@@ -136,11 +138,15 @@ def recipes_table(root: Path) -> str:
         f"{floor.seconds(floor.phases(RECIPES[name], 'triton'), chip):.3f} s of `{name}`" for name in FLOORS
     )
     hoped = expected.of(RECIPES[FLOORS[0]], "tuned", chip)
-    shares = ", ".join(f"{100 * share:.0f} % {how}" for how, share in hoped.shares.items())
+    eight = expected.of(settings.recipe(FLOORS[0], [EIGHT]), "tuned", chip)
+    shares, theirs = (
+        ", ".join(f"{100 * share:.0f} % {how}" for how, share in one.shares.items()) for one in (hoped, eight)
+    )
     rates = f"{chip.flops[torch.float16] / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e12:.1f} TB/s"
     notes = (
         f"A run of `{FLOORS[0]}` with `--kernels tuned` is expected to take {hoped.seconds:.3f} s on an",
         f"{chip.name}: a sum of what was measured of its parts ({shares}), and no measurement of it.",
+        f"With `--set {EIGHT}` it is expected to take {eight.seconds:.3f} s ({theirs}).",
         f"The modelled floor of a run there is {first}, against {', '.join(others)}: counted",
         f"FLOPs and bytes at {rates} and {1e6 * chip.launch:g} \N{MICRO SIGN}s a launch, no measurement.",
         "`hlb recipes NAME --kernels CHOICE` has both, launch by launch; `hlb recipes` counts recipes,",
