@@ -27,8 +27,8 @@ COMMAND = ["python", "-m", "bench", "card"]
 
 
 def jobs(measured: dict) -> list[Job]:
-    """The tuner's, in float16, without those that are timed already: record94's first, then by how much
-    there is to do.
+    """The tuner's, in float16 and of 8 bits, without those that are timed already: record94's first, then by
+    how much there is to do.
     """
 
     def worth(job: Job) -> tuple[bool, float]:
@@ -38,7 +38,8 @@ def jobs(measured: dict) -> list[Job]:
         *measured.get("found", ()),
         *(name.replace("forward", tune.UNPOOL) for name in measured.get("unpool", ())),
     }
-    return sorted((job for job in tune.jobs(["float16"]) if job.name not in known), key=worth)
+    wanted = tune.jobs(["float16"]) + tune.jobs(["float8"])
+    return sorted((job for job in wanted if job.name not in known), key=worth)
 
 
 def run(context: Context) -> None:

@@ -26,13 +26,14 @@ from .steps import Context, result, say
 
 FILES = (
     "tests/kernels/test_kernels.py",
+    "tests/kernels/test_float8.py",
     "tests/kernels/test_conv_bn_act.py",
     "tests/kernels/test_window_passes.py",
     "tests/kernels/test_window_gradients.py",
     "tests/kernels/test_norm_act.py",
     "tests/kernels/test_cross_entropy.py",
     "tests/kernels/test_scatter_losses.py",
-    "tests/kernels/test_sums.py",
+    "tests/kernels/base/test_sums.py",
     "tests/kernels/test_arrival.py",
     "tests/kernels/test_stem.py",
     "tests/kernels/test_patch_covariance.py",

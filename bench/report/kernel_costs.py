@@ -29,8 +29,8 @@ page, and a test compares the two.
 | eager MB | of the op's reference in eager PyTorch: each operator reads its inputs and writes its outputs |
 | fused MB | of its kernels, and of what they leave to operators, such as sums of partial gradients |
 | floor µs | on {CHIP.name}: a launch takes its FLOPs at {RATE / 1e12:.0f} TFLOP/s, of 8 bits at \
-{CHIP.flops[tiling.FLOAT8] / 1e12:.0f}, or its bytes at {BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; all \
-added up |
+{CHIP.flops[tiling.FLOAT8] / 1e12:.0f}, or its bytes at {BANDWIDTH / 1e12:.1f} TB/s, whichever is longer; \
+all added up |
 | µs, cuDNN | measured on that chip, cuDNN with the statistics and pool that it then needs (* corrected); \
 – where it was not |
 

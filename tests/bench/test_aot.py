@@ -138,7 +138,7 @@ def test_instructions_are_named_without_predicates_and_modifiers():
     "group, own, others",
     [
         ("all", "MOV EXIT HMMA LDS", "NOP"),
-        ("tensor", "HMMA IMMA HGMMA UTCHMMA", "FFMA HFMA2 WARPGROUP UTCBAR"),
+        ("tensor", "HMMA IMMA HGMMA QGMMA UTCHMMA", "FFMA HFMA2 WARPGROUP UTCBAR"),
         ("async", "LDGSTS UBLKCP UTMALDG", "LDG STS LDGDEPBAR"),
         ("global", "LDG STG LD ST ATOMG RED", "LDGSTS LDC LDS STL LDGDEPBAR"),
         ("shared", "LDS STS LDSM STSM ATOMS", "LDG LDL LDGSTS"),
@@ -218,6 +218,7 @@ def test_what_ptx_asks_of_wgmma():
 # Dots and loops, from Triton's IR
 
 HALF = "%d = tt.dot %a, %b, %c : tensor<16x32xf16> * tensor<32x16xf16> -> tensor<16x16xf32>"
+EIGHT = HALF.replace("f16", "f8E4M3FN", 1).replace("f16", "f8E5M2", 1)
 TF32 = "%d = tt.dot %a, %b, %c, inputPrecision = tf32 : tensor<16x32xf32> * tensor<32x16xf32>"
 FULL = "%d = tt.dot %a, %b, %c : tensor<16x32xf32> * tensor<32x16xf32> -> tensor<16x16xf32>"
 SCALAR = "%d = tt.dot %a, %b, %c : tensor<16x32xf32, #ttg.dot_op<{opIdx = 0, parent = #blocked}>>"
@@ -231,6 +232,8 @@ WITHOUT = ["a dot runs without tensor cores"]
         (HALF, "", MMA, []),
         (HALF, "", "fma.rn.f32 %f1, %f2, %f3, %f4;", WITHOUT),
         (HALF, SCALAR, MMA, WITHOUT),  # one of several
+        (EIGHT, "", MMA, []),
+        (EIGHT, "", "fma.rn.f32 %f1, %f2, %f3, %f4;", WITHOUT),
         (TF32, "", "fma.rn.f32 %f1, %f2, %f3, %f4;", WITHOUT),
         (TF32, "", MMA, []),
         (FULL, SCALAR, "fma.rn.f32 %f1, %f2, %f3, %f4;", []),
@@ -247,12 +250,13 @@ def test_dots_that_tensor_cores_can_do_are_done_by_them(ttir, ttgir, code, fault
     [
         ("tt.dot", "f16", 64, True),
         ("tt.dot", "bf16", 128, True),
+        ("tt.dot", "f8E4M3FN", 64, True),
         ("tt.dot", "bf16", 32, False),
         ("tt.dot", "f32", 64, False),
         ("ttng.warp_group_dot", "f16", 64, False),
     ],
 )
-def test_dots_of_16_bits_and_64_rows_take_the_instruction_of_9_0(dot, types, rows, wrong):
+def test_dots_of_16_or_8_bits_and_64_rows_take_the_instruction_of_9_0(dot, types, rows, wrong):
     operands = f"tensor<{rows}x32x{types}, #op> * tensor<32x16x{types}, #op> -> tensor<{rows}x16xf32, #mma>"
     assert bool(wgmma_faults(f"  %d = {dot} %a, %b, %c : {operands}\n")) == wrong
 

@@ -2,6 +2,7 @@
 
 On a CUDA device at the recipes' shapes too:  python -m pytest tests/kernels/test_float8.py
 The whole block beside its reference:         python -m pytest tests/kernels/test_kernels.py -k float8
+Each candidate of each pass, and its time:    python -m bench tune float8
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ FORMS = {
     "descriptors": {"order": "images", "descriptors": True},
 }
 SMALL = (
-    Problem("forward", 17, 3, 5, 32, 40, pool=True, dtype=FLOAT8),
-    Problem("forward", 18, 2, 2, 64, 32, dtype=FLOAT8),
-    Problem("forward", 3, 4, 4, 24, 16, pool=True, dtype=FLOAT8),  # a flat axis of taps and channels
-    Problem("dgrad", 17, 5, 3, 40, 32, pool=True, dtype=FLOAT8),
-    Problem("dgrad", 18, 2, 2, 32, 64, dtype=FLOAT8),
-    Problem("dgrad", 3, 4, 4, 16, 24, dtype=FLOAT8),
+    Problem("forward", 17, 2, 3, 32, 40, pool=True, dtype=FLOAT8),
+    Problem("forward", 3, 2, 2, 64, 16, dtype=FLOAT8),
+    Problem("forward", 3, 4, 2, 24, 16, pool=True, dtype=FLOAT8),  # a flat axis of taps and channels
+    Problem("dgrad", 17, 3, 2, 40, 32, pool=True, dtype=FLOAT8),
+    Problem("dgrad", 3, 2, 2, 16, 64, dtype=FLOAT8),
+    Problem("dgrad", 3, 2, 3, 16, 24, dtype=FLOAT8),
 )
 RECIPES = tuple(
     Problem(kind, case.n, *case.map, case.c, case.o, 3, case.pool, FLOAT8)
@@ -61,7 +62,9 @@ def every_float16() -> torch.Tensor:
 
 def test_images_are_rounded_to_the_nearest_and_saturate():
     x = every_float16()
-    assert torch.equal(bits(float8_passes.images(x)), bits(float8.stored(x, float8.ACTIVATIONS)))
+    got, want = float8_passes.images(x).float(), float8.stored(x, float8.ACTIVATIONS).float()
+    assert torch.equal(got.isnan(), x.isnan())
+    assert torch.equal(got.nan_to_num(), want.nan_to_num())
 
 
 @pytest.mark.parametrize("o, c", [(40, 24), (64, 128), (3, 256)])
@@ -110,13 +113,8 @@ def test_a_pass_has_the_values_of_rounded_operands_in_every_form(problem, form):
 
 @on_a_gpu
 @pytest.mark.parametrize("problem", RECIPES, ids=selection.key)
-def test_every_candidate_of_a_recipe_pass_has_the_values_of_rounded_operands(problem):
-    t = measure.tensors(problem, DEVICE)
-    want, found = measure.expected(problem, t), {}
-    for config in measure.worth(problem, chips.current(DEVICE)):
-        measure.kernel(problem, config, t)()
-        found[str(config)] = measure.wrong(problem, t, want)
-    assert not {config: faults for config, faults in found.items() if faults}
+def test_a_recipe_pass_has_the_values_of_rounded_operands(problem):
+    assert not values_of(problem, selection.choose(problem, chips.current(DEVICE)))
 
 
 @pytest.mark.parametrize("c, side", [(32, 2)] if DEVICE == "cpu" else [(64, 15), (256, 7)])

@@ -19,12 +19,12 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels.base import launch
+from kernels.base import chips, launch
 from kernels.base.correctness import check, execute
 from kernels.base.spec import Case, KernelSpec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SPECS = tuple(kernels.CATALOGUE.values())
+SPECS = tuple(spec for spec in kernels.CATALOGUE.values() if spec.since <= chips.here().cc)
 by_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 pytestmark = pytest.mark.skipif(
