@@ -26,7 +26,7 @@ from .runner import ROOT, as_object
 from .steps import Context, result, say
 
 MOST = 100  # runs of a configuration
-OTHERS = 8  # rounds from one run of what is not in OFTEN to the next
+OTHERS = 20  # rounds from one run of what is not in OFTEN to the next
 BUILDING = 0.5  # of the time: a configuration that is not built by then is left out
 UNTIMED = 0  # the seed of the run that is not recorded
 
