@@ -18,6 +18,9 @@ of v in float32, u as rounded to its dtype. In training mean and var are the bat
 
 A, E and F may each be cuDNN's (`by_kernel`). Then z is stored, and a pass over it makes u, argmax and
 statistics; and where u was pooled, D writes the gradient of all of z, once, since cuDNN reads no pooled one.
+With `conv_dtype` A, and E where it says so, multiply operands of 8 bits (convolution/float8.py), which a pass
+over x and one over the filters round; D then writes all of z's gradient, in 8 bits for E beside 16 for F, and
+its largest value.
 An A by windows (convolution/window_passes.py) leaves the statistics to a pass over u, and in evaluation the
 rest to the one that B is; an F by windows (convolution/window_gradients.py) reads du in any case: beside a
 dgrad of cuDNN's D writes both gradients, one after the other.
@@ -175,22 +178,24 @@ def _train_backward(
     wanted. `largest` says that d x has operands of 8 bits; then the filters' are `turned`.
     """
     places = argmax if argmax.numel() else None
-    dtypes = {"wgrad": None} | ({"dgrad": largest is not None and FLOAT8 or None} if wants_dx else {})
+    narrow = None if largest is None else FLOAT8  # the dtype of what dgrad multiplies, if not the network's
+    dtypes = {"wgrad": None} | ({"dgrad": narrow} if wants_dx else {})
     hows = [conv.configured(kind, x, filters, places is not None, by_kernel, dtypes[kind]) for kind in dtypes]
     together, d_gate = places is None or _reads_pooled(dtypes, by_kernel), _gate_gradient(u, gate)
     of_u = [together or (config is not None and config.order == "windows") for _, config in hows]
     saved, norm = (u, gate, dy, d_mean), (stats, rstd, weight, bias)
     now = float32_like(u, int(largest is not None))
-    options = {"activation": activation, "now": None if largest is None else now}
+    options = {"activation": activation, "now": now if narrow else None}
     both = norm_gradients.sums(*saved, *norm, **options)
     read, dz8 = {}, None  # the gradient of u, or of z, and argmax if a gradient of the convolution needs it
     for pooled in sorted(set(of_u)):
         dz = torch.empty_like(u) if pooled else _like_y(x, filters, pool=False)
         expanded, read[pooled] = (None, (dz, places)) if pooled else (places, (dz, None))
+        dx8 = None
         if dtypes.get("dgrad") and pooled == of_u[1]:
-            dz8 = torch.empty_like(dz, dtype=torch.float8_e5m2)
-            options |= {"dx8": dz8, "largest": largest}
-        norm_gradients.gradient(*saved, expanded, *norm, both, dz, d_gate, **options)
+            dx8 = dz8 = torch.empty_like(dz, dtype=torch.float8_e5m2)
+        written = {"dx8": dx8, "largest": largest}
+        norm_gradients.gradient(*saved, expanded, *norm, both, dz, d_gate, **options, **written)
     d_filters = conv.gradient(hows[0], *read[of_u[0]], x, filters)
     dx = x.new_empty((0,) * 4)
     if dz8 is not None:

@@ -15,6 +15,8 @@ from bench.tune import measure
 from kernels import conv_bn_act
 from kernels.base import chips, launch
 from kernels.base.chips import AIMED_AT, TARGETS, targeting
+from kernels.base.correctness import check, execute
+from kernels.base.spec import Case
 from kernels.convolution import candidates, conv, float8, float8_passes, selection, tiling
 from kernels.convolution.conv import make_filters, make_images
 from kernels.convolution.tiling import FLOAT8, Config, Problem
@@ -196,6 +198,16 @@ def test_evaluation_has_the_operands_of_training(pool):
     fields = {"training": False, "eps": EPS, "activation": "silu", "pool": pool, "conv_dtype": "float8"}
     evaluated, *_ = conv_bn_act.op(x, filters, *norm, running, **fields)
     assert ((evaluated - y).float().norm() / y.float().norm()).item() < 2e-3
+
+
+def test_a_wgrad_by_windows_reads_pooled_gradients_beside_a_dgrad_of_8_bits():
+    block = {"gate": False, "residual": False, "spatial": False, "activation": "silu", "pool": True}
+    case = Case(n=2, c=32, o=64, map=(5, 4), **block, conv_dtype="float8", training=True)
+    with selection.only(order="windows"), launch.recording() as launches:
+        execute(conv_bn_act.FLOAT8_SPEC, conv_bn_act.op, conv_bn_act._make(case, torch.float16, DEVICE))
+    assert {"_window_wgrad", "_conv_dgrad"} <= {one.name for one in launches}
+    with selection.only(order="windows"):
+        assert not check(conv_bn_act.FLOAT8_SPEC, case, torch.float16, DEVICE)
 
 
 @on_a_gpu
