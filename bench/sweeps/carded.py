@@ -39,6 +39,7 @@ def run(context: Context) -> int:
             settings = [setting for setting in TINY.split() if "epochs" not in setting] + ["target=0.01"]
         configurations = arms(path, settings, execution)
     budget = min(context.left() - LAST, TOY_SECONDS if context.toy else context.left())
+    context.folder.sweep.touch()  # also where there is no time for a run
     with lock.alone():
         found = fastest(
             configurations,

@@ -79,8 +79,7 @@ def test_the_step_of_the_card_leaves_its_runs_its_result_and_a_promise(tmp_path,
     assert carded.run(Context(str(tmp_path), time.time() + 200.0, True)) == 0
     *_, said = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert said["sweep"]["recipe"] == "smoke" and said["sweep"]["verdict"]
-    if folder.sweep.exists():  # a machine may be too busy
-        assert {run["dataset"] for run in ledger.runs(folder.sweep)} == {"made up"}
+    assert {run["dataset"] for run in ledger.runs(folder.sweep)} <= {"made up"}  # a machine may be too busy
     accuracy, seconds = {"mean": 0.9405, "n": 60}, {"mean": 0.5123}
     claimed = {"target": 0.94, "claimed": "8.1 epochs", "seconds": 100.0,
                "fresh": {"accuracy": accuracy, "seconds": seconds, "lower_bound": 0.9402}}  # fmt: skip
