@@ -72,7 +72,7 @@ def chosen(name: str, settings: str) -> tuple[Recipe, Execution]:
 
 
 def trainer(chosen: Recipe, where: Execution) -> Trainer:
-    return Trainer(chosen, where, made_up_data(chosen.batch_size))
+    return Trainer(chosen, where, made_up_data(max(chosen.batch_sizes)))
 
 
 def measure(a: Trainer, b: Trainer, pairs: int) -> list[tuple[float, float]]:

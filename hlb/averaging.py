@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .recipes import Recipe
 
 
-def table(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
+def table(recipe: Recipe, steps: int, per_epoch: schedule.PerEpoch) -> np.ndarray:
     """(mix, take) of every step, as kernels/sgd.py defines them; float64 [steps, 2].
 
     `ema`: slow <- decay * slow + (1 - decay) * value on every n-th step of the last epochs, from a copy on.
@@ -34,15 +34,16 @@ def table(recipe: Recipe, steps: int, per_epoch: int) -> np.ndarray:
     the last epochs, ending in the last step.
     """
     number = np.arange(1, steps + 1)
+    tail = number > steps - round(recipe.averaging_epochs * schedule.last(per_epoch))
     due = number % recipe.averaging_every == 0
     mix, take = np.zeros(steps), np.zeros(steps)
     if recipe.averaging == "ema":
-        due &= number > steps - round(recipe.averaging_epochs * per_epoch)
+        due &= tail
         mix[due] = 1 - recipe.averaging_decay**recipe.averaging_every
         mix[np.flatnonzero(due)[:1]] = 1
     elif recipe.averaging == "tail":
         due = (steps - number) % recipe.averaging_every == 0
-        due &= number > steps - round(recipe.averaging_epochs * per_epoch)
+        due &= tail
         mix[due] = 1 - recipe.averaging_decay**recipe.averaging_every
         mix[np.flatnonzero(due)[:1]] = take[due] = 1
     elif recipe.averaging == "lookahead":
@@ -64,7 +65,7 @@ class Averaging:
     and `tail`, which leave the network itself averaged; `none`.
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, steps: int, per_epoch: int):
+    def __init__(self, network: Network, optimizer: Optimizer, steps: int, per_epoch: schedule.PerEpoch):
         self.kind = network.recipe.averaging
         self.network, self.optimizer = network, optimizer
         self.table, self.slow, self.adopted = None, None, False

@@ -8,6 +8,7 @@ import errno
 import math
 import os
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterable
 from typing import TextIO
@@ -33,6 +34,13 @@ def read(field: str, value: object, kind: type) -> object:
     """
     if hasattr(value, "tolist") and hasattr(value, "ndim"):
         value = value.tolist()
+    if typing.get_origin(kind) is types.UnionType:  # of a value and nothing, or of one and several
+        one, other = typing.get_args(kind)
+        if other is types.NoneType:
+            return None if value in (None, "none", "None") else read(field, value, one)
+        several = value if isinstance(value, (str, list, tuple)) else (value,)
+        items = read(field, several, other)
+        return items[0] if len(items) == 1 else items
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, (list, tuple)):

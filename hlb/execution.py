@@ -21,13 +21,13 @@ from torch._functorch import config as functorch
 
 import kernels
 from kernels.base import chips, launch
-from kernels.base.chips import Chip
 from kernels.base.compilers import missing
 from kernels.base.timing import no_collection
 
 from .errors import UserError, expect_known, read
 from .optimizer import OPTIMIZERS, name_of
-from .recipes import DTYPES, Recipe
+from .ranges import DTYPES
+from .recipes import Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -155,7 +155,7 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
     if master == "auto":
         master = "on" if dtype == "bfloat16" else "off"
     backends = _resolve_kernels(execution.kernels, device, dtype)
-    expect_operands(recipe, dtype, backends, chips.current(device))
+    expect_operands(recipe, dtype, backends, device)
     compile = execution.compile
     if compile == "auto":
         useful = kind == "cuda" and launch.INSTALLED  # Inductor's code for a GPU is Triton's, none on Windows
@@ -217,10 +217,11 @@ def _resolve_kernels(choice: str, device: str, dtype: str) -> str:
     return untuned
 
 
-def expect_operands(recipe: Recipe, dtype: str, choice: str, chip: Chip) -> None:
+def expect_operands(recipe: Recipe, dtype: str, choice: str, device: str) -> None:
     """Raises UserError where a choice of kernels takes one for convolutions that has no 8-bit operands."""
     if set(recipe.conv_dtypes) == {"auto"} or kernels.choose(choice)["conv_bn_act"] != "triton":
         return
+    chip = chips.current(device)
     if dtype not in ("float16", "bfloat16") or not chip.float8:
         raise UserError(
             f"conv_dtype: got {','.join(recipe.conv_dtype)} in {dtype} on {chip.name}; kernels have 8-bit "
@@ -340,7 +341,7 @@ def shortage_explained(recipe: Recipe) -> Iterator[None]:
         if not out and not isinstance(error, torch.OutOfMemoryError):
             raise
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
-        batch, test = recipe.batch_size // 2, recipe.eval_batch_size // 2
+        batch, test = max(recipe.batch_sizes) // 2, recipe.eval_batch_size // 2
         raise UserError(
             f"out of memory: {asked.group(1) if asked else 'more'} was needed on top of what was in use; "
             f"lower it with --set batch_size={batch} or eval_batch_size={test}"

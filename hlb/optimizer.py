@@ -194,7 +194,7 @@ class Optimizer:
     has a schedule of its own and freezes where that reaches 0.
     """
 
-    def __init__(self, network: Network, steps: int, per_epoch: int, *, channels_last: bool):
+    def __init__(self, network: Network, steps: int, per_epoch: schedule.PerEpoch, *, channels_last: bool):
         recipe = network.recipe
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         members = {kind: [p for name, p in trained.items() if _kind(name) == kind] for kind in KINDS}
@@ -211,11 +211,16 @@ class Optimizer:
 
         peaks = dict(zip(KINDS, (recipe.lr, recipe.linear_lr, recipe.bias_lr, recipe.bias_lr)))
         shapes = dict.fromkeys(KINDS, schedule.multipliers(recipe, steps, per_epoch))
+        shapes["filters"] = shapes["filters"] * schedule.batch_multipliers(recipe, steps, per_epoch)
         shapes["stem"] = schedule.stem_multipliers(recipe, steps, per_epoch)
         table = np.stack([peaks[kind] * shapes[kind] for kind in self.names], axis=1)
         device = network.running.device
         self.rates = torch.tensor(table, dtype=torch.float32, device=device)  # [steps, kinds]
         self.step_index = torch.zeros(1, dtype=torch.int64, device=device)
+        self.momenta = None  # Muon's, where it is warmed: float32 [steps]
+        if recipe.muon_momentum_warmup:
+            momenta = schedule.muon_momenta(recipe, steps, per_epoch)
+            self.momenta = torch.tensor(momenta, dtype=torch.float32, device=device)
 
         self.recipe, self.ops = recipe, network.ops
         by_sgd = [kind for kind in self.names if kind != "filters" or recipe.optimizer == "sgd"]
@@ -258,7 +263,8 @@ class Optimizer:
                 copies |= {"slow": averages.slow[i], "averages": averages.table}
             if matrices:
                 column = self.names.index("filters")
-                settings = {"momentum": recipe.muon_momentum, "steps": recipe.muon_steps}
+                settings = {"momentum": recipe.muon_momentum, "momenta": self.momenta}
+                settings["steps"] = recipe.muon_steps
                 self.ops.muon(*shared, matrices, column=column, **settings, **copies)
             if segments:
                 self.ops.sgd(*shared, segments, momentum=recipe.momentum, **copies)

@@ -14,78 +14,19 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.augment import FLIPS
-from kernels.convolution import float8
-from kernels.norm.activations import ACTIVATIONS
-from kernels.views import VIEWS
-
 from .errors import UserError, expect_known, read
-from .networks import FILTER_INITS, GROUPS, HEAD_INITS
 from .optimizer import OPTIMIZERS
-from .schedule import SCHEDULES
-
-AVERAGES = ("none", "ema", "lookahead", "tail")
-DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
-CHOICES = {
-    "dtype": ("auto", *DTYPES),
-    "master_weights": ("auto", "on", "off"),
-    "conv_dtype": ("auto", *DTYPES, *(name for name, passes in float8.PASSES.items() if passes)),
-    "groups": tuple(GROUPS),
-    "activation": tuple(ACTIVATIONS),
-    "stem_activation": tuple(ACTIVATIONS),
-    "filter_init": FILTER_INITS,
-    "head_init": HEAD_INITS,
-    "flip": FLIPS,
-    "schedule": tuple(SCHEDULES),
-    "averaging": AVERAGES,
-    "views": tuple(VIEWS),
-    "val_views": tuple(VIEWS),
-}
-AUGMENTATION = ("pad", "flip", "cutout", "brightness", "contrast")  # fields that kernels/augment.py takes
-# field -> (smallest accepted, largest accepted)
-RANGES = {
-    "base_depth": (1, 4096),
-    "group_widths": (1 / 64, 64),
-    "stem_width": (0, 64),
-    "whiten_images": (1, 1e9),
-    "whiten_eps": (1e-12, 1),
-    "whiten_bias_epochs": (0, 1e9),
-    "logit_scale": (1e-6, 1e3),
-    "bn_momentum": (0, 1),
-    "bn_eps": (1e-30, 1),
-    "train_examples": (0, 1e9),
-    "batch_size": (1, 1e6),
-    "pad": (0, 31),
-    "cutout": (0, 32),
-    "brightness": (0, 10),
-    "contrast": (0, 1),
-    "sizes": (8, 32),
-    "hard_fraction": (0.01, 1),
-    "hard_from": (0, 1e9),
-    "epochs": (1e-3, 10000),
-    "warmup": (0, 1),
-    "initial_lr": (0, 1),
-    "final_lr": (0, 1),
-    "final_epochs": (0, 1e9),
-    "label_smoothing": (0, 1),
-    "lr": (1e-12, 1e6),
-    "linear_lr": (1e-12, 1e6),
-    "bias_lr": (1e-12, 1e6),
-    "momentum": (0, 1),
-    "muon_momentum": (0, 1),
-    "muon_steps": (1, 100),
-    "weight_decay": (0, 1e3),
-    "averaging_epochs": (0, 1e9),
-    "averaging_every": (1, 1e9),
-    "averaging_decay": (0, 1),
-    "views_fraction": (0, 1),
-    "eval_batch_size": (1, 1e6),
-    "target": (0, 1),
-}
+from .ranges import CHOICES, DTYPES, RANGES
 
 
 def _items(value: object) -> tuple:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _at(value: object, epoch: int) -> object:
+    """That of an epoch, of a value for each: the last one from then on."""
+    values = _items(value)
+    return values[min(epoch, len(values) - 1)]
 
 
 @functools.cache
@@ -96,6 +37,11 @@ def _kinds() -> dict[str, type]:
         for field, kind in typing.get_type_hints(Recipe).items()
         if field not in ("name", "optimizer")
     }
+
+
+def by_epoch(field: str) -> bool:
+    """Whether a field takes one value, or one for each epoch."""
+    return tuple in map(typing.get_origin, typing.get_args(_kinds().get(field)))
 
 
 @dataclass(frozen=True)
@@ -136,9 +82,10 @@ class Recipe:
     whiten_bias_epochs: float = 3.0
 
     # Data. train_examples 0 is all of them; the remainder of an epoch is dropped, or is a shorter last batch.
+    # batch_size may have a value for each epoch, the last one from then on.
     # An image's brightness moves by up to that many standard deviations, its contrast by up to that fraction.
     train_examples: int = 0
-    batch_size: int = 2000
+    batch_size: int | tuple[int, ...] = 2000
     drop_last: bool = True
     pad: int = 2
     flip: str = "alternating"
@@ -148,22 +95,28 @@ class Recipe:
     # Side of the training images in each epoch, resized bilinearly; the last one from then on.
     sizes: tuple[int, ...] = (32,)
     # From epoch hard_from on (counted from 0) only that fraction of the images is shown, those whose loss was
-    # largest when last seen: an epoch's steps go round among them, chosen anew each time.
-    hard_fraction: float = 1.0
+    # largest when last seen, those never seen before all: an epoch's steps go round among them, chosen anew
+    # each time. It may have a value for each epoch from there on; a round keeps that which it begins with.
+    hard_fraction: float | tuple[float, ...] = 1.0
     hard_from: int = 0
 
     # Schedule (schedule.py). warmup is a fraction of all steps; initial_lr, where it starts, and final_lr,
-    # held for the last final_epochs, are multiples of the peak.
+    # held for the last final_epochs, are multiples of the peak. What is left of the way down, from 1 to 0, is
+    # raised to the power lr_curve: below 1 rates stay high for longer. With several batch sizes the filters'
+    # rate goes as (batch size / the first one) ** lr_scaling; those of SGD, for the summed loss, need none.
     epochs: float = 8.0
     schedule: str = "linear"
     warmup: float = 0.0
     initial_lr: float = 0.0
     final_lr: float = 0.0
     final_epochs: float = 0.0
+    lr_curve: float = 1.0
+    lr_scaling: float = 0.0
 
     # Loss and optimizer (optimizer.py). Learning rates are for the summed loss. Weight decay is per step at
     # the peak rate: every SGD group's coupled decay is weight_decay / its peak rate.
     label_smoothing: float = 0.2
+    hard_label_smoothing: float | None = None  # in rounds of hard images alone; None: the same
     # The optimizer of the 3x3 filters: muon, sgd, or a torch.optim.Optimizer, as torch.optim.AdamW or in
     # Python a callable that makes one of a list of tensors. Everything else is SGD.
     optimizer: str | Callable[..., torch.optim.Optimizer] = "muon"
@@ -172,6 +125,9 @@ class Recipe:
     bias_lr: float = 0.053
     momentum: float = 0.85
     muon_momentum: float = 0.6
+    # In the first muon_momentum_warmup epochs it rises from muon_momentum_start to muon_momentum.
+    muon_momentum_start: float = 0.0
+    muon_momentum_warmup: float = 0.0
     muon_steps: int = 3
     weight_decay: float = 2e-6 * 2000
 
@@ -202,8 +158,11 @@ class Recipe:
                 "torch.optim.Optimizer such as torch.optim.AdamW"
             )
         for name, (low, high) in RANGES.items():
-            for value in _items(getattr(self, name)):
-                if not low <= value <= high:
+            values = _items(getattr(self, name))
+            if not values:
+                raise UserError(f"{name}: got none, accepted is one value or more, separated by commas")
+            for value in values:
+                if value is not None and not low <= value <= high:
                     raise UserError(f"{name}: got {value:g}, accepted is {low:g} to {high:g}")
         if len(self.groups) != len(self.group_widths) or not self.groups:
             raise UserError(
@@ -211,12 +170,8 @@ class Recipe:
                 "one each is needed"
             )
         if len(self.conv_dtype) not in (1, len(self.groups)):
-            raise UserError(
-                f"conv_dtype: got {len(self.conv_dtype)} for {len(self.groups)} groups, accepted is one for "
-                "all, or one each"
-            )
-        if not self.sizes:
-            raise UserError("sizes: got none, accepted is one or more, such as sizes=24,28,32")
+            got = f"got {len(self.conv_dtype)} for {len(self.groups)} groups"
+            raise UserError(f"conv_dtype: {got}, accepted is one for all, or one each")
         if min(self.sizes) - 1 < 2 ** len(self.groups):
             raise UserError(
                 f"sizes: got {min(self.sizes)}, which {len(self.groups)} groups halve to nothing; "
@@ -232,6 +187,13 @@ class Recipe:
             raise UserError(
                 f"averaging_epochs: got 0, averaging={self.averaging} needs the last epochs it averages over"
             )
+        if len(_items(self.batch_size)) > 1 and not self.drop_last:
+            raise UserError("batch_size: got several with drop_last=false; take drop_last=true, or one size")
+        if self.muon_momentum_start and not self.muon_momentum_warmup:
+            raise UserError(
+                f"muon_momentum_start: got {self.muon_momentum_start:g}, which needs the epochs in which it "
+                "rises: set muon_momentum_warmup"
+            )
 
     def width(self, multiple: float) -> int:
         """Channels of a layer whose width is `multiple` times the base depth; at least 1."""
@@ -243,15 +205,16 @@ class Recipe:
         plain = tuple("auto" if name in DTYPES else name for name in self.conv_dtype)
         return plain * len(self.groups) if len(plain) == 1 else plain
 
-    def steps_per_epoch(self, examples: int) -> int:
+    def steps_per_epoch(self, examples: int, epoch: int = 0) -> int:
         """Training steps in an epoch over `examples` images (or over train_examples of them)."""
         count = min(examples, self.train_examples) if self.train_examples else examples
-        if count < self.batch_size and self.drop_last:
+        batch = self.batch(epoch)
+        if count < batch and self.drop_last:
             raise UserError(
-                f"batch_size: got {self.batch_size} with {count} training images; a batch that is never "
+                f"batch_size: got {batch} with {count} training images; a batch that is never "
                 "full is dropped: lower batch_size or set drop_last=false"
             )
-        return count // self.batch_size if self.drop_last else math.ceil(count / self.batch_size)
+        return count // batch if self.drop_last else math.ceil(count / batch)
 
     @property
     def tested(self) -> str:
@@ -261,11 +224,38 @@ class Recipe:
 
     def size(self, epoch: int) -> int:
         """Side of the training images in an epoch, counted from 0."""
-        return self.sizes[min(epoch, len(self.sizes) - 1)]
+        return _at(self.sizes, epoch)
+
+    def batch(self, epoch: int) -> int:
+        """Images of a training step in an epoch, counted from 0."""
+        return _at(self.batch_size, epoch)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys(_items(self.batch_size)))
+
+    def fraction(self, epoch: int) -> float:
+        """Of the images, those that a round shows which begins in an epoch, counted from 0."""
+        return 1.0 if epoch < self.hard_from else _at(self.hard_fraction, epoch - self.hard_from)
 
     def steps(self, examples: int) -> int:
         """Training steps of the whole run."""
-        return max(1, math.ceil(self.epochs * self.steps_per_epoch(examples)))
+        return self.epoch_starts(examples)[-1]
+
+    def steps_by_epoch(self, examples: int) -> int | tuple[int, ...]:
+        """Training steps in an epoch, or, with several batch sizes, in each as it is when whole."""
+        if not isinstance(self.batch_size, tuple):
+            return self.steps_per_epoch(examples)
+        return tuple(self.steps_per_epoch(examples, epoch) for epoch in range(math.ceil(self.epochs)))
+
+    def epoch_starts(self, examples: int) -> list[int]:
+        """The first step of each epoch, and at last the number of all steps."""
+        starts = [0]
+        for epoch in range(math.ceil(self.epochs)):
+            part = min(self.epochs - epoch, 1) * self.steps_per_epoch(examples, epoch)
+            starts.append(starts[-1] + max(1, math.ceil(round(part, 9))))
+        return starts
 
 
 SEED = Recipe(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -29,7 +30,8 @@ from .execution import Execution, compiled, torch_dtype
 from .initial import InitialWeights
 from .networks import Network
 from .optimizer import Optimizer
-from .recipes import AUGMENTATION, Recipe
+from .ranges import AUGMENTATION
+from .recipes import Recipe
 
 
 class Round(NamedTuple):
@@ -46,39 +48,47 @@ class Variant(NamedTuple):
     count: int  # images
     train_stem: bool  # whether the stem's bias still trains
     average: bool = False  # whether weights are averaged
+    hard: bool = False  # whether it has the label smoothing of hard images
 
 
 def rounds(recipe: Recipe, examples: int) -> list[Round]:
-    """The rounds of a run over `examples` images: one per epoch, and from epoch `hard_from` on rounds of the
-    hard images alone, in whole batches.
+    """The rounds of a run over `examples` images: one per epoch, and, where the epoch that a round begins in
+    shows a fraction of the images, of the hard ones alone, in whole batches. One ends early where the batch
+    size changes.
     """
-    per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
-    examples, batch = min(recipe.train_examples or examples, examples), recipe.batch_size
-    hard = min(max(1, int(recipe.hard_fraction * examples) // batch) * batch, examples)
-    chosen = recipe.hard_fraction < 1 and hard < examples
-    turn = min(recipe.hard_from * per_epoch, steps) if chosen else steps
-    whole = [Round(first, examples) for first in range(0, turn, per_epoch)]
-    return whole + [Round(first, hard) for first in range(turn, steps, -(-hard // batch))]
+    starts, found, first = recipe.epoch_starts(examples), [], 0
+    count = min(recipe.train_examples or examples, examples)
+    ends = [start for epoch, start in enumerate(starts) if recipe.batch(epoch) != recipe.batch(epoch - 1)]
+    while first < starts[-1]:
+        epoch = bisect(starts, first) - 1
+        images, steps = count, recipe.steps_per_epoch(examples, epoch)
+        batch, fraction = recipe.batch(epoch), recipe.fraction(epoch)
+        hard = max(1, int(fraction * count) // batch)  # batches
+        if fraction < 1 and hard * batch < count:
+            images, steps = hard * batch, hard
+        found.append(Round(first, images))
+        first = min(first + steps, *(end for end in ends if end > first), starts[-1])
+    return found
 
 
 def plan(recipe: Recipe, examples: int) -> list[Variant]:
     """The variant of every step of a run over `examples` images. Raises UserError where batch norm would have
     one value per channel.
     """
-    per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
+    per_epoch, starts = recipe.steps_by_epoch(examples), recipe.epoch_starts(examples)
+    steps = starts[-1]
     stem_steps = schedule.stem_steps(recipe, steps, per_epoch)
     due = table(recipe, steps, per_epoch).any(axis=1).tolist()
-    each = rounds(recipe, examples)
-    variants = [
-        Variant(
-            recipe.size(step // per_epoch),
-            min(recipe.batch_size, images - (step - first) * recipe.batch_size),
-            step < stem_steps,
-            due[step],
-        )
-        for (first, images), end in zip(each, [*(later.first for later in each[1:]), steps])
-        for step in range(first, end)
-    ]
+    each, variants = rounds(recipe, examples), []
+    everything = min(recipe.train_examples or examples, examples)
+    apart = recipe.hard_label_smoothing not in (None, recipe.label_smoothing)
+    for (first, images), end in zip(each, [*(later.first for later in each[1:]), steps]):
+        hard = apart and images < everything
+        for step in range(first, end):
+            epoch = bisect(starts, step) - 1
+            batch = recipe.batch(epoch)
+            shown = min(batch, images - (step - first) * batch)
+            variants.append(Variant(recipe.size(epoch), shown, step < stem_steps, due[step], hard))
     for size, count in {(variant.size, variant.count) for variant in variants}:
         side = (size - 1) >> len(recipe.groups)  # of the last map
         if count * side**2 < 2:
@@ -129,16 +139,21 @@ class Step:
         self.initial = InitialWeights(network, optimizer.arenas)
         self.images, self.labels, self.augment = images, labels, augment
         self.ops, self.recipe = network.ops, network.recipe
-        device, batch = images.device, self.recipe.batch_size
+        device = images.device
         self.rounds = rounds(self.recipe, len(images))
         self.examples = examples = min(self.recipe.train_examples or len(images), len(images))
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the round, from 0
         self.turns = torch.tensor([first for first, _ in self.rounds], device=device)
         self.first = torch.zeros(1, dtype=torch.int64, device=device)
-        # The round's order, a row a step; what does not fill a row is beyond the images that are taken.
-        self.batches = torch.zeros(-(-examples // batch), batch, dtype=torch.int64, device=device)
-        self.order = self.batches.view(-1)[:examples]
+        # The round's order, a row a step; what does not fill a row is beyond the images that are taken. Batch
+        # sizes have rows of their own, of the same memory: a round has one.
+        counts = {batch: -(-examples // batch) for batch in self.recipe.batch_sizes}
+        order = max(batch * count for batch, count in counts.items())
+        order = torch.zeros(order, dtype=torch.int64, device=device)
+        self.rows = {batch: order[: batch * count].view(count, batch) for batch, count in counts.items()}
+        self.batches = self.rows[self.recipe.batch_sizes[0]]
+        self.order = order[:examples]
         self.metrics = torch.zeros(len(optimizer.rates), 2, dtype=torch.float32, device=device)
         hard = any(count < examples for _, count in self.rounds)
         self.losses = torch.zeros(examples, dtype=torch.float32, device=device) if hard else None
@@ -193,14 +208,17 @@ class Step:
     def _forward(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, number of right answers, batch statistics."""
         row = self.optimizer.step_index - self.first
-        ids = self.batches.index_select(0, row)[0, : variant.count]
+        # Only where there is one batch size is a last batch shorter.
+        ids = self.rows.get(variant.count, self.batches).index_select(0, row)[0, : variant.count]
         size = 0 if variant.size == self.images.shape[1] else variant.size
         x = self.network.layout(self.augment(self.images, ids, self.seed, self.number, size=size))
         logits, stats = self.network(x, variant.train_stem)
         labels = self.labels[ids]
         if self.losses is not None:
             self.ops.scatter_losses(self.losses, ids, logits.detach(), labels)
-        return *self.ops.cross_entropy(logits, labels, self.recipe.label_smoothing), stats
+        recipe = self.recipe
+        smoothing = recipe.hard_label_smoothing if variant.hard else recipe.label_smoothing
+        return *self.ops.cross_entropy(logits, labels, smoothing), stats
 
     @torch.no_grad()
     def _update(self, loss: Tensor, correct: Tensor, stats: Tensor, average: bool) -> None:
@@ -218,7 +236,7 @@ def build(recipe: Recipe, ops: SimpleNamespace, execution: Execution, dataset: D
     """
     device, dtype = torch.device(execution.device), torch_dtype(recipe.dtype)
     images, labels = (tensor.to(device) for tensor in dataset.tensors[:2])
-    steps, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
+    steps, per_epoch = recipe.steps(len(images)), recipe.steps_by_epoch(len(images))
     with device:
         network = Network(recipe, ops, execution.channels_last, classes=len(dataset.classes)).cast(dtype)
     optimizer = Optimizer(network, steps, per_epoch, channels_last=execution.channels_last)

@@ -121,10 +121,10 @@ class Trainer:
         self.averaging, self.rounds, self.examples = self.step.averaging, self.step.rounds, self.step.examples
         self.train_images, self.train_labels = self.step.images, self.step.labels
         self.test_images, self.test_labels = (tensor.to(self.device) for tensor in dataset.tensors[2:])
-        self.per_epoch = recipe.steps_per_epoch(len(self.train_images))
+        self.starts = recipe.epoch_starts(len(self.train_images))  # steps that epochs begin with, and the end
         self.kinds = sorted({images for _, images in self.rounds})  # of rounds
         self.steps = len(self.plan)
-        self.epochs = math.ceil(self.steps / self.per_epoch)
+        self.epochs = len(self.starts) - 1
 
         forward = compiled(self.network) if execution.compile == "on" else self.network
         colours = {"mean": dataset.mean, "std": dataset.std}
@@ -193,7 +193,7 @@ class Trainer:
         whitening.whiten(self.network, images, self.dataset.mean, self.dataset.std)
 
     def _epoch(self, epoch: int, run: Run, callback: Callback) -> None:
-        for number in range(epoch * self.per_epoch, min((epoch + 1) * self.per_epoch, self.steps)):
+        for number in range(self.starts[epoch], self.starts[epoch + 1]):
             self._step(number)
             run.steps += 1
             callback.step(run, run.steps)
@@ -202,7 +202,7 @@ class Trainer:
         """An epoch's entry: training loss and accuracy, validation of the network and of its average. None
         for what a graph of the whole run does not tell.
         """
-        steps = slice(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
+        steps = slice(self.starts[epoch], self.starts[epoch + 1])
         seen = sum(variant.count for variant in self.plan[steps])
         loss, correct = (self.step.metrics[steps].double().sum(0) / seen).tolist()
         row = dict.fromkeys(("epoch", "train_loss", "val_loss", "train_acc", "val_acc", "average_val_acc"))

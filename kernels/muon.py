@@ -10,6 +10,8 @@ which drives them towards 1 (into about [0.7, 1.2], not to 1 exactly) and leaves
 bfloat16 for a 16-bit network and in the network's own dtype otherwise; a permutation of columns changes
 nothing, so filters may be flattened in any memory order.
 
+With `momenta` momentum is momenta[step], which a captured step reads anew.
+
 Arena, tables and averaging are those of sgd.py; a matrix (offset, rows, columns) is a piece of the
 arena. The kernels hold X in a workspace, the smaller side m as rows, both sides padded with zeros to
 multiples of 64, and treat all filters in each launch: 1 for the momentum, 3 per step for gram = X X^T,
@@ -30,7 +32,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .base.launch import INTERPRETED, cdiv, launch, power_of_2, register, tl, triton
+from .base.launch import INTERPRETED, cdiv, expect, launch, power_of_2, register, tl, triton
 from .base.spec import Case, KernelSpec, updated
 from .sgd import _average, arena_bytes, average, check_arena, make_arena
 
@@ -61,13 +63,15 @@ def reference(
     column: int,
     momentum: float,
     steps: int,
+    momenta: Tensor | None = None,
     compute: Tensor | None = None,
     slow: Tensor | None = None,
     averages: Tensor | None = None,
 ) -> None:
     """One step, in place on `value`, `buffer`, `compute` and `slow`; `grad` is zero afterwards.
 
-    `column` is that of the rates. Raises ValueError for matrices that overlap or lie outside the arena, a
+    `column` is that of the rates; `momenta`, float32 [steps of the run], has a momentum for each step, in
+    place of `momentum`. Raises ValueError for matrices that overlap or lie outside the arena, a
     column that is not there, and no `steps`.
     """
     _check_matrices(matrices, len(value), column, rates.shape[1], steps)
@@ -75,8 +79,14 @@ def reference(
     for offset, rows, columns in matrices:
         at = slice(offset, offset + rows * columns)
         v, g, b = (flat[at].view(rows, columns) for flat in (value, grad, buffer))
-        b.mul_(momentum).add_(g)
-        d = g.to(v.dtype).add(b, alpha=momentum)
+        if momenta is None:
+            b.mul_(momentum).add_(g)
+            d = g.to(v.dtype).add(b, alpha=momentum)
+        else:
+            wide = torch.promote_types(v.dtype, torch.float32)
+            mu, d = momenta.index_select(0, step).to(wide), g.to(wide)
+            b.copy_(torch.addcmul(d, b.to(wide), mu))
+            d = torch.addcmul(d, b.to(wide), mu)
         d = d.to(torch.bfloat16) if g.dtype.itemsize == 2 else d
         v.mul_(rows**0.5 / v.norm())
         v.sub_(orthogonalise(d, steps).to(v.dtype) * lr)
@@ -118,6 +128,8 @@ def _momentum(
     p_buffer,
     p_x,  # every matrix [M, K], one after the other
     p_partial,  # float32 [2, programs]: of g^2 and of value^2
+    p_momenta,  # float32 [steps]
+    p_step,  # int64 [1]
     FIRST: tl.constexpr,  # per matrix: its first program, its place in the arena,
     OFFSET: tl.constexpr,
     ROWS: tl.constexpr,  # extents and strides there of what are X's rows and columns,
@@ -127,6 +139,7 @@ def _momentum(
     AT: tl.constexpr,  # its place in p_x, and its padded columns there
     K: tl.constexpr,
     MOMENTUM: tl.constexpr,
+    MOMENTA: tl.constexpr,  # whether each step has a momentum of its own
     TILE: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -139,8 +152,11 @@ def _momentum(
     value = tl.load(p_value + o_all, mask=m_all, other=0.0).to(tl.float32)
     grad = tl.load(p_grad + o_all, mask=m_all, other=0.0).to(tl.float32)
     buffer = tl.load(p_buffer + o_all, mask=m_all, other=0.0).to(tl.float32)
-    buffer = MOMENTUM * buffer + grad
-    x = (grad + MOMENTUM * buffer).to(p_x.dtype.element_ty)
+    mu = MOMENTUM
+    if MOMENTA:
+        mu = tl.load(p_momenta + tl.load(p_step))
+    buffer = mu * buffer + grad
+    x = (grad + mu * buffer).to(p_x.dtype.element_ty)
     tl.store(p_buffer + o_all, buffer.to(p_buffer.dtype.element_ty), mask=m_all)
     tl.store(p_grad + o_all, tl.zeros([TILE, TILE], p_grad.dtype.element_ty), mask=m_all)
     tl.store(p_x + _of(program, FIRST, AT) + rows * k + columns, x)  # zeros as padding
@@ -337,6 +353,7 @@ def _step(
     compute: Tensor | None,
     slow: Tensor | None,
     rates: Tensor,
+    momenta: Tensor | None,
     averages: Tensor | None,
     step: Tensor,
     offsets: Sequence[int],
@@ -373,9 +390,12 @@ def _step(
         buffer,
         x,
         partial,
+        rates if momenta is None else momenta,
+        step,
         FIRST=first,
         **told(*piece),
         MOMENTUM=momentum,
+        MOMENTA=momenta is not None,
         TILE=TILE,
         num_warps=8,
     )
@@ -449,6 +469,7 @@ def _(
     compute,
     slow,
     rates,
+    momenta,
     averages,
     step,
     offsets,
@@ -472,6 +493,7 @@ def op(
     column: int,
     momentum: float,
     steps: int,
+    momenta: Tensor | None = None,
     compute: Tensor | None = None,
     slow: Tensor | None = None,
     averages: Tensor | None = None,
@@ -483,9 +505,11 @@ def op(
     """
     check_arena(value, grad, buffer, rates, step, compute, slow, averages)
     _check_matrices(matrices, len(value), column, rates.shape[1], steps)
+    if momenta is not None:
+        expect("momenta", momenta, len(rates), dtypes=(torch.float32,), device=value.device)
     if matrices:
-        arrays = zip(*matrices)
-        _step(value, grad, buffer, compute, slow, rates, averages, step, *arrays, column, momentum, steps)
+        tables, arrays = (rates, momenta, averages, step), zip(*matrices)
+        _step(value, grad, buffer, compute, slow, *tables, *arrays, column, momentum, steps)
 
 
 def _check_matrices(matrices: Sequence[Matrix], size: int, column: int, columns: int, steps: int) -> None:
@@ -508,10 +532,13 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
     for rows, columns in case.shapes:
         matrices.append((at, rows, columns))
         at += rows * columns + case.gap
-    return make_arena(at, 2, case.master, case.averaging, dtype, device) | {
+    arena = make_arena(at, 2, case.master, case.averaging, dtype, device)
+    momenta = torch.tensor([float("nan"), case.momentum, float("nan")], device=device)  # the step is 1
+    return arena | {
         "matrices": tuple(matrices),
         "column": 1,
-        "momentum": case.momentum,
+        "momentum": 0.3 if case.warm else case.momentum,
+        "momenta": momenta if case.warm else None,
         "steps": case.steps,
     }
 
@@ -550,7 +577,12 @@ def _flops(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _case(label: str, *shapes: tuple[int, int], master: bool = False, averaging: str = "none") -> Case:
-    return Case(label, shapes=shapes, gap=0, steps=3, master=master, averaging=averaging, momentum=0.6)
+    how = {"master": master, "averaging": averaging, "momentum": 0.6, "warm": False}
+    return Case(label, shapes=shapes, gap=0, steps=3, **how)
+
+
+def _counted(*shapes: tuple[int, int], **how) -> Case:
+    return Case(shapes=shapes, momentum=0.6, **how)
 
 
 _RECORD94 = ((64, 216), (64, 576), (256, 576), (256, 2304), (256, 2304), (256, 2304))
@@ -577,10 +609,11 @@ SPEC = KernelSpec(
         "master": (False, True),
         "averaging": ("none", "idle", "copy", "ema", "lookahead", "end"),
         "momentum": (0.0, 0.6),
+        "warm": (False, True),
     },
     counted=(
-        Case(shapes=((64, 128), (128, 192)), gap=64, steps=2, master=True, averaging="ema", momentum=0.6),
-        Case(shapes=((192, 64),), gap=0, steps=1, master=False, averaging="none", momentum=0.6),
+        _counted((64, 128), (128, 192), gap=64, steps=2, master=True, averaging="ema", warm=False),
+        _counted((192, 64), gap=0, steps=1, master=False, averaging="none", warm=True),
     ),
     bytes=_bytes,
     flops=_flops,
@@ -592,6 +625,7 @@ SPEC = KernelSpec(
     repeats=lambda case: dict.fromkeys(("_gram", "_poly", "_apply"), case.steps),
     mutates=("value", "grad", "buffer", "compute", "slow"),
     reduction=lambda case: max(max(shape) for shape in case.shapes),
+    compiled={"warm": (False, True)},
     narrow={"p_partial": "two numbers a program"},
     shared_reads=("_gram", "_poly", "_apply"),
 )

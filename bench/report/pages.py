@@ -160,8 +160,8 @@ def described(recipe: Recipe) -> str:
     parts = [WHAT[recipe.name]] if recipe.name in WHAT else []
     if len(set(recipe.sizes)) > 1:
         parts.append(f"images that grow, {min(recipe.sizes)} to {max(recipe.sizes)} pixels")
-    if recipe.hard_fraction < 1:
-        hardest = f"the {100 * recipe.hard_fraction:g} % of the images whose loss was largest"
+    if recipe.fraction(recipe.hard_from) < 1:
+        hardest = f"the {100 * recipe.fraction(recipe.hard_from):g} % of the images whose loss was largest"
         parts.append(f"after {recipe.hard_from} epochs only {hardest}")
     return "; ".join(parts)
 

@@ -2,7 +2,8 @@
 
 import textwrap
 
-from ..recipes import DTYPES, RECIPES
+from ..ranges import DTYPES
+from ..recipes import RECIPES
 
 WIDTH = 80
 

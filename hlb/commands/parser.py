@@ -7,7 +7,7 @@ import typing
 from .. import __version__, errors
 from ..errors import UserError, whole
 from ..execution import COMPILE, GRAPHS
-from ..recipes import DTYPES
+from ..ranges import DTYPES
 from ..runs.ledger import DEFAULT as LEDGER
 from ..study.compare import HELP as COMPARE
 from ..study.sweep import HELP as SWEEP

@@ -85,7 +85,7 @@ def report(recipe: Recipe, examples: int = 50000) -> dict:
     """The entry of `hlb recipes --json` for a recipe: parameters, GFLOP per image of 32x32, TFLOP of all
     training steps, steps, schedule.
     """
-    per_epoch, steps = recipe.steps_per_epoch(examples), recipe.steps(examples)
+    per_epoch, steps = recipe.steps_by_epoch(examples), recipe.steps(examples)
     forward, train = flops_per_image(recipe)
     total = sum(
         times * variant.count * flops_per_image(recipe, variant.train_stem, variant.size)[1]
@@ -110,7 +110,7 @@ def steps(recipe: Recipe, examples: int = 50000) -> Counter[tuple[Variant, str]]
     variants = plan(recipe, examples)
     kinds = ["none"] * len(variants)
     if recipe.averaging != "none":
-        rows = averaging.table(recipe, len(variants), recipe.steps_per_epoch(examples))
+        rows = averaging.table(recipe, len(variants), recipe.steps_by_epoch(examples))
         kinds = [_averages(*row) for row in rows.tolist()]
     return Counter(zip(variants, kinds))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import typing
+from types import NoneType
 
 from ..optimizer import OPTIMIZERS
-from ..recipes import CHOICES, RANGES, Recipe
+from ..ranges import CHOICES, RANGES
+from ..recipes import Recipe, by_epoch
 
 MEANING = {
     "dtype": "of weights and images; auto: the device's",
@@ -27,7 +29,7 @@ MEANING = {
     "whiten_centered": "subtract the mean of the patches first",
     "whiten_bias_epochs": "epochs in which the stem's bias trains",
     "train_examples": "training images used; 0 is all",
-    "batch_size": "images of a training step",
+    "batch_size": "images of a training step, in each epoch; the last one from then on",
     "drop_last": "drop what is left of an epoch, in place of a shorter last batch",
     "pad": "pixels that a crop moves by, at most",
     "flip": "mirrored images: at random, or every other epoch",
@@ -35,7 +37,7 @@ MEANING = {
     "brightness": "standard deviations that an image's brightness moves by, at most",
     "contrast": "fraction that an image's contrast moves by, at most",
     "sizes": "side of the training images in each epoch; the last one from then on",
-    "hard_fraction": "of the images, those of the largest loss, that are shown",
+    "hard_fraction": "of the images, those of the largest loss, that are shown, in each epoch from hard_from",
     "hard_from": "epoch, counted from 0, from which only those are shown",
     "epochs": "length of a run",
     "schedule": "of the learning rates",
@@ -43,13 +45,18 @@ MEANING = {
     "initial_lr": "where the warm-up starts, in multiples of the peak",
     "final_lr": "where the rates end, in multiples of the peak",
     "final_epochs": "last epochs, in which it is held",
+    "lr_curve": "power of what is left of the way down; below 1 rates stay high for longer",
+    "lr_scaling": "power of the batch size, over the first, that the 3x3 filters' rate is multiplied by",
     "label_smoothing": "share of the target that all classes get",
+    "hard_label_smoothing": "in rounds of hard images alone; none: the same",
     "optimizer": "of the 3x3 filters; all else is SGD",
     "lr": "peak rate of the 3x3 filters, for the summed loss",
     "linear_lr": "of head, squeeze-and-excite and projection weights",
     "bias_lr": "of biases",
     "momentum": "of SGD",
     "muon_momentum": "of Muon",
+    "muon_momentum_start": "at the first step, where it is warmed",
+    "muon_momentum_warmup": "first epochs, in which it rises from there to muon_momentum",
     "muon_steps": "Newton-Schulz iterations of Muon",
     "weight_decay": "per step at the peak rate",
     "averaging": "of the weights",
@@ -68,6 +75,8 @@ def accepted(field: str) -> str:
     """What a field takes, in words: its range, its choices."""
     kind = typing.get_type_hints(Recipe)[field]
     several = ", a list" if typing.get_origin(kind) is tuple else ""
+    several = ", or a list" if by_epoch(field) else several
+    several = ", or none" if NoneType in typing.get_args(kind) else several
     if field == "optimizer":
         return f"{', '.join(OPTIMIZERS)} or torch.optim.NAME"
     if field in CHOICES:
@@ -83,5 +92,6 @@ def explained(fields: dict[str, object]) -> list[str]:
     lines = []
     for field, value in fields.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        text = "none" if value is None else text
         lines.append(f"  {f'{field}={text}':34}  {MEANING[field]} ({accepted(field)})")
     return lines

@@ -14,7 +14,7 @@ from kernels.base import chips
 
 from .. import settings
 from ..errors import UserError
-from ..execution import expect_operands
+from ..execution import Execution, device_of, expect_operands
 from ..recipes import RECIPES, Recipe
 from ..runs.display import fitting
 from . import complexity, expected, fields, floor
@@ -29,7 +29,7 @@ RECIPE_COLUMNS = {  # heading -> cell, from a recipe's name and its `complexity.
     "TFLOP/run": lambda name, r: f"{r['tflop_per_run']:.1f}",
     "steps": lambda name, r: str(r["steps"]),
     "epochs": lambda name, r: f"{r['epochs']:g}",
-    "batch": lambda name, r: str(r["batch_size"]),
+    "batch": lambda name, r: str(r["batch_size"]).strip("()"),
 }
 PASS_COLUMNS = {  # heading -> cell, from a `passes.Pass` on a chip; GFLOP, MB and µs are per step
     "layer": lambda p, chip: p.layer,
@@ -110,7 +110,7 @@ def report(name: str | None, choice: str | None, changed: list[str] = ()) -> Rep
 def _launched(recipe: Recipe, choice: str) -> Launched:
     chip = chips.here()
     try:
-        expect_operands(recipe, "float16", choice, chip)
+        expect_operands(recipe, "float16", choice, device_of(Execution()))
         step, parts = launched(recipe, choice), floor.phases(recipe, choice)
     except UserError:
         raise
@@ -130,7 +130,8 @@ def show(report: Report) -> None:
 
 def _show_recipe(recipe: Recipe, content: dict) -> None:
     """Its schedule and its fields."""
-    multipliers = [*content["lr_multiplier"][:: content["steps_per_epoch"]], content["lr_multiplier"][-1]]
+    starts = recipe.epoch_starts(50000)
+    multipliers = [content["lr_multiplier"][step] for step in (*starts[:-1], starts[-1] - 1)]
     print("\nlearning-rate multiplier at the start of each epoch and at the last step:")
     print(" ", *(f"{m:.3f}" for m in multipliers))
     print("\nfields, for --set:")

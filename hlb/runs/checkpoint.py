@@ -23,7 +23,8 @@ from ..errors import UserError, expect_known
 from ..execution import torch_dtype
 from ..files import atomic
 from ..networks import Network
-from ..recipes import DTYPES, Recipe
+from ..ranges import DTYPES
+from ..recipes import Recipe
 from ..settings import fields, from_fields
 from ..train import Run, Trainer
 

@@ -125,15 +125,16 @@ class Display(Callback):
     def started(self, trainer: Trainer, runs: int, eval_every: int) -> None:
         recipe, estimate = trainer.recipe, trainer.estimate_seconds(eval_every)
         self.runs, self.steps = runs, trainer.steps
-        self.per_epoch, self.eval_every = trainer.per_epoch, eval_every
+        self.starts, self.eval_every = trainer.starts, eval_every
         self.columns = dict(RUN_COLUMNS if runs > 1 else EPOCH_COLUMNS)
         if recipe.averaging != "ema" or not eval_every:
             self.columns.pop("average_val_acc", None)
+        batches = " and ".join(map(str, recipe.batch_sizes))
         total = f", {duration(runs * estimate)} for {runs}" if runs > 1 else ""
         line(
             self.console,
             f"{recipe.name} on {trainer.dataset.name}, {trainer.execution.device}: {self.steps} steps of "
-            f"{recipe.batch_size} in {recipe.dtype}; built in {duration(trainer.build_seconds)}; a run will "
+            f"{batches} in {recipe.dtype}; built in {duration(trainer.build_seconds)}; a run will "
             f"take about {duration(estimate)}{total}",
         )
         if recipe.name == "smoke":
@@ -170,10 +171,10 @@ class Display(Callback):
 
     def _tested(self, step: int) -> str:
         """What comes after a step that is no training."""
-        epochs, left = divmod(step, self.per_epoch)
         if step == self.steps:
             return "evaluating"
-        return "validating" if self.eval_every and not left and epochs % self.eval_every == 0 else ""
+        ends = step in self.starts and self.eval_every
+        return "validating" if ends and self.starts.index(step) % self.eval_every == 0 else ""
 
     def epoch(self, run: Run, row: dict) -> None:
         if self.runs == 1:

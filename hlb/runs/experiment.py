@@ -156,10 +156,10 @@ def check_interpreted(recipe: Recipe, execution: Execution) -> str:
     chosen = kernels.choose(execution.kernels).values()
     if not launch.INTERPRETED or execution.device.startswith("cuda") or "triton" not in chosen:
         return ""
-    size = max(recipe.sizes)
-    cost = INTERPRETED * recipe.batch_size * size**2 * recipe.base_depth
+    size, batch = max(recipe.sizes), max(recipe.batch_sizes)
+    cost = INTERPRETED * batch * size**2 * recipe.base_depth
     said = (
-        f"TRITON_INTERPRET=1: a step of {recipe.batch_size} images of {size}x{size}, base_depth="
+        f"TRITON_INTERPRET=1: a step of {batch} images of {size}x{size}, base_depth="
         f"{recipe.base_depth}, takes about {duration(cost)} in Triton's interpreter"
     )
     if cost > PATIENCE:

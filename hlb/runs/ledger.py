@@ -24,7 +24,8 @@ import torch
 
 from ..errors import UserError
 from ..files import atomic
-from ..recipes import RANGES, Recipe
+from ..ranges import RANGES
+from ..recipes import Recipe, by_epoch
 from ..settings import fields
 from ..train import Run, Trainer
 from . import environment
@@ -247,6 +248,10 @@ def _fits(name: str, value: object, example: object) -> bool:
     """Whether a recipe's field may have that value, by the type of another one."""
     if isinstance(example, list):
         return isinstance(value, list) and all(_fits(name, item, example[0]) for item in value)
+    if isinstance(value, list) and by_epoch(name):
+        return bool(value) and all(_fits(name, item, example) for item in value)
+    if example is None and value is None:
+        return True
     if isinstance(example, (bool, str)):
         return type(value) is type(example)
     low, high = RANGES.get(name, (-LARGEST, LARGEST))

@@ -52,8 +52,8 @@ def decisive(fields: dict) -> dict:
 
 def _typed(value: object, example: object) -> object:
     """A field's value in the field's type: 8 epochs are 8.0."""
-    if isinstance(example, list) and isinstance(value, (list, tuple)):
-        return [_typed(item, example[0]) for item in value]
+    if isinstance(value, (list, tuple)):
+        return [_typed(item, example[0] if isinstance(example, list) else example) for item in value]
     return float(value) if isinstance(example, float) and type(value) is int else value
 
 

@@ -59,13 +59,14 @@ class Configuration:
 
 
 def alternatives(setting: str) -> tuple[str, list[str]]:
-    """`field=value,value,...` as the field and its values; those of a field that is a list have / between."""
+    """`field=value,value,...` as the field and its values; where one is a list they have / between."""
     field, equals, values = setting.partition("=") if isinstance(setting, str) else ("", "", "")
     field = field.strip()
     if not equals:
         raise UserError(f"--set: got {setting!r}, accepted is field=value,value,...")
     kind = typing.get_type_hints(Recipe).get(field)
-    separator = "/" if typing.get_origin(kind) is tuple else ","
+    listed = typing.get_origin(kind) is tuple or "/" in values  # hard_fraction=0.5,0.7 but 0.8,0.6/0.5
+    separator = "/" if listed else ","
     return field, [value.strip() for value in values.split(separator)]
 
 

@@ -122,7 +122,7 @@ def fake(averaging: str = "ema") -> SimpleNamespace:
         execution=hlb.Execution("cpu"),
         dataset=SimpleNamespace(name="cifar10"),
         steps=20,
-        per_epoch=10,
+        starts=[0, 10, 20],
         build_seconds=1.0,
         estimate_seconds=lambda eval_every: 100.0,
     )

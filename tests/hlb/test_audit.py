@@ -122,7 +122,7 @@ class Practised(Trainer):
 
     def _row(self, epoch, *rest):
         self.optimizer.step_index -= 1
-        self.steppers[self.plan[(epoch + 1) * self.per_epoch - 1]]()
+        self.steppers[self.plan[self.starts[epoch + 1] - 1]]()
         for arena in self.optimizer.arenas if epoch == 0 else ():
             arena.load(arena.value * 0.5)
         return super()._row(epoch, *rest)

@@ -15,7 +15,7 @@ from hlb.averaging import Averaging, table
 from hlb.execution import resolve
 from hlb.networks import Network
 from hlb.optimizer import Optimizer
-from hlb.step import plan
+from hlb.step import Variant, plan
 from hlb.train import Trainer
 
 CUDA = torch.cuda.is_available()
@@ -72,6 +72,45 @@ def test_captured_runs_of_the_seed_recipe_with_its_average_and_last_short_batch(
     plain, ours = (trainer(data, how, "seed", **settings) for how in ("off", mode))
     (state, *numbers), (expected, *theirs) = outcome(ours, 5), outcome(plain, 5)
     assert torch.equal(state, expected) and numbers == theirs
+
+
+LEVERS = {
+    "falling hard fraction": {"hard_fraction": "0.8,0.4", "hard_from": 1},
+    "hard images from the first epoch on": {"hard_fraction": 0.5, "hard_from": 0, "sizes": "16,20"},
+    "batch sizes": {"batch_size": "20,40", "lr_scaling": 0.5, "hard_fraction": 0.7, "hard_from": 1},
+    "label smoothing of hard images": {"hard_fraction": 0.5, "hard_from": 1, "hard_label_smoothing": 0.0},
+    "curve of the rates": {"lr_curve": 0.5, "final_lr": 0.1},
+    "warmed momentum": {"muon_momentum_start": 0.1, "muon_momentum_warmup": 1.5},
+    "part of an epoch": {"epochs": 1.35},
+    "few views": {"views": "flip+shift", "views_fraction": 0.02},
+    "no views": {"views": "flip+shift", "views_fraction": 0.0},
+}
+LEVERS["all"] = {field: value for lever in LEVERS.values() for field, value in lever.items()}
+SMALL = {"base_depth": 2, "sizes": "20", "epochs": 2.0, "whiten_bias_epochs": 0.5}
+
+
+@pytest.mark.parametrize("lever", LEVERS if CUDA else ["all", "warmed momentum"])
+def test_a_run_with_a_lever_as_one_graph_equals_the_uncaptured_one_and_differs_from_one_without(data, lever):
+    base, plain, ours = (
+        trainer(data, mode, **SMALL | settings)
+        for mode, settings in (("off", {}), ("off", LEVERS[lever]), ("run", LEVERS[lever]))
+    )
+    for seed in (3, 4):
+        (state, *numbers), (expected, *theirs) = outcome(ours, seed), outcome(plain, seed)
+        assert torch.equal(state, expected) and numbers == theirs
+    if "views" not in LEVERS[lever] or lever == "all":  # which only the accuracy is of
+        assert not torch.equal(expected, outcome(base, 4)[0])
+
+
+@pytest.mark.skipif(not CUDA, reason="compiled steps in a CUDA graph need a GPU")
+@pytest.mark.parametrize("kernels", ["reference", "tuned"])
+def test_a_compiled_run_with_all_levers_as_one_graph_learns_as_the_plain_one(data, kernels):
+    settings, runs = SMALL | LEVERS["all"] | {"dtype": "float16", "epochs": 3.35, "base_depth": 16}, []
+    for compile, mode in (("off", "off"), ("on", "run")):
+        execution = hlb.Execution(compile=compile, graph=mode, kernels=kernels)
+        runs.append(Trainer(*resolve(hlb.recipe("smoke", SETTINGS | settings), execution), data).run(3))
+    first = [run.epochs[0]["train_loss"] for run in runs]
+    assert runs[1].status == "ok" and first[1] == pytest.approx(first[0], rel=0.1)
 
 
 def test_step_that_takes_its_seed_from_the_host_is_noticed(data):
@@ -170,12 +209,12 @@ def test_plan_changes_size_where_an_epoch_begins_and_keeps_the_last_size():
     recipe = hlb.recipe("record94", {"sizes": "24,28", "epochs": 3.5, "batch_size": 20000, "drop_last": False,
                                      "whiten_bias_epochs": 0.5, "averaging_epochs": 1.0,
                                      "averaging_every": 2})  # fmt: skip
-    assert [tuple(variant) for variant in plan(recipe, 50000)] == [
+    assert plan(recipe, 50000) == [Variant(*of, hard=False) for of in (
         (24, 20000, True, False), (24, 20000, True, False), (24, 10000, False, False),
         (28, 20000, False, False), (28, 20000, False, False), (28, 10000, False, False),
         (28, 20000, False, False), (28, 20000, False, False), (28, 10000, False, True),
         (28, 20000, False, False), (28, 20000, False, True),
-    ]  # fmt: skip
+    )]  # fmt: skip
 
 
 def test_images_of_an_epoch_have_the_size_that_the_recipe_says(data):

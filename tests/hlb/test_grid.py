@@ -19,6 +19,8 @@ from hlb.study import grid
         ("sizes=24,28,32/28,32", "sizes", ["24,28,32", "28,32"]),
         ("group_widths=1,4,4", "group_widths", ["1,4,4"]),
         ("groups=pair,pair/pair", "groups", ["pair,pair", "pair"]),
+        ("hard_fraction=0.5,0.7", "hard_fraction", ["0.5", "0.7"]),
+        ("hard_fraction=0.8,0.6/0.5", "hard_fraction", ["0.8,0.6", "0.5"]),
         ("unknown=1,2", "unknown", ["1", "2"]),
     ],
 )

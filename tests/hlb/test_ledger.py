@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hlb.runs import ledger
+from hlb.settings import from_fields
 
 ROOT = Path(__file__).parents[2]
 RECORD = {"recipe": "smoke", "accuracy": 0.5, "epochs": [{"epoch": 1, "train_loss": 2.0}]}
@@ -210,7 +211,9 @@ def test_a_number_that_json_cannot_hold_is_read_as_none_at_any_depth(path, numbe
         {"note": 1},
         *({"recipe_fields": {name: value}} for name, value in (
             ("lr", "fast"), ("lr", None), ("lr", True), ("group_widths", 1.0), ("group_widths", [1, "a"]),
-            ("drop_last", 1), ("views", 6), ("target", 94), ("target", "0.94"), ("views_fraction", [1]))),
+            ("drop_last", 1), ("views", 6), ("target", 94), ("target", "0.94"), ("views_fraction", [1]),
+            ("hard_fraction", []), ("hard_fraction", [0.5, 2]), ("batch_size", [8, "8"]),
+            ("hard_label_smoothing", "none"), ("hard_label_smoothing", 2))),
     ],
     ids=str,
 )  # fmt: skip
@@ -221,6 +224,17 @@ def test_a_line_whose_fields_are_of_other_types_or_out_of_range_is_no_run(change
 def test_a_run_may_lack_what_came_later_and_have_what_is_unknown():
     assert ledger.is_run({**RUN, "recipe_fields": {"gone": {"a": [1]}}, "execution": {}, "seed": None})
     assert ledger.is_run(RUN | {"status": "failed", "accuracy": None, "train_seconds": None})
+
+
+@pytest.mark.parametrize("field, value", [
+    ("hard_fraction", [0.8, 0.5]), ("batch_size", [8, 16]), ("hard_label_smoothing", None),
+    ("hard_label_smoothing", 0.1),
+])  # fmt: skip
+def test_a_field_may_have_a_value_for_each_epoch_or_none(path, field, value):
+    ledger.append(path, RUN | {"recipe_fields": {field: value, "name": "smoke"}})
+    (run,) = ledger.runs(path)
+    read = getattr(from_fields(run["recipe_fields"]), field)
+    assert read == (tuple(value) if type(value) is list else value)
 
 
 def _append_many(path: Path, writer: int, records: int, epochs: int) -> None:

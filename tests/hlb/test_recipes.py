@@ -79,6 +79,110 @@ def test_warm_up_of_the_linear_schedule_rises_from_zero_to_one():
     )
 
 
+def test_a_curve_bends_the_way_down_and_keeps_its_ends():
+    straight, high, low = (
+        rates(
+            hlb.recipe("airbench94", {"final_lr": 0.1, "final_epochs": 2.0, "warmup": 0.1, "lr_curve": curve})
+        )
+        for curve in (1, 0.5, 2)
+    )
+    down = np.arange(130) / 130  # from step 20 to step 150
+    np.testing.assert_allclose(high[20:150], 0.1 + 0.9 * (1 - down) ** 0.5, atol=1e-12)
+    np.testing.assert_allclose(low[20:150], 0.1 + 0.9 * (1 - down) ** 2, atol=1e-12)
+    for bent in (high, low):
+        np.testing.assert_array_equal(bent[:21], straight[:21])
+        np.testing.assert_array_equal(bent[150:], straight[150:])
+    bent = rates(hlb.recipe("seed", {"lr_curve": 0.5}))
+    assert bent[484] == pytest.approx(0.135 + 0.865 * 0.5**0.5) and bent[969] == pytest.approx(0.135)
+
+
+def made(**settings) -> Optimizer:
+    recipe = hlb.recipe(
+        "airbench94", {"base_depth": 2, "dtype": "float32", "master_weights": "off"} | settings
+    )
+    network = Network(recipe, kernels.backend("reference"))
+    steps, per_epoch = recipe.steps(EXAMPLES), recipe.steps_by_epoch(EXAMPLES)
+    return Optimizer(network, steps, per_epoch, channels_last=True)
+
+
+def test_rates_of_the_filters_go_with_the_batch_size_where_asked_those_of_sgd_do_not():
+    staged = {"batch_size": "1000,2000,4000", "epochs": 3.0, "final_lr": 1.0}
+    plain, scaled = made(**staged), made(**staged, lr_scaling=0.5)
+    filters = plain.names.index("filters")
+    ratio = (scaled.rates / plain.rates)[:, filters]
+    expected = torch.tensor([1.0] * 50 + [2.0] * 25 + [4.0] * 12) ** 0.5
+    torch.testing.assert_close(ratio, expected)
+    others = [column for column, name in enumerate(plain.names) if name != "filters"]
+    assert torch.equal(scaled.rates[:, others], plain.rates[:, others])
+
+
+def test_first_epochs_are_as_long_as_the_first_and_last_ones_as_the_last():
+    staged = hlb.recipe("airbench94", {"batch_size": "1000,2000", "epochs": 3, "final_lr": 0.5,
+                                       "final_epochs": 1, "whiten_bias_epochs": 0.5})  # fmt: skip
+    steps, per_epoch = staged.steps(EXAMPLES), staged.steps_by_epoch(EXAMPLES)
+    assert (steps, per_epoch) == (100, (50, 25, 25))
+    assert np.flatnonzero(schedule.multipliers(staged, steps, per_epoch) > 0.5).tolist() == [*range(75)]
+    assert schedule.stem_steps(staged, steps, per_epoch) == 25
+
+
+def test_momentum_of_muon_rises_over_the_first_epochs():
+    assert made().momenta is None
+    momenta = made(muon_momentum_start=0.2, muon_momentum_warmup=2.0).momenta  # to 0.6, in 50 steps
+    torch.testing.assert_close(momenta[:51], torch.linspace(0.2, 0.6, 51))
+    assert torch.equal(momenta[50:], momenta[50].expand(150)) and momenta.dtype == torch.float32
+
+
+def test_steps_of_muon_have_their_momenta():
+    """What a step does to the buffer, with a gradient of 0: momentum times what it was."""
+    ours = made(muon_momentum_start=0.25, muon_momentum_warmup=0.08)  # two steps of 25
+    (arena,) = (arena for arena, matrices in zip(ours.arenas, ours.matrices) if matrices)
+    (offset, rows, columns), *_ = next(filter(None, ours.matrices))
+    at = slice(offset, offset + rows * columns)
+    arena.value.normal_()
+    arena.buffer[at] = 1.0
+    seen = []
+    for _ in range(4):
+        before = arena.buffer[at][0].item()
+        ours.step()
+        seen.append(arena.buffer[at][0].item() / before)
+    assert seen == pytest.approx([0.25, 0.425, 0.6, 0.6])
+
+
+@pytest.mark.parametrize("epochs, batch, steps", [
+    (7.35, 1536, 236), (8.4, 1536, 269), (1.12, 2000, 28), (2.28, 2000, 57), (0.001, 1536, 1), (8, 1536, 256),
+    (2.5, "1024,1536", 96), (2.51, "1024,1536", 97), (0.5, "1024,1536", 24),
+])  # fmt: skip
+def test_epochs_are_counted_to_the_step(epochs, batch, steps):
+    recipe = hlb.recipe("record94", {"epochs": epochs, "batch_size": batch})
+    starts = recipe.epoch_starts(EXAMPLES)
+    assert recipe.steps(EXAMPLES) == starts[-1] == steps
+    assert starts[:2] == [0, min(steps, 48 if batch == "1024,1536" else 50000 // batch)]
+
+
+def test_a_list_has_a_value_for_each_epoch_the_last_one_from_then_on():
+    recipe = hlb.recipe("record94", ["hard_fraction=0.8,0.6,0.5", "hard_from=2", "batch_size=512,1024"])
+    assert [recipe.fraction(epoch) for epoch in range(7)] == [1, 1, 0.8, 0.6, 0.5, 0.5, 0.5]
+    assert [recipe.batch(epoch) for epoch in range(3)] == [512, 1024, 1024]
+    assert recipe.hard_fraction == (0.8, 0.6, 0.5) and recipe.batch_sizes == (512, 1024)
+    alone = hlb.recipe("record94", {"hard_fraction": [0.7], "batch_size": (1024,)})
+    assert (alone.hard_fraction, alone.batch_size) == (0.7, 1024)
+    assert hlb.recipe("record94", ["hard_label_smoothing=none"]) == hlb.RECIPES["record94"]
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"hard_fraction": "0.5,2"}, "hard_fraction: got 2, accepted is 0.01 to 1"),
+    ({"hard_fraction": ()}, "hard_fraction: got none, accepted is one value or more"),
+    ({"batch_size": "512,x"}, "batch_size: got 'x', accepted is a whole number"),
+    ({"batch_size": "512,1024", "drop_last": False}, "batch_size: got several with drop_last=false"),
+    ({"hard_label_smoothing": "x"}, "hard_label_smoothing: got 'x', accepted is a number"),
+    ({"hard_label_smoothing": 2}, "hard_label_smoothing: got 2, accepted is 0 to 1"),
+    ({"muon_momentum_start": 0.3}, "muon_momentum_start: got 0.3, which needs .* set muon_momentum_warmup"),
+])  # fmt: skip
+def test_a_lever_that_cannot_be_is_refused_in_a_line(settings, message):
+    with pytest.raises(hlb.UserError, match=f"^{message}"):
+        hlb.recipe("record94", settings)
+
+
 def test_optimizer_reads_the_schedule_step_by_step_from_its_table():
     recipe = hlb.recipe("airbench94", {"base_depth": 2, "dtype": "float32", "master_weights": "off"})
     network = Network(recipe, kernels.backend("reference"))

@@ -21,8 +21,12 @@ def recipe(**settings):
 
 
 @pytest.fixture(scope="module")
-def trainer() -> Trainer:
-    data = hlb.Dataset("synthetic", synthetic.make(EXAMPLES, 40))
+def data() -> hlb.Dataset:
+    return hlb.Dataset("synthetic", synthetic.make(EXAMPLES, 40))
+
+
+@pytest.fixture(scope="module")
+def trainer(data) -> Trainer:
     return Trainer(*resolve(recipe(), hlb.Execution(compile="off")), data)
 
 
@@ -60,6 +64,70 @@ def test_short_last_batches_stay_where_no_image_is_left_out():
 def test_a_set_smaller_than_a_batch_is_shown_whole():
     settings = {"batch_size": 500, "drop_last": False}
     assert rounds(recipe(**settings), 500) == [Round(0, 120), Round(1, 120), Round(2, 120)]
+
+
+def test_a_round_has_the_fraction_of_the_epoch_that_it_begins_in_and_the_last_one_from_then_on():
+    falling = recipe(hard_fraction="0.8,0.4", epochs=4)
+    assert rounds(falling, 500) == [Round(0, 120), Round(6, 80), Round(10, 80)] + [
+        Round(first, 40) for first in (14, 16, 18, 20, 22)
+    ]
+    assert rounds(recipe(hard_fraction=(0.4,)), 500) == rounds(recipe(), 500)
+
+
+def test_all_images_are_shown_again_where_the_fraction_is_one_again():
+    again = recipe(hard_fraction="0.8,1", hard_from=0, drop_last=True)
+    assert rounds(again, 500) == [Round(0, 80), Round(4, 80), Round(8, 120), Round(14, 120)]
+
+
+def test_images_change_their_size_where_the_hard_rounds_begin():
+    sizes = [variant.size for variant in plan(recipe(sizes="16,20,24", hard_from=0), 500)]
+    assert sizes == [16] * 6 + [20] * 6 + [24] * 6
+
+
+def test_images_never_seen_are_the_hardest(data):
+    ours = Trainer(*resolve(recipe(hard_from=0), hlb.Execution(compile="off")), data)
+    seen = images_of_steps(ours)
+    first, second, third = ({*sum(seen[i : i + 2], [])} for i in (0, 2, 4))
+    assert len(first) == len(second) == len(third) == 40 and first | second | third == {*range(120)}
+
+
+def test_a_round_ends_where_the_batch_size_changes_and_each_shows_its_images_once(data):
+    staged = recipe(batch_size="20,30", hard_fraction=0.8, drop_last=True)
+    assert rounds(staged, 500) == [Round(0, 120), Round(6, 90), Round(9, 90), Round(12, 90)]
+    staged = recipe(batch_size="20,20,30", hard_fraction=0.8, epochs=2.5)
+    assert rounds(staged, 500) == [Round(0, 120), Round(6, 80), Round(10, 80), Round(12, 90)]
+    assert [variant.count for variant in plan(staged, 500)] == [20] * 12 + [30] * 2
+    ours = Trainer(*resolve(staged, hlb.Execution(compile="off")), data)
+    seen = images_of_steps(ours)
+    assert [len(ids) for ids in seen] == [20] * 12 + [30] * 2
+    assert {*sum(seen[:6], [])} == {*range(120)}
+    for begin, end in ((6, 10), (10, 12), (12, 14)):
+        ids = sum(seen[begin:end], [])
+        assert len(ids) == len({*ids})
+
+
+@pytest.mark.parametrize("settings, smoothings", [
+    ({"hard_label_smoothing": 0.0}, [0.2] * 6 + [0.0] * 12), ({"hard_label_smoothing": 0.2}, [0.2] * 18),
+    ({}, [0.2] * 18), ({"hard_label_smoothing": 0.5, "hard_from": 0}, [0.5] * 18),
+])  # fmt: skip
+def test_hard_images_have_a_label_smoothing_of_their_own(settings, smoothings, data):
+    ours, seen = Trainer(*resolve(recipe(**settings), hlb.Execution(compile="off")), data), []
+    loss = ours.ops.cross_entropy
+    ours.ops.cross_entropy = lambda x, y, smoothing: seen.append(smoothing) or loss(x, y, smoothing)
+    ours.run(0, eval_every=0)
+    assert seen[:-1] == smoothings and seen[-1] == ours.recipe.label_smoothing  # of the evaluation
+    assert len({variant.hard for variant in ours.plan}) == len({*smoothings})
+
+
+def images_of_steps(ours: Trainer) -> list[list[int]]:
+    """The ids that each step of a run is given."""
+    seen, augment = [], ours.step.augment
+    ours.step.augment = lambda images, ids, *rest, **options: (
+        seen.append(ids.tolist()),
+        augment(images, ids, *rest, **options),
+    )[1]
+    assert ours.run(0, eval_every=0).status == "ok"
+    return seen
 
 
 def shown(step, steps: range) -> list[list[int]]:

@@ -127,3 +127,14 @@ def test_views_of_an_image_are_evaluated_together_in_batches_of_the_recipes_rows
     sizes.clear()
     evaluate(network, images, labels, "flip+shift", **NORMALISE, fraction=0.1, forward=forward)
     assert sizes == [3] * 6 + [2] + [5] * 2  # an image's views are never parted
+
+
+def test_the_smallest_fractions_of_images_get_views_one_and_none(network):
+    images, labels = pixels(20, 32, 32), torch.arange(20) % 10
+    losses = {}
+    for name, fraction in (("none", 1.0), ("flip", 0.0), ("flip", 0.02), ("flip", 0.05), ("flip", 1.0)):
+        options = NORMALISE | {"fraction": fraction}
+        losses[name, fraction] = evaluate(network, images, labels, name, **options)[1]
+    plain = losses.pop(("none", 1.0))
+    assert losses["flip", 0.0] == losses["flip", 0.02] == plain  # 0.4 of an image is none
+    assert len({plain, losses["flip", 0.05], losses["flip", 1.0]}) == 3
