@@ -670,7 +670,10 @@ FLOAT8_SPEC = replace(
     dtypes=HALF,
     differentiable=(*SPEC.differentiable, "largest"),
     narrowed=("d x",),
-    narrow=NARROW | {"p_dx8": "one byte beside each value of dx"},
+    narrow={
+        name: NARROW[name] for name in ("p_rstd", "p_stats", "p_partial", "p_groups", "p_sums", "p_argmax")
+    }
+    | {"p_dx8": "one byte beside each value of dx"},
     since=89,
 )
 
@@ -710,6 +713,6 @@ FLOAT8_EVAL_SPEC = replace(
     counted=tuple(_narrow(case) for case in EVAL_SPEC.counted[:1]),
     compiled={},
     dtypes=HALF,
-    narrow=EVAL_SPEC.narrow,
+    narrow={name: why for name, why in EVAL_SPEC.narrow.items() if name != "p_filters"},
     since=89,
 )
