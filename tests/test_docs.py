@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -30,7 +31,7 @@ import kernels.__main__ as catalogue
 from hlb import cli
 from hlb.cost import expected, floor, passes
 from hlb.runs import ledger
-from hlb.runs.statistics import RECORD_RUNS, record_claim, summary
+from hlb.runs.statistics import RECORD_RUNS, record_claim, summary, welch
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -350,6 +351,20 @@ def test_runs_have_the_numbers_of_their_records():
         mean = seconds["mean"]
         written = f"{mean:.0f}" if mean >= 1000 else f"{mean:.1f}"
         assert numbers == f"{100 * accuracy['mean']:.2f} %, {written} s, n = {accuracy['n']}", source
+
+
+def test_runs_with_8_bit_operands_and_without_have_the_numbers_of_their_records():
+    *each, (_, told, _) = rows(FACTS, "mean accuracy, n, last epoch's loss")
+    assert len(each) == 2
+    accuracies = []
+    for _, numbers, source in each:
+        runs = ledger.load(ROOT / source.strip("`"))
+        accuracies.append([run["accuracy"] for run in runs])
+        mean, loss = fmean(accuracies[-1]), fmean(run["epochs"][-1]["train_loss"] for run in runs)
+        assert numbers == f"{100 * mean:.2f} %, n = {len(runs)}, {loss:.4f}", source
+    test = welch(*accuracies)
+    low, high = (100 * bound for bound in test["ci95"])
+    assert told == f"{100 * test['difference']:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
 
 
 def test_ratios_of_step_times_are_those_of_their_records():
