@@ -9,12 +9,13 @@ from ops.json: compiled references of an op, forward and backward. The pass over
 makes statistics, and pools, is from the corrected blocks of conv-passes.json. Convolutions themselves are not
 here: they stand in kernels/convolution/measured.json, pass by pass. Kernels that were rewritten since have a
 `factor`, what they are modelled to take of that time, from rewritten.json (pace.py), and `beside` it the
-seconds of operators that they have spared since.
+seconds of operators that they have spared since; those of a profile of PRESENT are as they are now.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import statistics
@@ -53,6 +54,7 @@ OF_KERNELS = {
     "se_gate, the rest": r"xmma_gemm_f32f32|_fused_gelu_\d|_fused_sum_\d",
     "stem, the rest": r"gemmSN_NN",
 }
+OF_TUNED = {"": CONVOLUTION + "|init_device_workspace"}
 OF_REFERENCES = {
     "": CONVOLUTION
     + r"|nhwcAddPadding|convolution_gelu|abs_addcmul_index|_unsafe_index_add|gemm|splitKreduce|nvjet"
@@ -64,9 +66,10 @@ OF_REFERENCES = {
 }
 # recipe -> profile -> patterns of it; each profile gives the passes that no earlier one has given.
 PROFILES = {
-    "record94": {"tri": OF_KERNELS, "mix": OF_REFERENCES},
-    "seed": {"seed-tri": OF_KERNELS, "seed-ref": OF_REFERENCES},
+    "record94": {"tuned": OF_TUNED, "float8": OF_TUNED, "tri": OF_KERNELS, "mix": OF_REFERENCES},
+    "seed": {"seed-tuned": OF_TUNED, "seed-tri": OF_KERNELS, "seed-ref": OF_REFERENCES},
 }
+PRESENT = ("tuned", "float8", "seed-tuned")
 # Operators of PyTorch beside a kernel: what it has spared of them since it was measured is counted with it.
 BESIDE = {
     "conv_bn_act, the rest": "_sums",
@@ -151,7 +154,7 @@ def _frozen(value):
 
 
 def statistics_pass(content: dict) -> dict:
-    """Of `_tile_statistics`: what cuDNN's corrected forward passes take beyond their convolution where
+    """Of the statistics that cuDNN's forward passes were timed with: what the corrected forward passes take beyond their convolution where
     nothing is pooled, and the bytes of z, which that reads.
     """
     seconds = moved = 0
@@ -170,17 +173,21 @@ def of_record(root: Path) -> tuple[str, dict]:
     factors = {(row["recipe"], row["kernel"]): row["factor"] for row in read(root / "rewritten.json")["rows"]}
     entry: dict = {"record": root.as_posix(), "recipes": {}, "prepare": {}}
     for name, of in PROFILES.items():
-        rates = {"_tile_statistics": statistics_pass(passes)}
+        present: set[str] = set()
+        rates = {expected.STATISTICS: statistics_pass(passes)}
         for profile, patterns in of.items():
             run = profiles[profile]["run"]
             lines = ledger(root / run["ledger"])
             recipe = settings.from_fields(lines[0]["recipe_fields"])
-            kind = "kernels" if patterns is OF_KERNELS else "references"
-            for one, rate in profiled(profiles[profile], recipe, run["kernels"], patterns).items():
+            kind = "references" if patterns is OF_REFERENCES else "kernels"
+            with contextlib.nullcontext() if profile in PRESENT else selection.as_measured():
+                found = profiled(profiles[profile], recipe, run["kernels"], patterns)
+            for one, rate in found.items():
                 rates.setdefault(f"{one} of {kind}" if one == expected.BETWEEN else one, rate)
+            present |= found.keys() if profile in PRESENT else set()
             entry["prepare"].setdefault(kind, statistics.fmean(line["prepare_seconds"] for line in lines))
         rates = compiled(ops["rows"], name) | rates
-        for one in rates.keys() & {kernel for recipe, kernel in factors if recipe == name}:
+        for one in rates.keys() & {kernel for recipe, kernel in factors if recipe == name} - present:
             rates[one]["factor"] = factors[name, one]
         shapes = {field: getattr(recipe, field) for field in (*expected.SHAPES, "sizes")}
         entry["recipes"][name] = {"shapes": shapes, "passes": {one: rates[one] for one in sorted(rates)}}
@@ -201,8 +208,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def _main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    with selection.as_measured():
-        name, entry = of_record(options.folder)
+    name, entry = of_record(options.folder)
     content = json.loads(expected.FILE.read_text()) if expected.FILE.exists() else {}
     with atomic(expected.FILE) as temporary:
         temporary.write_text(text(content | {name: entry}))

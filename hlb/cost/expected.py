@@ -36,6 +36,7 @@ from .passes import Pass
 
 FILE = Path(__file__).with_name("times.json")
 BETWEEN = "between the ops"
+STATISTICS = "statistics that cuDNN was timed with"
 KINDS = ("kernels", "references")  # what most of a profiled run's ops were
 HOW = ("measured", "corrected", "scaled", "modelled")
 
@@ -166,8 +167,10 @@ class _Rates:
         return times * seconds, "measured" if same else "scaled"
 
     def statistics(self, forward: Problem) -> float:
-        """Seconds of the pass over z that makes the statistics and, where it is pooled, u and argmax."""
-        rate = self.rates.get("_tile_statistics", {"seconds": 0.0, "bytes": 1})
+        """Seconds that cuDNN's forward pass was timed with besides: of the pass over z that makes the
+        statistics and, where it is pooled, u and argmax.
+        """
+        rate = self.rates.get(STATISTICS, {"seconds": 0.0, "bytes": 1})
         values = forward.n * forward.o
         moved = values * forward.h * forward.w * forward.dtype.itemsize
         if forward.pool:
