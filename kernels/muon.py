@@ -533,12 +533,13 @@ def _make(case: Case, dtype: torch.dtype, device) -> dict:
         matrices.append((at, rows, columns))
         at += rows * columns + case.gap
     arena = make_arena(at, 2, case.master, case.averaging, dtype, device)
+    warm = case.get("warm", False)  # records have cases from before there was one
     momenta = torch.tensor([float("nan"), case.momentum, float("nan")], device=device)  # the step is 1
     return arena | {
         "matrices": tuple(matrices),
         "column": 1,
-        "momentum": 0.3 if case.warm else case.momentum,
-        "momenta": momenta if case.warm else None,
+        "momentum": 0.3 if warm else case.momentum,
+        "momenta": momenta if warm else None,
         "steps": case.steps,
     }
 
