@@ -154,8 +154,8 @@ def _frozen(value):
 
 
 def statistics_pass(content: dict) -> dict:
-    """Of the statistics that cuDNN's forward passes were timed with: what the corrected forward passes take beyond their convolution where
-    nothing is pooled, and the bytes of z, which that reads.
+    """Of the statistics that cuDNN's forward passes were timed with: what the corrected ones take beyond the
+    convolution where nothing is pooled, and the bytes of z, which that reads.
     """
     seconds = moved = 0
     for label, one in content["corrected"]["seconds"].items():

@@ -118,6 +118,7 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
     ("gradient", (128, 128, 64, 4, 3)): (89,),
     ("gradient", (64, 16, 64, 2, 3)): (100,),
     ("gradient", (128, 32, 64, 8, 3)): (80, 89),
+    ("gradient", (128, 32, 64, 4, 3)): (80,),
     ("float8 pooled forward", (128, 64, 64, 4, 3)): (89,),
     ("float8 pooled forward", (64, 128, 64, 4, 3)): (89,),
     ("float8 forward", (256, 128, 128, 8, 3)): (100,),

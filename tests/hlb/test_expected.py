@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,7 @@ from hlb import settings
 from hlb.cli import main
 from hlb.cost import expected
 from hlb.cost.passes import Pass
+from hlb.runs.statistics import distinct
 from kernels.base import chips
 from kernels.convolution import selection
 from kernels.convolution.tiling import FLOAT8, Problem
@@ -33,14 +35,17 @@ def runs(name: str) -> list[dict]:
 
 @cache
 def expectation(name: str) -> expected.Expectation:
-    """Of the recipe and the choice of kernels of a ledger, without the forms that there were not then."""
+    """Of the recipe and the choice of kernels of a ledger; with references, as they were then."""
     run = runs(name)[0]
-    with selection.as_measured():
+    as_then = "reference" in run["execution"]["kernels"]
+    with selection.as_measured() if as_then else contextlib.nullcontext():
         return expected.of(settings.from_fields(run["recipe_fields"]), run["execution"]["kernels"], H200)
 
 
-# Runs of reference, mix and triton of record94 as it was, of record94 as it is, and of seed.
-@pytest.mark.parametrize("ledger", ("ref-base", "mix", "tri", "hard", "seed-ref", "seed-tri"))
+# Of record94 as it was, of record94 as it is, and of seed; those of kernels as they are now.
+@pytest.mark.parametrize(
+    "ledger", ("ref-base", "mix", "hard", "seed-ref", "tuned", "float8", "sweep", "seed-tuned")
+)
 def test_the_measured_runs_are_as_expected_within_7_percent(ledger):
     measured = fmean(run["train_seconds"] + run["eval_seconds"] for run in runs(ledger))
     assert abs(expectation(ledger).seconds / measured - 1) < 0.07
@@ -59,16 +64,16 @@ def test_record94_is_expected_below_0_58_s_with_the_tuned_kernels_and_below_0_70
     assert found.seconds <= 0.58 and measured.seconds <= 0.70
     assert measured.seconds < 0.85 * expectation("hard").seconds
     assert measured.measured_share > 0.6 and measured.shares["modelled"] < 0.02
-    assert found.measured_share > 0.4  # convolutions, mostly; what was rewritten is modelled
+    assert found.measured_share > 0.6 and found.shares["modelled"] < 0.1  # forms by windows
     assert sum(found.shares.values()) == pytest.approx(1)
 
 
-def test_record94_is_expected_to_be_faster_with_8_bit_operands_of_which_nothing_was_measured():
+def test_record94_is_expected_to_be_faster_with_8_bit_operands():
     recipe = hlb.recipe("record94", {"conv_dtype": "auto,float8,float8"})
     found, plain = expected.of(recipe, "tuned", H200), tuned("record94")[1]
     assert 0.8 < found.seconds / plain.seconds < 0.98
     assert found.convolutions < 0.95 * plain.convolutions
-    assert 0 < found.measured_share < plain.measured_share  # of other groups, and of the update
+    assert 0.4 < found.measured_share < plain.measured_share  # passes at 24 and 28 pixels are scaled
 
 
 def test_8_bit_operands_have_a_rate_of_their_own_and_what_was_measured_beside_others_is_scaled():
@@ -87,14 +92,18 @@ def test_8_bit_operands_have_a_rate_of_their_own_and_what_was_measured_beside_ot
 
 
 def test_measured_facts_tell_what_runs_are_expected_to_take():
-    wanted = []
-    for name in ("record94", "seed"):
-        then, now = tuned(name)
-        seconds = then.seconds, now.seconds, now.convolutions, now.reachable
-        wanted.append([f"`{name}`", *(f"{one:.3f}" for one in seconds)])
+    wanted, ledgers = [], (["tuned"], ["float8", "sweep"], ["seed-tuned"])
+    for one, names in zip(json.loads((RECORD / "expected.json").read_text())["expected"], ledgers):
+        recipe = hlb.recipe(one["recipe"], one["settings"])
+        now = expected.of(recipe, "tuned", H200)
+        came = distinct(run for name in names for run in runs(name))
+        came = [run for run in came if run["recipe_fields"]["epochs"] == recipe.epochs]
+        measured = fmean(run["train_seconds"] + run["eval_seconds"] for run in came)
+        seconds = one["seconds"], now.seconds, now.convolutions, now.reachable, measured
+        label = ", ".join(f"`{text}`" for text in (recipe.name, *one["settings"]))
+        wanted.append([label, *(f"{value:.3f}" for value in seconds)])
         assert sum(phase.least for phase in now.phases) < now.seconds - now.convolutions
-    assert rows(FACTS, "with the kernels as measured") == wanted
-    assert tuned("seed")[1].reachable > 2
+    assert rows(FACTS, "expected before") == wanted
 
 
 def test_a_rewritten_kernel_takes_its_part_of_what_was_measured_and_no_operators_beside_it(monkeypatch):

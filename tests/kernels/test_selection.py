@@ -331,14 +331,27 @@ RECORD = Path(__file__).parents[2] / "bench" / "results" / "h200"
 
 
 def test_the_committed_table_is_what_the_command_makes_of_the_record(launch_table):
-    committed = (Path(selection.__file__).with_name("measured.json")).read_text()
+    (committed,) = json.loads(Path(selection.__file__).with_name("measured.json").read_text()).values()
     assert main(["--from", str(RECORD / "conv-passes.json")]) == 0
-    assert selection.FILE.read_text() == committed
+    made = selection.FILE.read_text()
     assert main(["--from", str(RECORD / "conv-passes.json")]) == 0  # nothing twice
-    assert selection.FILE.read_text() == committed
-    (section,) = json.loads(committed).values()
-    (run,) = section["runs"].values()
+    assert selection.FILE.read_text() == made
+    (section,) = json.loads(made).values()
+    ((name, run),) = section["runs"].items()
     assert run["device"] == "NVIDIA H200" and run["changed"] and "patched" in run["note"]
+    for group in ("launches", "unpool"):
+        mine = {key: one for key, one in committed[group].items() if one["run"] == name}
+        assert mine == section[group]
+    # The rest are a card's own winners.
+    found = [
+        json.loads((RECORD / f"passes-{of}.json").read_text())["found"] for of in ("evaluation", "float8")
+    ]
+    others = {key: one for key, one in committed["launches"].items() if one["run"] != name}
+    assert others.keys() == found[0].keys() | found[1].keys()
+    for key, one in others.items():
+        measured = (found[0] | found[1])[key]
+        assert one["cudnn"] == measured["cudnn"]
+        assert one["seconds"] == min(measured["seconds"].values()) == measured["seconds"][one["config"]]
 
 
 @pytest.mark.parametrize(
