@@ -12,7 +12,7 @@ from ..recipes import Recipe, by_epoch
 MEANING = {
     "dtype": "of weights and images; auto: the device's",
     "master_weights": "float32 copies that the optimizer updates; auto: for bfloat16",
-    "conv_dtype": "of the operands of the groups' convolutions, one or one each; auto: dtype",
+    "conv_dtype": "operands of convolutions",
     "base_depth": "channels that all widths are multiples of",
     "stem_width": "of the stem's projection; 0 is a stem without",
     "group_widths": "of each group of blocks",

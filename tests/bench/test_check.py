@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench.check import aot, check, cli
 from bench.check.aot import (
-    SERIAL,
+    RACE,
     TYPES,
     Compiled,
     identity,
@@ -459,6 +459,18 @@ def _serial(p_x, p_y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
     tl.store(p_y + o[:, None] * BLOCK + o[None, :], acc)
 
 @triton.jit
+def _racing(p_x, p_y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    k = tl.arange(0, STEP)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    tl.assume(n > 0)  # the same, but that there is no way around the loop
+    for i in range(0, n, STEP):
+        a = tl.load(p_x + o[:, None] * n + (i + k)[None, :])
+        b = tl.load(p_x + o[None, :] * n + (i + k)[:, None])
+        acc = tl.dot(tl.where(a > 0, a, 0.0).to(tl.float16), b, acc)
+    tl.store(p_y + o[:, None] * BLOCK + o[None, :], acc)
+
+@triton.jit
 def _wrong(p_x, p_y, n, BLOCK: tl.constexpr):
     tl.store(p_y + tl.arange(0, BLOCK), tl.zeros((2 * BLOCK,), tl.float32))
 
@@ -478,9 +490,9 @@ with recording() as launches:
 names = ("good", "spilling", "strided", "dot", "large", "bytes", "wrong")
 found = {name: violations(one, compile_launch(one, 80)) for name, one in zip(names, launches)}
 with recording() as wide:
-    for kernel in (_dot, _serial):
+    for kernel in (_dot, _serial, _racing):
         launch(kernel, (4,), half, x, 512, BLOCK=64, STEP=64, num_stages=3)
-for name, one in zip(("overlapping", "serial"), wide):
+for name, one in zip(("overlapping", "serial", "racing"), wide):
     found[name] = violations(one, compile_launch(one, 90))
 
 ACTIVATIONS["tanh"] = ACTIVATIONS["silu"]._replace(forward=_tanh)
@@ -562,14 +574,14 @@ def faults(tmp_path_factory):
         ("bytes", "a loop around a dot loads without asynchronous copies"),
         ("wrong", "does not compile: "),
         ("activation", "does not compile: "),
-        ("serial", SERIAL),
+        ("racing", RACE),
     ],
 )
 def test_a_kernel_that_breaks_a_rule_fails(faults, kernel, message):
     assert any(fault.startswith(message) for fault in faults[kernel]), faults[kernel]
 
 
-@pytest.mark.parametrize("kernel", ["good", "dot", "overlapping"])
+@pytest.mark.parametrize("kernel", ["good", "dot", "overlapping", "serial"])
 def test_a_kernel_that_breaks_none_passes(faults, kernel):
     assert faults[kernel] == []
 
@@ -578,7 +590,7 @@ def test_instructions_counted_by_opcode_are_those_of_the_whole_disassembly(fault
     assert faults["counted"].keys() == {"80", "90", "100"}
     assert faults["counted"] == faults["disassembled"]
     decoded, read = faults["products"]
-    assert decoded == read == [{"64": 4}, 4]
+    assert decoded == read == [{"64": 4}, 4, 0]
 
 
 @pytest.mark.parametrize("cc", ["80", "90", "100"])

@@ -224,7 +224,7 @@ def test_the_block_reads_the_pooled_gradient_by_windows_and_that_of_all_outputs_
     case |= {"activation": "silu", "training": True, "by_kernel": by_kernel}
     inputs = conv_bn_act.SPEC.make(case, torch.float16, DEVICE)
     named = {name: value for name, value in inputs.items() if name not in ("running", "training")}
-    _, stats, _, u, argmax, rstd = conv_bn_act._train(**named)
+    _, stats, _, u, argmax, rstd, *_ = conv_bn_act._train(**named)
     dy = torch.randn_like(u)
     saved = (inputs["x"], inputs["filters"], u, stats, rstd, inputs["weight"], inputs["bias"], inputs["gate"])
 
@@ -238,5 +238,5 @@ def test_the_block_reads_the_pooled_gradient_by_windows_and_that_of_all_outputs_
     found, names = gradients("windows", by_kernel)
     assert "_window_wgrad" in names and "_conv_wgrad" not in names
     assert names.count("_gradient") == (1 if by_kernel == "dgrad wgrad" else 2)
-    for got, want in zip(found, gradients("rows", "")[0]):
+    for got, want in zip(found[:4], gradients("rows", "")[0]):  # the fifth is of 8 bits
         assert_near(got, want.double(), 2e-3)
