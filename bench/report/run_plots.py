@@ -16,7 +16,7 @@ from .records import Group, Record
 
 TARGETS = (94, 95, 96)  # %
 NAMED = 15  # of our points have a name beside them
-NEAR = 2  # times of one GPU up to this multiple of the least have a panel of their own
+NEAR = 2.5  # times of one GPU up to this multiple of the least have a panel of their own
 # (ours, another system that we ran, or published; on a GPU) -> colour, marker, name
 LOOKS = {
     ("ours", True): (RED, "o", "ours, GPU"),
@@ -77,7 +77,7 @@ def accuracy_time(mine: Sequence[Record], published: Sequence[Record], *paths: P
         for upper in above:
             aims = [target for target in TARGETS if target <= 100 * max(p["accuracy"] for p in near) + 0.2]
             _panel(upper, near, aims, 1.05, 1.2)
-            upper.set_title(f"Measured on one {near[0]['hardware']}, every time by our rule")
+            upper.set_title(f"Measured on {near[0]['hardware']}, every time by our rule")
             drawings.append((upper, near, near, aims))
         there = {(point["whose"], point["gpu"]) for point in drawable}
         handles = [dot(*look) for kind, look in LOOKS.items() if kind in there]
@@ -123,9 +123,12 @@ def named_by(point: dict) -> str:
 
 
 def short(system: str, length: int = 34) -> str:
-    """A system in few letters: without its dtype, and without its last words where it is long."""
+    """A system in few letters: without its dtype, and without its last words where it is long; 8-bit
+    convolutions of some groups are `float8`.
+    """
     name, _, rest = system.replace("`", "").partition(", ")
     changed = rest.partition(", ")[2] if system.startswith("`") else ""
+    changed = re.sub(r"conv_dtype=\S*float8\S*", "float8", changed)
     text = " ".join(filter(None, [name.partition(" (recorded as")[0], changed]))
     return textwrap.shorten(text, length, placeholder=" …")
 

@@ -155,8 +155,8 @@ class Race:
         return sum(n * self.lab.cost(arm) + self.lab.building(arm) for arm, n in missing.items() if n)
 
     def admit(self) -> None:
-        """Builds as many arms as leave enough time; one that has runs already is in. The first is trained once,
-        to tell what a run takes: steps that are not captured are several times as slow on a GPU.
+        """Builds as many arms as leave enough time; one that has runs already is in. The first is trained
+        once, to tell what a run takes: on a GPU, steps that are not captured are several times as slow.
         """
         lab = self.lab
         for arm in range(self.count):

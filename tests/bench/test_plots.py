@@ -300,6 +300,7 @@ def test_labels_cover_neither_each_other_nor_a_point_nor_a_line_and_stay_inside(
         ("`cpu94`, bfloat16, `epochs=9.0`", "cpu94 epochs=9.0"),
         ("`airbench94` (recorded as `record94`), float16, `lr=2`", "airbench94 lr=2"),
         ("airbench94_muon in bfloat16, its device lines changed", "airbench94_muon in bfloat16"),
+        ("`record94`, float16, `conv_dtype=auto,float8,float8 epochs=7.9`", "record94 float8 epochs=7.9"),
         ("`seed`, float16, `sizes=20,24,24,28,28,28,32 epochs=9.0`", "seed sizes=20,24,24,28,28,28,32 …"),
     ],
 )
