@@ -212,7 +212,7 @@ def test_what_was_measured_on_one_gpu_stands_larger_above_and_by_its_kernels(fig
     above, below = figures[0].axes
     assert dots(above, "o") == [(1.0, pytest.approx(94.2)), (1.5, pytest.approx(94.2))]
     assert [x for x, _ in dots(below, "o")] == [0.9, 1.0, 1.5, 2.0, 3.0]
-    assert "one a GPU" in above.get_title(loc="left") and above.get_xscale() == "linear"
+    assert "on a GPU" in above.get_title(loc="left") and above.get_xscale() == "linear"
     assert sorted(text.get_text() for text in above.texts) == ["a peer", "record94, triton"]
     assert "a peer" not in [text.get_text() for text in below.texts]
     assert "theirs, measured by us, GPU" in texts(figures[0])
