@@ -13,6 +13,7 @@ def tree(tmp_path):
     """A tree with a module `made`, its test and its list."""
     for folder in ("kernels", "hlb", "tests/kernels", "tests/mutants"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "kernels/__init__.py").touch()  # else one that is installed as a path goes before it
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "kernels/made.py").write_text(SOURCE)
     (tmp_path / "tests/kernels/test_kernels.py").write_text(TEST)
