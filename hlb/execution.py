@@ -181,9 +181,9 @@ def resolve(recipe: Recipe, execution: Execution) -> tuple[Recipe, Execution]:
 def _needs_no_compiler(choice: str, captured: str) -> bool:
     """Whether a captured step is as fast without torch.compile: where no op is a reference.
 
-    Then little is left to fuse, and no launch waits for the host: beside the kernels a step of record94
-    launches a dozen of PyTorch's, which take 3 % of the time of an H200 in all. Compiling takes minutes of a
-    first run.
+    Then little is left to fuse, and no launch waits for the host: beside its kernels and cuDNN's a step of
+    record94 has some 17 launches, a dozen without those that set memory, 11 of 575 ms of a run in all
+    (profile `tuned` of bench/results/h200/profiles.json). Compiling takes two minutes of a first run.
     """
     return captured != "off" and "reference" not in kernels.choose(choice).values()
 

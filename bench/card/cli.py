@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import math
 import shlex
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hlb import UserError
-from hlb.errors import Parser, exit_status, expect_known
+from hlb.errors import Parser, above_zero, exit_status, expect_known
 from hlb.files import check_writable
 from hlb.runs import environment, ledger
 from hlb.runs.display import line
@@ -68,7 +67,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
             f"the card runs on Linux, this is {sys.platform}; `python -m bench` measures anywhere"
         )
     parser = Parser(description=_help())
-    parser.add_argument("--minutes", default=str(MINUTES))
+    parser.add_argument("--minutes", type=above_zero, default=MINUTES)
     parser.add_argument("--data")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peer", action="append", default=[])
@@ -76,7 +75,6 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--configurations", default="")
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args(arguments)
-    options.minutes = _minutes(options.minutes)
     options.peers = _peers(options.peer)
     if options.steps and "peers" not in map(str.strip, options.steps.split(",")):
         options.without(("peer",), "--steps has no peers")
@@ -89,16 +87,6 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out: {options.out} is no folder; give one")
     return options
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise UserError(f"--minutes: got {text!r}, accepted is a number above 0")
-    return minutes
 
 
 def _peers(asked: list[str]) -> tuple[tuple[str, str], ...]:

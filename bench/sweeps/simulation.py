@@ -6,7 +6,8 @@ An arm has a true mean and a time. A run's accuracy is normal about the mean wit
 on an H200 (0.14 points, bench/results/h200/hard.jsonl), its time about the arm's (0.001 s). The best arm is
 the fastest whose true mean reaches the target. Two other ways have the same budget: as many runs of every
 arm, then the same last rung; and as many runs of every arm, of which the fastest is claimed whose bound
-reaches the target. A build took 15 s there; that arms which share a network take 2 s is assumed.
+reaches the target. A build is taken for 15 s, as references took that are compiled, and for 2 s where a
+network is shared; since then 6 and 3.5 s were measured (bench/results/h200/sweep.jsonl).
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class _Rates:
         if "factor" in rate and not selection.measured_only():
             return times * rate["seconds"] * rate["factor"], "modelled"
         seconds = rate["seconds"] + rate.get("beside", 0.0)
-        same = self.exact and one.layer.partition(".")[0] not in self.eight  # none had operands of 8 bits
+        same = self.exact and one.layer.partition(".")[0] not in self.eight  # rates are of 16 bits
         return times * seconds, "measured" if same else "scaled"
 
     def statistics(self, forward: Problem) -> float:

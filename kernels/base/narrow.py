@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .launch import tl, triton
 
-AIM = tl.constexpr(12)  # exponent that the last step's largest gradient is scaled to
-FIRST = tl.constexpr(8)  # exponent of the gradients' scale while no largest one is known
+AIM = 12  # exponent that the last step's largest gradient is scaled to
+FIRST = 8  # exponent of the gradients' scale while no largest one is known
+_AIM, _FIRST = tl.constexpr(AIM), tl.constexpr(FIRST)
 
 
 @triton.jit
@@ -23,5 +24,5 @@ def gradient_scale(p_largest):
     """
     exponent = tl.load(p_largest).to(tl.int32, bitcast=True) >> 23  # the sign is 0
     known = (exponent > 0) & (exponent < 255)
-    scaled = tl.minimum(tl.maximum(AIM + 254 - exponent, 1), 254)
-    return (tl.where(known, scaled, FIRST + 127) << 23).to(tl.float32, bitcast=True)
+    scaled = tl.minimum(tl.maximum(_AIM + 254 - exponent, 1), 254)
+    return (tl.where(known, scaled, _FIRST + 127) << 23).to(tl.float32, bitcast=True)

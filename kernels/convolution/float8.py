@@ -38,6 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..base.narrow import AIM, FIRST
+
 TILE = 1 << 18  # values whose float32 copy stays in a CPU's cache
 
 
@@ -62,8 +64,6 @@ PASSES: dict[str, tuple[str, ...]] = {
 }
 
 MIDDLE = 2  # filters of the usual root mean square are scaled to about this, and then by sqrt(2) at most
-AIM = 12  # exponent that the last step's largest gradient is scaled to
-FIRST = 8  # exponent of the gradients' scale while no largest one is known
 
 
 def filter_scale(c: int, size: int = 3) -> float:
