@@ -263,9 +263,8 @@ def _holders(step: Step) -> dict[str, object]:
 
 
 def tables(step: Step, rows: int = 0) -> dict[tuple[str, str], Tensor]:
-    """The tables of a step, by TABLES, those of steps with `rows` rows at least: compiled code takes tables
-    of
-    one length.
+    """The tables of a step, by TABLES, those of steps with `rows` rows at least, since compiled code takes
+    tables of one length.
     """
     holders = _holders(step)
     found = {place: getattr(holders[place[0]], place[1], None) for place in TABLES}

@@ -54,9 +54,8 @@ class Trainers:
 
     def __init__(self, dataset: Dataset, sharing: Sequence[Configuration] = ()):
         self.dataset = dataset
-        self.kept: dict[
-            str, tuple[Trainer, dict]
-        ] = {}  # by a configuration's name; the last used stands last
+        # By a configuration's name; the last used stands last.
+        self.kept: dict[str, tuple[Trainer, dict]] = {}
         self.families: dict[str, str] = {}  # by a configuration's name
         self.rows: dict[str, int] = {}  # steps of a family's longest run
         examples = len(dataset.tensors[0])
