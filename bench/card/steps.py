@@ -46,7 +46,7 @@ STEPS = (
     Step("compile", 0.30, "card.compiling", "kernels and recipes, on all cores", toy=False),
     Step("tests", 0.18, "card.testing", "kernel tests, the recipes' shapes in float16 first"),
     Step("runs", 0.26, "card.trains", "whole runs of recipes, interleaved, and their profiles"),
-    Step("sweep", 0.20, "sweeps.carded", "the fastest variant of record94 that is shown to reach 94 %"),
+    Step("sweep", 0.20, "sweeps.card_step", "the fastest variant of record94 that is shown to reach 94 %"),
     Step("peers", 0.20, "card.peers", "foreign scripts, in their turn"),
     Step("passes", 0.10, "card.passes", "passes of convolutions beside cuDNN"),
     Step("ops", 0.09, "card.ops", "every op beside what torch.compile makes of its reference"),

@@ -9,7 +9,7 @@ import pytest
 from bench.card import promises
 from bench.card.folder import Folder
 from bench.card.steps import Context
-from bench.sweeps import carded, simulation
+from bench.sweeps import card_step, simulation
 from hlb import Execution
 from hlb.runs import ledger
 from hlb.step import plan
@@ -68,15 +68,15 @@ def test_the_command_prints_the_table_and_writes_the_record(tmp_path, capsys, mo
 
 def test_the_step_of_the_card_leaves_its_runs_its_result_and_a_promise(tmp_path, capsys, monkeypatch):
     folder = Folder(tmp_path)
-    monkeypatch.setattr(carded, "TOY_SECONDS", 60.0)
-    fastest = carded.fastest
+    monkeypatch.setattr(card_step, "TOY_SECONDS", 60.0)
+    fastest = card_step.fastest
 
     def some(configurations, budget, **options):  # without the rest of the minute
         assert budget == 60.0
         return fastest(configurations, 4.0, **options)
 
-    monkeypatch.setattr(carded, "fastest", some)
-    assert carded.run(Context(str(tmp_path), time.time() + 200.0, True)) == 0
+    monkeypatch.setattr(card_step, "fastest", some)
+    assert card_step.run(Context(str(tmp_path), time.time() + 200.0, True)) == 0
     *_, said = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert said["sweep"]["recipe"] == "smoke" and said["sweep"]["verdict"]
     assert {run["dataset"] for run in ledger.runs(folder.sweep)} <= {"made up"}  # a machine may be too busy
