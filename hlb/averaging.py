@@ -34,7 +34,7 @@ def table(recipe: Recipe, steps: int, per_epoch: schedule.PerEpoch) -> np.ndarra
     the last epochs, ending in the last step.
     """
     number = np.arange(1, steps + 1)
-    tail = number > steps - round(recipe.averaging_epochs * schedule.last(per_epoch))
+    tail = number > steps - round(recipe.averaging_epochs * per_epoch[-1])
     due = number % recipe.averaging_every == 0
     mix, take = np.zeros(steps), np.zeros(steps)
     if recipe.averaging == "ema":

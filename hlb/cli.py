@@ -116,13 +116,18 @@ def _train(options: Options) -> int:
         console=console,
         started=STARTED,
     )
+    return _ended(options, console, result, any(run.status == "ok" for run in result.runs))
+
+
+def _ended(options: Options, console: Console, result: object, trained: bool) -> int:
+    """Writes a result's JSON; the exit status, 1 where nothing was trained."""
     if options.json:
         _write_json(options.json, result.json(), console)
     if result.interrupted:
         return 130
     if result.unwritten:
         return 2
-    return 0 if any(run.status == "ok" for run in result.runs) else 1
+    return 0 if trained else 1
 
 
 def _profile(options: Options, settings: list[str], console: Console) -> int:
@@ -145,22 +150,24 @@ def _profile(options: Options, settings: list[str], console: Console) -> int:
 
 def _sweep(options: Options) -> int:
     if options.ledger is None:
-        ready = READY[options.grid].recipe if options.grid in READY else None
-        ready = named(options.arms) if options.arms is not None else ready
-        options.ledger = str(default_ledger(options.recipe or ready or default(_execution(options))))
+        if options.arms is not None:
+            varied = named(options.arms)
+        elif options.grid in READY:
+            varied = READY[options.grid].recipe
+        else:
+            varied = options.recipe or default(_execution(options))
+        options.ledger = str(default_ledger(varied))
     _check_validation(options)
     _check_outputs(options)
     console = _console(options)
+    source = {"draw": options.random, "seed": options.seed, "named": options.grid, "arms": options.arms}
     if options.budget is not None:
-        return _budget(options, console)
+        return _budget(options, console, source)
     result = sweep(
         options.recipe,
         _settings(options),
+        **source,
         runs=options.runs,
-        seed=options.seed,
-        draw=options.random,
-        named=options.grid,
-        arms=options.arms,
         data=options.data,
         execution=_execution(options),
         eval_every=options.eval_every,
@@ -170,29 +177,14 @@ def _sweep(options: Options) -> int:
     )
     if result is None:  # another process has it
         return 0
-    if options.json:
-        _write_json(options.json, result.json(), console)
-    if result.interrupted:
-        return 130
-    if result.unwritten:
-        return 2
-    return 0 if any(sample.ok for sample in result.samples) else 1
+    return _ended(options, console, result, any(sample.ok for sample in result.samples))
 
 
-def _budget(options: Options, console: Console) -> int:
+def _budget(options: Options, console: Console, source: dict) -> int:
     options.without(("runs",), "with --budget the time decides how many")
     options.without(("shard",), "a budget is spent by one process")
     expect_alone()
-    execution = _execution(options)
-    configurations = asked(
-        options.recipe,
-        _settings(options),
-        execution,
-        options.random,
-        options.seed,
-        options.grid,
-        options.arms,
-    )
+    configurations = asked(options.recipe, _settings(options), _execution(options), **source)
     found = fastest(
         configurations,
         options.budget,
@@ -203,13 +195,7 @@ def _budget(options: Options, console: Console) -> int:
         console=console,
         started=STARTED,
     )
-    if options.json:
-        _write_json(options.json, found.json(), console)
-    if found.interrupted:
-        return 130
-    if found.unwritten:
-        return 2
-    return int(len(found.dropped) == len(configurations))
+    return _ended(options, console, found, len(found.dropped) < len(configurations))
 
 
 def _audit(options: Options) -> int:

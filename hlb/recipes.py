@@ -243,10 +243,8 @@ class Recipe:
         """Training steps of the whole run."""
         return self.epoch_starts(examples)[-1]
 
-    def steps_by_epoch(self, examples: int) -> int | tuple[int, ...]:
-        """Training steps in an epoch, or, with several batch sizes, in each as it is when whole."""
-        if not isinstance(self.batch_size, tuple):
-            return self.steps_per_epoch(examples)
+    def steps_by_epoch(self, examples: int) -> tuple[int, ...]:
+        """Training steps in each epoch as it is when whole."""
         return tuple(self.steps_per_epoch(examples, epoch) for epoch in range(math.ceil(self.epochs)))
 
     def epoch_starts(self, examples: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Learning-rate schedules: one multiplier of the peak rate per training step.
 
-A schedule is a function of (recipe, total steps, steps per epoch); add one here and name it in SCHEDULES. It
-goes by steps, also where batch sizes differ: first epochs are then as long as the first, last as the last.
+A schedule is a function of (recipe, total steps, steps of the last epoch); add one here and name it in
+SCHEDULES. It goes by steps, also where batch sizes differ: first epochs are then as long as the first, last
+as the last.
 """
 
 from __future__ import annotations
@@ -14,17 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .recipes import Recipe
 
-PerEpoch = int | tuple[int, ...]  # steps of an epoch, or of each where batch sizes differ
-
-
-def first(per_epoch: PerEpoch) -> int:
-    """Steps of the first epoch."""
-    return per_epoch[0] if isinstance(per_epoch, tuple) else per_epoch
-
-
-def last(per_epoch: PerEpoch) -> int:
-    """Steps of the last epoch, were it whole."""
-    return per_epoch[-1] if isinstance(per_epoch, tuple) else per_epoch
+PerEpoch = tuple[int, ...]  # steps of each epoch as it is when whole, by Recipe.steps_by_epoch
 
 
 def _bend(recipe: Recipe, steps: int, peak: float, end: float) -> np.ndarray:
@@ -62,15 +53,14 @@ SCHEDULES = {"one_cycle": one_cycle, "linear": linear}
 
 def multipliers(recipe: Recipe, steps: int, per_epoch: PerEpoch) -> np.ndarray:
     """The recipe's schedule for filters, linear layers and biases; float64 [steps]."""
-    return SCHEDULES[recipe.schedule](recipe, steps, last(per_epoch))
+    return SCHEDULES[recipe.schedule](recipe, steps, per_epoch[-1])
 
 
 def batch_multipliers(recipe: Recipe, steps: int, per_epoch: PerEpoch) -> np.ndarray:
     """What the filters' rate is multiplied by for a step's batch size, (size / first size) ** lr_scaling;
     float64 [steps].
     """
-    each = per_epoch if isinstance(per_epoch, tuple) else (steps,)
-    sizes = np.repeat([recipe.batch(epoch) for epoch in range(len(each))], each)[:steps]
+    sizes = np.repeat([recipe.batch(epoch) for epoch in range(len(per_epoch))], per_epoch)[:steps]
     return (sizes / sizes[0]) ** recipe.lr_scaling
 
 
@@ -78,13 +68,13 @@ def muon_momenta(recipe: Recipe, steps: int, per_epoch: PerEpoch) -> np.ndarray:
     """Muon's momentum in each step: from muon_momentum_start in a straight line to muon_momentum, which it
     has from muon_momentum_warmup on. float64 [steps].
     """
-    warm = recipe.muon_momentum_warmup * first(per_epoch)
+    warm = recipe.muon_momentum_warmup * per_epoch[0]
     return np.interp(np.arange(steps), [0, warm], [recipe.muon_momentum_start, recipe.muon_momentum])
 
 
 def stem_steps(recipe: Recipe, steps: int, per_epoch: PerEpoch) -> int:
     """The number of first steps in which the stem's bias trains (0 where the stem has none)."""
-    return 0 if recipe.stem_width else min(steps, math.ceil(recipe.whiten_bias_epochs * first(per_epoch)))
+    return 0 if recipe.stem_width else min(steps, math.ceil(recipe.whiten_bias_epochs * per_epoch[0]))
 
 
 def stem_multipliers(recipe: Recipe, steps: int, per_epoch: PerEpoch) -> np.ndarray:

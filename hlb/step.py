@@ -58,7 +58,8 @@ def rounds(recipe: Recipe, examples: int) -> list[Round]:
     """
     starts, found, first = recipe.epoch_starts(examples), [], 0
     count = min(recipe.train_examples or examples, examples)
-    ends = [start for epoch, start in enumerate(starts) if recipe.batch(epoch) != recipe.batch(epoch - 1)]
+    changes = enumerate(starts[1:], 1)
+    ends = [start for epoch, start in changes if recipe.batch(epoch) != recipe.batch(epoch - 1)]
     while first < starts[-1]:
         epoch = bisect(starts, first) - 1
         images, steps = count, recipe.steps_per_epoch(examples, epoch)

@@ -439,13 +439,12 @@ def _given(inputs: dict) -> dict:
     if not (inputs["pool"] and inputs["training"]):
         return {}
     named = {name: value for name, value in inputs.items() if name not in ("running", "training")}
-    eight = float8.PASSES[named.get("conv_dtype", "auto")]
-    named["by_kernel"] = _with(eight, named.get("by_kernel", ALL))
+    named["by_kernel"] = _with(_eight_of(named), named.get("by_kernel", ALL))
     return {"argmax": _train(**named)[4]}
 
 
-def _eight_of(case: Case) -> tuple[str, ...]:
-    """The convolution's passes whose operands have 8 bits."""
+def _eight_of(case: Case | dict) -> tuple[str, ...]:
+    """The convolution's passes whose operands have 8 bits, of a case or of arguments."""
     return float8.PASSES[case.get("conv_dtype", "auto")]
 
 
@@ -518,7 +517,7 @@ def _case_of(inputs: dict) -> Case:
 def _tuned(inputs: dict) -> tuple[str, dict]:
     """As `measured` chooses, on this machine's chip, or the one that is aimed at."""
     problem = conv.problem("forward", inputs["x"], inputs["filters"], inputs["pool"])
-    eight, chip = float8.PASSES[inputs.get("conv_dtype", "auto")], chips.here()
+    eight, chip = _eight_of(inputs), chips.here()
     if eight and not chip.float8:
         return "reference", inputs
     chosen = selection.by_kernel(problem, chip, inputs["x"].requires_grad, eight)

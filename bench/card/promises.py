@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hlb import recipe
 from hlb.runs import ledger
-from hlb.runs.statistics import distinct, summary
+from hlb.runs.statistics import clocked, distinct, summary
 
 from ..report import records
 from ..tune.conversion import converted
@@ -126,9 +126,9 @@ def runs(card: dict, folder: Folder) -> list[Promise]:
         (system,), (same,) = (alike([line], kernels) for kernels in (True, False))
         promised = [f"{expected[label]['seconds']:.3f} expected"] if label in expected else []
         if system in known:
-            promised.append(f"{mean_of(known[system], seconds)} measured")
+            promised.append(f"{mean_of(known[system], clocked)} measured")
         if promised or these:
-            measured = mean_of(these, seconds) if these else "not run"
+            measured = mean_of(these, clocked) if these else "not run"
             made.append(Promise(f"{label}, s", ", ".join(promised), measured))
         real = [run for run in these if run["dataset"] == "cifar10"]
         if real:
@@ -150,10 +150,6 @@ def accuracy(label: str, now: list[dict], then: list[dict]) -> Promise:
 
 def percent(run: dict) -> float:
     return 100 * run["accuracy"]
-
-
-def seconds(run: dict) -> float:
-    return run["train_seconds"] + run["eval_seconds"]
 
 
 def mean_of(runs: list[dict], value: Callable[[dict], float]) -> str:

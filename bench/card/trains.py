@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hlb.runs import ledger
+from hlb.runs.statistics import clocked
 
 from . import lock
 from .runner import ROOT, as_object
@@ -46,10 +47,9 @@ class Configuration:
 
 
 CHOICES = ("tuned", "triton", "reference")
-FLOAT8 = Configuration("record94", "tuned", ("conv_dtype=auto,float8,float8",), "float8")
 CONFIGURATIONS = (
     Configuration("record94", "tuned"),
-    FLOAT8,
+    Configuration("record94", "tuned", ("conv_dtype=auto,float8,float8",), "float8"),
     Configuration("record94", "triton"),
     Configuration("record94", "reference"),
     *(Configuration(recipe, kernels) for recipe in ("seed", "airbench94") for kernels in CHOICES),
@@ -195,8 +195,7 @@ def record(context: Context, trainee: Trainee) -> bool:
     ledger.append(context.folder.runs, line)
     trainee.seed += 1
     accuracy = "diverged" if line["accuracy"] is None else f"{line['accuracy']:.2%}"
-    seconds = line["train_seconds"] + line["eval_seconds"]
-    say(f"{trainee.one.name}: seed {line['seed']}, {seconds:.3f} s, {accuracy}")
+    say(f"{trainee.one.name}: seed {line['seed']}, {clocked(line):.3f} s, {accuracy}")
     return True
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hlb import UserError
+from hlb.runs.statistics import clocked
 
 from . import verdict
 from .baseline import Runs
@@ -51,7 +52,7 @@ class Record:
     def read(cls, content: dict) -> Record:
         ok = [run for run in content["runs"] if run["status"] == "ok"]
         return cls(
-            [run["train_seconds"] + run["eval_seconds"] for run in ok],
+            [clocked(run) for run in ok],
             [run["accuracy"] for run in ok],
             len(content["runs"]) - len(ok),
             content["dataset"],

@@ -23,7 +23,7 @@ from pathlib import Path
 from hlb.errors import UserError
 from hlb.recipes import RECIPES, Recipe
 from hlb.runs import ledger
-from hlb.runs.statistics import distinct, summary
+from hlb.runs.statistics import clocked, distinct, summary
 
 ROOT = Path(__file__).parents[2]  # of a checkout
 RESULTS = Path("bench") / "results"
@@ -199,11 +199,7 @@ def groups(ledgers: Iterable[tuple[str, list[dict]]]) -> list[Group]:
     for key, group in by_key.items():
         lines = [run for _, run in group.values()]
         runs = distinct(lines)
-        ok = [
-            run | {"seconds": run["train_seconds"] + run["eval_seconds"]}
-            for run in runs
-            if run["status"] == "ok"
-        ]
+        ok = [run | {"seconds": clocked(run)} for run in runs if run["status"] == "ok"]
         sources = tuple(dict.fromkeys(source for source, _ in group.values()))
         made.append(
             Group(

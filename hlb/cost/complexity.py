@@ -96,7 +96,7 @@ def report(recipe: Recipe, examples: int = 50000) -> dict:
         "gflop_per_image": {"forward": forward / 1e9, "train": train / 1e9},
         "tflop_per_run": total / 1e12,
         "steps": steps,
-        "steps_per_epoch": per_epoch,
+        "steps_per_epoch": per_epoch if len(recipe.batch_sizes) > 1 else per_epoch[0],
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "views": recipe.views,

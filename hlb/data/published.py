@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch.library import Library
+from torch import library
 
 from ..errors import UserError
 from ..files import reason
@@ -33,7 +33,7 @@ def torchvision_datasets() -> ModuleType:
         raise UserError(f"torchvision cannot be imported ({error}); pip install torchvision") from None
     except RuntimeError:
         global _schema
-        _schema = Library("torchvision", "FRAGMENT")
+        _schema = library.Library("torchvision", "FRAGMENT")
         _schema.define("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]

@@ -44,6 +44,11 @@ def identity(record: dict) -> Identity:
     )
 
 
+def clocked(record: dict) -> float:
+    """A run's seconds on the clock: of training and final evaluation."""
+    return record["train_seconds"] + record["eval_seconds"]
+
+
 def decisive(fields: dict) -> dict:
     """The fields of a recipe that decide what a run does; one that came after the run has its default."""
     whole = DEFAULTS | fields

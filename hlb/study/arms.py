@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 
 from ..errors import UserError
-from ..execution import Execution, resolve
-from ..settings import recipe as configure
-from .grid import Configuration, common, text
+from ..execution import Execution
+from .grid import Configuration, common, configuration, distinct
 
 KEYS = ("recipe", "arms", "about")  # `about` is for whoever reads the file
 MOST = 1000
@@ -27,18 +26,14 @@ def arms(
     changes = content["arms"]
     swept = list(dict.fromkeys(field for change in changes.values() for field in change))
     shared = common(settings, swept, f"--arms {path}")
-    configurations: dict[str, Configuration] = {}
-    for name, change in changes.items():
+
+    def arm(name: str) -> Configuration:
         try:
-            resolved, how = resolve(configure(content["recipe"], shared | change), execution)
+            return configuration(content["recipe"], shared | changes[name], swept, execution, name)
         except UserError as error:
             raise UserError(f"--arms: {path}: {name}: {error}") from None
-        if (trained := text(resolved)) in configurations:
-            same = configurations[trained].name
-            raise UserError(f"--arms: {path}: {same} and {name} are the same; leave one of them out")
-        values = {field: getattr(resolved, field) for field in swept}
-        configurations[trained] = Configuration(name, values, resolved, how)
-    return list(configurations.values())
+
+    return distinct(f"--arms: {path}", map(arm, changes))
 
 
 def named(path: str | Path) -> str:

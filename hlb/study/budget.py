@@ -17,16 +17,14 @@ from ..data import Dataset
 from ..errors import UserError
 from ..files import check_writable
 from ..runs import statistics
-from ..runs.display import line, print_table, seconds, synthetic_banner
+from ..runs.display import line, print_table, seconds
 from ..runs.experiment import check_counts, check_interpreted
 from ..settings import fields
-from ..step import plan
-from . import shard
-from .compare import Sample, interval
+from .compare import ACCURACY, Sample, interval
 from .grid import Configuration
 from .halving import Race, Rung
-from .lab import FRESH, DeviceLost, Lab, clocked
-from .sweep import default_ledger, read, told_once
+from .lab import FRESH, DeviceLost, Lab
+from .sweep import default_ledger, loaded, read, told_once
 
 COLUMNS = ("arm", "n", "accuracy", "seconds", "fresh n", "accuracy", "at least", "")
 
@@ -52,7 +50,7 @@ class Found:
 
     def bound(self, arm: int) -> float | None:
         """The one-sided lower 95 % bound of the mean of the arm's fresh runs."""
-        return statistics.lower_bound([run["accuracy"] for run in self.fresh[arm].ok])
+        return statistics.lower_bound(self.fresh[arm].values(ACCURACY))
 
     def fate(self, arm: int) -> str:
         """How far an arm came."""
@@ -154,24 +152,20 @@ class Found:
 
     def _fresh(self, arm: int) -> str:
         """The last rung of an arm in words."""
-        runs = self.fresh[arm].ok
-        accuracy, times = (
-            statistics.summary(values)
-            for values in ([run["accuracy"] for run in runs], [clocked(run) for run in runs])
-        )
+        runs = self.fresh[arm].json()
+        accuracy, times = runs["accuracy"], runs["seconds"]
         return (
-            f"the mean of {len(runs)} runs of fresh seeds is {accuracy['mean']:.3%}, at least "
+            f"the mean of {runs['n']} runs of fresh seeds is {accuracy['mean']:.3%}, at least "
             f"{self.bound(arm):.3%} with 95 % confidence, in {times['mean']:.4f} s "
             f"[{interval(times['ci95'], '{:.4f}'.format).replace(' .. ', ', ')}]"
         )
 
     def _chosen(self, arm: int) -> str:
         """The runs of an arm that chose, in words."""
-        runs = self.samples[arm].ok
-        accuracy = statistics.summary([run["accuracy"] for run in runs])
-        times = statistics.summary([clocked(run) for run in runs])
-        within = interval(accuracy["ci95"], "{:.3%}".format).replace(" .. ", ", ")
-        return f"{accuracy['mean']:.3%} [{within}] in {times['mean']:.4f} s, n = {len(runs)}"
+        runs = self.samples[arm].json()
+        within = interval(runs["accuracy"]["ci95"], "{:.3%}".format).replace(" .. ", ", ")
+        times = runs["seconds"]["mean"]
+        return f"{runs['accuracy']['mean']:.3%} [{within}] in {times:.4f} s, n = {runs['n']}"
 
 
 def fastest(
@@ -207,7 +201,7 @@ def fastest(
     ledger = default_ledger(first.recipe.name) if ledger is None else Path(ledger)
     check_writable(ledger, "--ledger", append=True)
     console = console or Console(file=sys.stdout)
-    dataset = _load(data, configurations, console)
+    dataset = loaded(data, configurations, console)
     if note := read(ledger).note:
         line(console, f"warning: {note}")
     lab = Lab(
@@ -249,16 +243,6 @@ def fastest(
     )
     report(console, found)
     return found
-
-
-def _load(data: str | Dataset, configurations: list[Configuration], console: Console) -> Dataset:
-    """The data set, on which each of them can be trained."""
-    dataset = data if isinstance(data, Dataset) else shard.load(data)
-    for configuration in configurations:
-        plan(configuration.recipe, len(dataset.tensors[0]))
-    if data == "auto" and dataset.name == "synthetic":
-        synthetic_banner(console, configurations[0].recipe.name, dataset.note)
-    return dataset
 
 
 def _announce(console: Console, lab: Lab) -> None:

@@ -67,7 +67,7 @@ class Sample:
         """Accuracies as fractions, or seconds of training and final evaluation together."""
         if measure is ACCURACY:
             return [record["accuracy"] for record in self.ok]
-        return [record["train_seconds"] + record["eval_seconds"] for record in self.ok]
+        return [statistics.clocked(record) for record in self.ok]
 
     def having(self, field: str) -> list[str]:
         """The distinct values of a ledger field among these runs, sorted."""

@@ -7,7 +7,7 @@ import math
 import random
 import typing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -108,7 +108,7 @@ def grid(
             place, i = divmod(place, len(values))
             point[field] = values[i]
         points.append({field: point[field] for field in fields})
-    return _resolved(recipe, points, swept, execution)
+    return distinct("--set", (configuration(recipe, point, swept, execution) for point in points))
 
 
 def ready(name: str, settings: list[str], execution: Execution = Execution()) -> list[Configuration]:
@@ -119,7 +119,8 @@ def ready(name: str, settings: list[str], execution: Execution = Execution()) ->
     changes = [dict(setting.split("=") for setting in one.split()) for one in chosen.settings]
     swept = list(dict.fromkeys(field for change in changes for field in change))
     shared = common(settings, swept, f"--grid {name}")
-    return _resolved(chosen.recipe, [shared | change for change in changes], swept, execution)
+    points = [shared | change for change in changes]
+    return distinct("--set", (configuration(chosen.recipe, point, swept, execution) for point in points))
 
 
 def common(settings: list[str], swept: list[str], source: str) -> dict[str, str]:
@@ -135,21 +136,26 @@ def common(settings: list[str], swept: list[str], source: str) -> dict[str, str]
     return shared
 
 
-def _resolved(
-    recipe: str | Recipe, points: list[dict[str, str]], swept: list[str], execution: Execution
-) -> list[Configuration]:
-    """A configuration of each point, named by what it has of the fields `swept`."""
-    configurations: dict[str, Configuration] = {}
-    for point in points:
-        resolved, how = resolve(configure(recipe, point), execution)
-        name = " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
-        name = name or resolved.name
-        if (trained := text(resolved)) in configurations:
-            same = configurations[trained].name
-            raise UserError(f"--set: {same} and {name} are the same; leave one of them out")
-        values = {field: getattr(resolved, field) for field in swept}
-        configurations[trained] = Configuration(name, values, resolved, how)
-    return list(configurations.values())
+def configuration(
+    recipe: str | Recipe, point: dict[str, object], swept: list[str], execution: Execution, name: str = ""
+) -> Configuration:
+    """That of a point, resolved; without a name it has what the point has of the fields `swept`. Raises
+    UserError.
+    """
+    resolved, how = resolve(configure(recipe, point), execution)
+    name = name or " ".join(f"{field}={value}" for field, value in point.items() if field in swept)
+    values = {field: getattr(resolved, field) for field in swept}
+    return Configuration(name or resolved.name, values, resolved, how)
+
+
+def distinct(source: str, configurations: Iterable[Configuration]) -> list[Configuration]:
+    """All of them. Raises UserError where two train the same."""
+    found: dict[str, Configuration] = {}
+    for one in configurations:
+        same = found.setdefault(text(one.recipe), one)
+        if same is not one:
+            raise UserError(f"{source}: {same.name} and {one.name} are the same; leave one of them out")
+    return list(found.values())
 
 
 def text(recipe: Recipe) -> str:

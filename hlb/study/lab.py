@@ -24,12 +24,13 @@ from ..files import noted
 from ..runs import environment, statistics
 from ..runs import ledger as ledgers
 from ..runs.display import line, seconds
+from ..runs.statistics import clocked
 from ..settings import fields
 from ..step import work
 from ..train import Run
 from .grid import Configuration, key, text
 from .halving import Tally
-from .sweep import placed, read
+from .sweep import read
 from .trainers import Trainers
 
 FRESH = 1_000_000  # from the first seed of a choice to the first of the last rung
@@ -56,19 +57,17 @@ class Lab:
         ledger: Path,
         console: Console,
     ):
-        self.configurations, self.dataset = configurations, placed(dataset, configurations[0])
+        self.configurations, self.dataset = configurations, dataset
         self.budget, self.started, self.seed, self.eval_every = budget, started, seed, eval_every
         self.ledger, self.console = ledger, console
         self.dropped: dict[int, str] = {}
         self.unwritten: list[str] = []
         self.trainers = Trainers(self.dataset, configurations)
         self.device_name = environment.device_name(configurations[0].execution.device)
-        self.runs: dict[tuple[int, bool], dict[int, dict]] = defaultdict(
-            dict
-        )  # (arm, fresh) -> seed -> record
-        self.took: dict[int, list[float]] = defaultdict(
-            list
-        )  # arm -> seconds of a run, on the clock and off it
+        # (arm, fresh) -> seed -> record
+        self.runs: dict[tuple[int, bool], dict[int, dict]] = defaultdict(dict)
+        # arm -> seconds of each run, on the clock and off it
+        self.took: dict[int, list[float]] = defaultdict(list)
         self.builds: list[float] = []  # seconds of each, and of those that shared another one's network
         self.shared: list[float] = []
         examples = len(dataset.tensors[0])
@@ -96,7 +95,7 @@ class Lab:
             if record["status"] == "failed":
                 self.dropped[arm] = record.get("fault") or f"seed {seed} diverged"
                 continue
-            elapsed = max(record.get("elapsed") or 0.0, record["train_seconds"] + record["eval_seconds"])
+            elapsed = max(record.get("elapsed") or 0.0, clocked(record))
             self.took[arm].append(elapsed)
             if record.get("arm"):
                 self.spent += elapsed
@@ -250,8 +249,3 @@ class Lab:
 
 def on_gpu(device: str) -> bool:
     return device.startswith("cuda")
-
-
-def clocked(record: dict) -> float:
-    """Seconds of training and final evaluation."""
-    return record["train_seconds"] + record["eval_seconds"]

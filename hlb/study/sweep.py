@@ -75,7 +75,8 @@ def asked(
     """
     if named is not None:
         expect_known("--grid", READY, named)
-    source = f"--arms {arms}" if arms is not None else f"--grid {named}" if named is not None else ""
+    sources = {"--arms": arms, "--grid": named}
+    source = next((f"{option} {value}" for option, value in sources.items() if value is not None), "")
     others = {"--grid": named if arms is not None else None, "--recipe": recipe, "--random": draw}
     for option, value in others.items():
         if source and value is not None:
@@ -136,12 +137,7 @@ def sweep(
     with shard.processes(sharded) as (rank, size):
         console.quiet = console.quiet or rank > 0
         line(console, "building ...")
-        dataset = shard.load(data)
-        for configuration in configurations:
-            plan(configuration.recipe, len(dataset.tensors[0]))  # UserError where it cannot be trained
-        if data == "auto" and dataset.name == "synthetic":
-            synthetic_banner(console, first.recipe.name, dataset.note)
-        dataset = placed(dataset, first)
+        dataset = loaded(data, configurations, console)
         device = environment.device_name(first.execution.device)
         sets, devices = map(set, zip(*shard.gather((dataset.name, device))))
         if len(sets) > 1:
@@ -190,11 +186,19 @@ def told_once(unwritten: list[str]) -> list[str]:
     return different
 
 
-def placed(dataset: Dataset, configuration: Configuration) -> Dataset:
-    """The data set on the configuration's device, for all trainers to share. Sets torch's switches, too."""
-    device = configuration.execution.device
-    apply(configuration.recipe, configuration.execution)
-    return dataclasses.replace(dataset, tensors=tuple(tensor.to(device) for tensor in dataset.tensors))
+def loaded(data: str | Dataset, configurations: list[Configuration], console: Console) -> Dataset:
+    """The data set on the configurations' device, for all trainers to share. Sets torch's switches, too.
+    Raises UserError where one of them cannot be trained on it.
+    """
+    first = configurations[0]
+    dataset = data if isinstance(data, Dataset) else shard.load(data)
+    for configuration in configurations:
+        plan(configuration.recipe, len(dataset.tensors[0]))
+    if data == "auto" and dataset.name == "synthetic":
+        synthetic_banner(console, first.recipe.name, dataset.note)
+    apply(first.recipe, first.execution)
+    tensors = tuple(tensor.to(first.execution.device) for tensor in dataset.tensors)
+    return dataclasses.replace(dataset, tensors=tensors)
 
 
 def _read(path: Path, planned: dict, devices: set[str]) -> dict[Key, dict]:

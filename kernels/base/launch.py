@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 try:
     import triton
@@ -137,7 +136,7 @@ def register(name: str, mutates: tuple[str, ...] = ()):
     """The decorator that makes a PyTorch op of a launcher: on CUDA, and through the interpreter on a CPU.
     `mutates` names the arguments that it writes.
     """
-    return custom_op(name, mutates_args=mutates, device_types=("cuda", "cpu"))
+    return library.custom_op(name, mutates_args=mutates, device_types=("cuda", "cpu"))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -117,7 +117,7 @@ def test_a_shorter_last_batch_is_a_step_of_its_own():
 @pytest.mark.parametrize("kind", ("ema", "lookahead", "tail"))
 def test_what_a_step_averages_has_the_name_of_a_case_that_moves_as_much(kind):
     recipe = hlb.recipe("smoke", SETTINGS | {"averaging": kind, "averaging_decay": 0.9})
-    rows = averaging.table(recipe, recipe.steps(50000), recipe.steps_per_epoch(50000))
+    rows = averaging.table(recipe, recipe.steps(50000), recipe.steps_by_epoch(50000))
 
     def moves(mix: float, take: float) -> tuple[bool, bool]:
         """Whether slow weights are written, and read."""

@@ -193,7 +193,7 @@ def test_graphs_without_a_gpu_are_a_mistake_in_one_line(mode):
 @pytest.mark.parametrize("name", sorted(hlb.RECIPES))
 def test_tables_on_the_device_are_the_recipes_schedules(name):
     recipe = hlb.recipe(name, {"dtype": "float32", "base_depth": 4})
-    steps, per_epoch = recipe.steps(50000), recipe.steps_per_epoch(50000)
+    steps, per_epoch = recipe.steps(50000), recipe.steps_by_epoch(50000)
     network = Network(recipe, kernels.backend())
     optimizer = Optimizer(network, steps, per_epoch, channels_last=True)
     multipliers = schedule.multipliers(recipe, steps, per_epoch)

@@ -20,7 +20,7 @@ EXAMPLES = 50000
 
 
 def rates(recipe: hlb.Recipe) -> np.ndarray:
-    return schedule.multipliers(recipe, recipe.steps(EXAMPLES), recipe.steps_per_epoch(EXAMPLES))
+    return schedule.multipliers(recipe, recipe.steps(EXAMPLES), recipe.steps_by_epoch(EXAMPLES))
 
 
 def test_seed_schedule_is_the_one_cycle_of_torch():
@@ -61,7 +61,7 @@ def test_every_recipe_names_the_schedule_that_is_tested_here():
 
 
 def test_stem_bias_trains_three_epochs_of_airbench94_and_then_freezes():
-    ours = schedule.stem_multipliers(hlb.RECIPES["airbench94"], 200, 25)
+    ours = schedule.stem_multipliers(hlb.RECIPES["airbench94"], 200, (25,) * 8)
     np.testing.assert_allclose(ours[:75], 1 - np.arange(75) / 75, atol=1e-12)
     assert not ours[75:].any()
 
@@ -186,14 +186,14 @@ def test_a_lever_that_cannot_be_is_refused_in_a_line(settings, message):
 def test_optimizer_reads_the_schedule_step_by_step_from_its_table():
     recipe = hlb.recipe("airbench94", {"base_depth": 2, "dtype": "float32", "master_weights": "off"})
     network = Network(recipe, kernels.backend("reference"))
-    optimizer = Optimizer(network, 200, 25, channels_last=True)
+    optimizer = Optimizer(network, 200, (25,) * 8, channels_last=True)
     table = dict(zip(optimizer.names, optimizer.rates.T.double().numpy()))
     main = rates(recipe)
     np.testing.assert_allclose(table["filters"], recipe.lr * main, rtol=1e-6)
     np.testing.assert_allclose(table["linear"], recipe.linear_lr * main, rtol=1e-6)
     np.testing.assert_allclose(table["biases"], recipe.bias_lr * main, rtol=1e-6)
     np.testing.assert_allclose(
-        table["stem"], recipe.bias_lr * schedule.stem_multipliers(recipe, 200, 25), rtol=1e-6
+        table["stem"], recipe.bias_lr * schedule.stem_multipliers(recipe, 200, (25,) * 8), rtol=1e-6
     )
 
 
@@ -285,7 +285,7 @@ def test_initial_weights_are_uniform_between_the_ends_of_each_elements_range(nam
     """By the distributions that modules state, drawn here one by one."""
     recipe = hlb.recipe(name, {"base_depth": 8, "dtype": "float32"})
     network = Network(recipe, kernels.backend("reference"))
-    optimizer = Optimizer(network, 10, 5, channels_last=True)
+    optimizer = Optimizer(network, 10, (5, 5), channels_last=True)
     initial = InitialWeights(network, optimizer.arenas)
     bounds = {}
     network.reset(lambda tensor, bound: (bounds.update({tensor.data_ptr(): bound}), tensor.zero_()))

@@ -30,7 +30,7 @@ def saved(name: str, choice: str) -> int:
 
     with FakeTensorMode():
         network = Network(recipe, ops).cast(torch.float16)
-        Optimizer(network, steps=10, per_epoch=5, channels_last=True)  # lays the parameters out
+        Optimizer(network, steps=10, per_epoch=(5, 5), channels_last=True)  # lays the parameters out
         pixels = torch.empty(recipe.batch_size, 32, 32, 3, dtype=torch.float16)
         labels = torch.empty(recipe.batch_size, dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -51,7 +51,7 @@ def rise(name: str, choice: str) -> int:
     """Bytes by which a step's peak of allocated memory lies above what was there before it."""
     recipe = hlb.recipe(name)
     network = Network(recipe, kernels.backend(choice)).cast(torch.float16).cuda()
-    Optimizer(network, steps=10, per_epoch=5, channels_last=True)
+    Optimizer(network, steps=10, per_epoch=(5, 5), channels_last=True)
     network.reset(draw)
     pixels = torch.randn(recipe.batch_size, 32, 32, 3, device="cuda").half()
     labels = torch.zeros(recipe.batch_size, dtype=torch.int64, device="cuda")
@@ -101,8 +101,8 @@ def test_network_and_step_fit_a_card_of_4_gb(name, choice):
     with FakeTensorMode(), Live() as live:
         data = torch.empty(60000, 32, 32, 3, dtype=torch.uint8)
         network = Network(recipe, kernels.backend(choice)).cast(torch.float16)
-        optimizer = Optimizer(network, steps=1000, per_epoch=50, channels_last=True)
-        averaging = Averaging(network, optimizer, 1000, 50)
+        optimizer = Optimizer(network, steps=1000, per_epoch=(50,) * 20, channels_last=True)
+        averaging = Averaging(network, optimizer, 1000, (50,) * 20)
         images = torch.empty(recipe.batch_size, 32, 32, 3, dtype=torch.float16)
         labels = torch.empty(recipe.batch_size, dtype=torch.int64)
         logits, stats = network(network.layout(images))

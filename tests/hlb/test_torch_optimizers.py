@@ -40,7 +40,7 @@ def built(optimizer, dtype="float32", channels_last=True, **changes) -> Optimize
     """Of a tiny network in training, with weights of its own."""
     recipe = hlb.recipe("smoke", SMALL | {"optimizer": optimizer, "dtype": dtype} | changes)
     network = Network(recipe, kernels.backend(), channels_last).cast(getattr(torch, dtype))
-    optimizer = Optimizer(network, 6, 3, channels_last=channels_last)
+    optimizer = Optimizer(network, 6, (3, 3), channels_last=channels_last)
     for arena in optimizer.arenas:
         arena.load(torch.randn_like(arena.value))
     optimizer.reset()
@@ -61,7 +61,7 @@ def gradients(optimizer: Optimizer) -> None:
 ], ids=["name", "class", "partial", "function"])  # fmt: skip
 def test_filters_are_updated_as_torch_does_by_hand(optimizer, theirs, dtype, master, channels_last):
     ours = built(optimizer, dtype, channels_last, master_weights=master)
-    recipe, multipliers = ours.recipe, schedule.multipliers(ours.recipe, 6, 3)
+    recipe, multipliers = ours.recipe, schedule.multipliers(ours.recipe, 6, (3, 3))
     arena = ours.plugged.arena
     by_hand = [value.detach().clone().requires_grad_() for value in ours.plugged.values]
     expected = theirs(by_hand, lr=1.0, weight_decay=recipe.weight_decay / recipe.lr)
@@ -98,7 +98,7 @@ def test_filters_are_averaged_after_the_update():
     ours = built("torch.optim.AdamW", **EMA)
     arena = ours.plugged.arena
     filters = slice(*arena.spans["filters"])
-    averaging = Averaging(FakeNetwork(ours), ours, 6, 3)
+    averaging = Averaging(FakeNetwork(ours), ours, 6, (3, 3))
     slow = None
     for _ in range(6):
         gradients(ours)

@@ -13,9 +13,8 @@ import torch
 from counting import counting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 from torch._library.custom_ops import OPDEFS
-from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
@@ -142,7 +141,7 @@ def test_registered_ops_pass_opcheck(spec):
         args = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
         for i in [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()][:trained]:
             args[i].requires_grad_()
-        opcheck(function, tuple(args), kwargs)
+        library.opcheck(function, tuple(args), kwargs)
 
 
 @by_spec

@@ -23,7 +23,7 @@ VALUE_AND_GRAD = [
     (torch.float32, torch.bfloat16),
 ]
 FIRST = torch.zeros(1, dtype=torch.int64)  # the step counter in its first step
-STEPS, PER_EPOCH = 13, 4
+STEPS, PER_EPOCH = 13, (4, 4, 4, 4)
 EMA = {"averaging": "ema", "averaging_epochs": 2, "averaging_every": 2, "averaging_decay": 0.9}
 LOOKAHEAD = {"averaging": "lookahead", "averaging_every": 3, "averaging_decay": 0.9}
 
@@ -367,8 +367,8 @@ def test_kernels_train_the_network_as_the_references_do(optimizer, dtype):
     for backend in ("reference", "triton"):
         network = Network(recipe("smoke", settings | {"averaging_every": 2}), kernels.backend(backend))
         network.cast(getattr(torch, dtype))
-        trained = Optimizer(network, 2, 1, channels_last=True)
-        averaging = Averaging(network, trained, 2, 1)
+        trained = Optimizer(network, 2, (1, 1), channels_last=True)
+        averaging = Averaging(network, trained, 2, (1, 1))
         network.reset(draw)
         trained.reset()
         averaging.reset()
