@@ -1,6 +1,6 @@
 """The trainers of a sweep: each configuration's is built once, and kept while there is room.
 
-A build of record94 takes 6 s on an H200 with full caches, as long as 12 runs. So configurations that differ
+A build of record94 takes 6 s on an H200 with full caches, as long as 11 runs. So configurations that differ
 only in what tables of steps say share a network and its compiled code: how long and when, not how. Of the
 second one only its graphs are captured, in 3.5 s (bench/results/h200/sweep.jsonl).
 """

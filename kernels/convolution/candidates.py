@@ -121,6 +121,7 @@ SPILLING: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {
     ("gradient", (128, 32, 64, 4, 3)): (80,),
     ("float8 pooled forward", (128, 64, 64, 4, 3)): (89,),
     ("float8 pooled forward", (64, 128, 64, 4, 3)): (89,),
+    ("float8 pooled forward", (256, 64, 32, 4, 3)): (89, 90, 100),
     ("float8 forward", (256, 128, 128, 8, 3)): (100,),
     ("float8 gradient", (128, 128, 128, 4, 3)): (89,),
     ("tf32", (128, 64, 32, 8, 3)): (89,),

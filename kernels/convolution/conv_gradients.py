@@ -99,7 +99,7 @@ def _conv_wgrad(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     IMAGES: tl.constexpr,
-    LEAST: tl.constexpr,  # 1: each program has a step, without a way around the loop; wgmmas then overlap
+    LEAST: tl.constexpr,  # 1: each program has a step, and without a way around the loop wgmmas can overlap
     EXPAND: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -158,6 +158,8 @@ def _conv_wgrad(
         if UPCAST:
             b_dz, b_x = b_dz.to(tl.float32), b_x.to(tl.float32)
         b_sum = tl.dot(tl.trans(b_dz), b_x, b_sum, input_precision=PRECISION)
+        if EXPAND:  # see conv_passes.product
+            b_sum += 0.0
     o_partial = split.to(tl.int64) * (OUT * K) + outs[:, None] * K + columns[None, :]
     tl.store(p_partial + o_partial, b_sum, mask=(outs < OUT)[:, None] & (columns < K)[None, :])
 
@@ -236,7 +238,7 @@ def wgrad(
         images_box(dz, config, config.depth, config.rows),
         images_box(argmax, config, config.depth, config.rows),
         images_box(x, config, config.depth, config.cols),
-        LEAST=int(argmax is None and fewest_steps(problem, config) >= config.splits),
+        LEAST=int(fewest_steps(problem, config) >= config.splits),
         **_extents(problem, dz, argmax),
         **constants(problem, config),
     )

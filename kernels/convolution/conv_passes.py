@@ -133,7 +133,7 @@ def product(
     filters [OUT, SIZE, SIZE, C]; TRANSPOSED, they are [C, SIZE, SIZE, OUT], and taps count backwards. FULL
     says that each place has a tap whose pixel is there: without a way around the loop wgmmas can overlap.
     Where pixels are expanded they must not: those come from registers, which the next step writes while a
-    wgmma may still read them. There the assembler is shown a way around, and lets each end before the next.
+    wgmma may still read them. There a step uses its sum, by adding 0, so that the compiler waits for it.
     """
     TAPS: tl.constexpr = SIZE * SIZE
     FLAT: tl.constexpr = C % DEPTH != 0  # then a step of depth may go over several taps
@@ -147,9 +147,7 @@ def product(
     else:
         r0, s0, width, taps = 0, 0, SIZE, TAPS
     b_sum = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    if EXPAND:  # always so, which the compiler cannot know
-        taps = tl.where(p_argmax.to(tl.int64) != 0, taps, 0)
-    elif SKIP and FULL:
+    if SKIP and FULL:
         tl.assume(taps * STEPS > 0)
     for step in tl.range(0, STEPS if FLAT else taps * STEPS):
         if FLAT:
@@ -186,6 +184,8 @@ def product(
         if UPCAST:
             b_x, b_filters = b_x.to(tl.float32), b_filters.to(tl.float32)
         b_sum = tl.dot(b_x, b_filters, b_sum, input_precision=PRECISION)
+        if EXPAND:  # see above
+            b_sum += 0.0
     return b_sum
 
 
