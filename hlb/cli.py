@@ -80,11 +80,18 @@ def _write_json(target: str, content: dict, console: Console) -> None:
 
 
 def _check_outputs(options: Options) -> None:
+    """Raises UserError where a file is to be written twice, or read as well, or --json cannot be written."""
     paths = [getattr(options, name, None) for name in ("json", "ledger", "save", "profile")]
     outputs = [path for path in paths if path not in (None, "-")]
     outputs = [path for path in outputs if os.path.isfile(path) or not os.path.exists(path)]  # no devices
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise UserError(f"--json, --ledger, --save, --profile: {', '.join(outputs)} names one file twice")
+    inputs = [getattr(options, name, None) for name in ("arms", "model")]
+    inputs += [ledger.file_of(getattr(options, side)) for side in ("A", "B") if hasattr(options, side)]
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in outputs:
+        if os.path.realpath(path) in read:
+            raise UserError(f"{path}: it is to be read and written; name another file for the output")
     check_output(options.json, "--json")
 
 
@@ -119,15 +126,15 @@ def _train(options: Options) -> int:
     return _ended(options, console, result, any(run.status == "ok" for run in result.runs))
 
 
-def _ended(options: Options, console: Console, result: object, trained: bool) -> int:
-    """Writes a result's JSON; the exit status, 1 where nothing was trained."""
+def _ended(options: Options, console: Console, result: object, good: bool) -> int:
+    """Writes a result's JSON; the exit status, 1 where nothing is `good`: every run failed."""
     if options.json:
         _write_json(options.json, result.json(), console)
     if result.interrupted:
         return 130
     if result.unwritten:
         return 2
-    return 0 if trained else 1
+    return 0 if good else 1
 
 
 def _profile(options: Options, settings: list[str], console: Console) -> int:
@@ -222,7 +229,7 @@ def _audit(options: Options) -> int:
 
 
 def _compare(options: Options) -> int:
-    check_output(options.json, "--json")
+    _check_outputs(options)
     console = _console(options)
     comparison = compare(chosen(options.A), chosen(options.B), options.pool)
     if options.json:
@@ -233,7 +240,7 @@ def _compare(options: Options) -> int:
 
 
 def _eval(options: Options) -> int:
-    check_output(options.json, "--json")
+    _check_outputs(options)
     network, made_by, about = checkpoint.load(options.model)
     settings = {"dtype": options.dtype} if options.dtype is not None else {}
     settings |= {"views": options.views, "views_fraction": 1.0} if options.views is not None else {}

@@ -265,15 +265,20 @@ def _fits(name: str, value: object, example: object) -> bool:
     return _number(value) and low <= value <= high
 
 
+def file_of(selection: str) -> str:
+    """FILE of FILE:field=value,..."""
+    parts = selection.split(":")
+    paths = (":".join(parts[:i]) for i in range(len(parts), 0, -1))
+    return next(filter(os.path.isfile, paths), parts[0])
+
+
 def select(selection: str) -> Lines:
     """The runs that FILE or FILE:field=value,... names. Raises UserError if there are none.
 
     A field is one of a recipe, of an execution or of a ledger line, in that order where several have it. A
     colon is part of FILE where such a file exists.
     """
-    parts = selection.split(":")
-    paths = (":".join(parts[:i]) for i in range(len(parts), 0, -1))
-    path = next(filter(os.path.isfile, paths), parts[0])
+    path = file_of(selection)
     try:
         records = there = runs(path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ PROGRAMS = {"hlb": hlb.cli.main, "bench": bench.__main__.main}
 HUGE = "9" * 30
 # Tests run kernels in Triton's interpreter, except on a GPU, where --device cpu has none.
 INTERPRETER = " min in Triton's interpreter" if launch.INTERPRETED else "--kernels triton"
-# A command, and what its line has to name. folder/, text.txt, runs.jsonl and empty.jsonl are there.
+# A command, and what its line has to name. There: folder/, text.txt, arms.json, runs.jsonl, empty.jsonl.
 INPUTS = (
     ("hlb --nonsense", "--nonsense"),
     ("hlb nonsense", "nonsense"),
@@ -110,6 +111,8 @@ INPUTS = (
     ("hlb sweep --json folder", "--json"),
     ("hlb sweep --ledger folder", "--ledger"),
     ("hlb sweep --graph run --eval-every 2", "--eval-every"),
+    ("hlb sweep --arms arms.json --budget 5 --json arms.json", "arms.json: it is to be read and written"),
+    ("hlb sweep --arms arms.json --runs 1 --ledger arms.json", "arms.json: it is to be read and written"),
     ("hlb compare", "A, B"),
     ("hlb compare runs.jsonl", "B"),
     ("hlb compare runs.jsonl nowhere.jsonl", "nowhere.jsonl"),
@@ -120,12 +123,15 @@ INPUTS = (
     ("hlb compare runs.jsonl runs.jsonl:seed=7", "seed=7"),
     ("hlb compare runs.jsonl runs.jsonl:seed", "seed"),
     ("hlb compare runs.jsonl runs.jsonl --json folder", "--json"),
+    ("hlb compare runs.jsonl runs.jsonl --json runs.jsonl", "runs.jsonl: it is to be read and written"),
+    ("hlb compare empty.jsonl runs.jsonl:seed=0 --json runs.jsonl", "runs.jsonl: it is to be read"),
     ("hlb compare runs.jsonl runs.jsonl --nonsense", "--nonsense"),
     ("hlb eval", "model"),
     ("hlb eval nowhere.pt", "nowhere.pt"),
     ("hlb eval text.txt", "text.txt"),
     ("hlb eval folder", "folder"),
     ("hlb eval text.txt --json folder", "--json"),
+    ("hlb eval text.txt --json ./text.txt", "text.txt: it is to be read and written"),
     ("hlb eval text.txt --dtype int8", "int8"),
     ("hlb eval text.txt --runs 3", "--runs"),
     ("hlb audit --compile on", "--compile"),
@@ -230,6 +236,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.txt").write_text("a text")
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "arms.json").write_text('{"recipe": "smoke", "arms": {"one": {"target": 0.5}}}')
     run = {"recipe_fields": hlb.settings.fields(hlb.recipe("seed")), "execution": {}, "dataset": "cifar10"}
     run |= {"status": "ok", "accuracy": 0.94, "train_seconds": 9.0, "eval_seconds": 1.0, "seed": 0}
     ledger.append("runs.jsonl", run)
@@ -237,6 +244,7 @@ def place(tmp_path, monkeypatch):
 
 def test_wrong_input_is_one_line_that_names_it_and_status_2_at_once(place, capsys):
     assert len(INPUTS) >= 120
+    files = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     wrong, slow, begin = {}, {}, time.process_time()
     for command, named in INPUTS:
         program, *arguments = shlex.split(command)
@@ -253,6 +261,7 @@ def test_wrong_input_is_one_line_that_names_it_and_status_2_at_once(place, capsy
         if status != 2 or out or not 1 <= err.count("\n") <= 2 or named not in err or "Traceback" in err:
             wrong[command] = (status, out[:200], err[:400])
     assert not wrong, "\n".join(map(str, wrong.items()))
+    assert files == {path: path.read_bytes() for path in files}  # nothing was lost
     slowest = sorted(slow.items(), key=lambda item: -item[1])[:5]
     took = time.process_time() - begin
     assert took < ALLOWED, (took, slowest)

@@ -18,7 +18,7 @@ from kernels.base import launch
 
 pytestmark = pytest.mark.skipif(not launch.INSTALLED, reason="triton is not installed")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMPILED = r"""
 import json, torch
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -30,7 +30,7 @@ from kernels.norm.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(not launch.INSTALLED, reason="triton is not installed")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # A launch
